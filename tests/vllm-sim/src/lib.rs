@@ -1,0 +1,2 @@
+//! A simulated vLLM worker.
+#![forbid(unsafe_code)]
