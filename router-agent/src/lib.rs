@@ -1,9 +1,44 @@
 //! Warmpath: a load balancer for fleets of vLLM servers.
+//!
+//! Clients speak the OpenAI HTTP API to the gateway. For each request it finds the worker that already holds the prompt's
+//! prefix in its KV cache and is not overloaded, so that prefill is not done twice. The modules, in the order in which a
+//! request meets them:
+//!
+//! | module | knows |
+//! |---|---|
+//! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
+//! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
+//! | [`index`] | which worker holds which prefix |
+//! | [`routing`] | how to choose: candidates in, one worker and the reason out |
+//! | [`fleet`] | the workers: health, circuit breaker, load in flight |
+//! | [`upstream`] | HTTP with workers: connections, pools, sending |
+//! | [`kernel`] | BPF: the one folder that makes system calls |
+//! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
+//!
+//! A module knows those below it only: `index` and `routing` know no HTTP, `gateway` knows no BPF map, `kernel` knows no
+//! policy.
+
+#[forbid(unsafe_code)]
+pub mod admin;
+#[forbid(unsafe_code)]
+pub mod cli;
+#[forbid(unsafe_code)]
+pub mod config;
+#[forbid(unsafe_code)]
+pub mod fleet;
+#[forbid(unsafe_code)]
+pub mod gateway;
 #[forbid(unsafe_code)]
 pub mod index;
 #[expect(unsafe_code, reason = "the one folder that makes system calls")]
 pub mod kernel;
 #[forbid(unsafe_code)]
+pub mod limits;
+#[forbid(unsafe_code)]
 pub mod prompt;
 #[forbid(unsafe_code)]
 pub mod routing;
+#[forbid(unsafe_code)]
+pub mod telemetry;
+#[forbid(unsafe_code)]
+pub mod upstream;

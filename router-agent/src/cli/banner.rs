@@ -1,0 +1,59 @@
+//! What `warmpath serve` says when it is ready: for a person in text, as one event in JSON logs.
+
+use std::time::Instant;
+
+use crate::{
+    config::{Config, LogFormat},
+    fleet::{Fleet, Health},
+    kernel::Capabilities,
+};
+
+pub(super) struct Banner<'a> {
+    pub(super) config: &'a Config,
+    pub(super) capabilities: &'a Capabilities,
+    /// Simulated workers that this process started.
+    pub(super) simulated: usize,
+    pub(super) started: Instant,
+}
+
+impl Banner<'_> {
+    /// Says that the gateway is ready, with whom it serves, what the kernel allows, and how to try it.
+    pub(super) fn announce(&self, fleet: &Fleet) {
+        let elapsed_ms = self.started.elapsed().as_millis() as u64;
+        let workers = fleet.workers();
+        let healthy = workers.iter().filter(|worker| worker.health() == Health::Healthy).count();
+        let Config { listen, admin, policy, threads, .. } = self.config;
+        if self.config.log_format == LogFormat::Json {
+            for (name, capability) in self.capabilities.iter() {
+                tracing::info!(capability = name, state = %capability, "kernel");
+            }
+            tracing::info!(%listen, %admin, %policy, threads, workers = workers.len(), healthy, elapsed_ms, "ready");
+            return;
+        }
+        println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
+        println!("  clients   http://{listen}   ({policy} policy, {threads} data threads)");
+        println!("  admin     http://{admin}   (/metrics /health /ready /workers)");
+        let simulated =
+            if self.simulated > 0 { format!(", {} simulated ones started here", self.simulated) } else { String::new() };
+        println!("  workers   {healthy} of {} healthy{simulated}", workers.len());
+        for worker in workers.iter() {
+            println!("            {:<24} {:<32} {}", worker.name, worker.url.to_string(), worker.health().label());
+        }
+        for (name, capability) in self.capabilities.iter() {
+            println!("  kernel    {name:<12} {capability}");
+        }
+        println!("try it:");
+        println!("  curl -s http://{listen}/v1/models");
+        println!("{}", self.curl());
+        println!("Ctrl-C stops everything.");
+    }
+
+    /// A command that works when pasted into another terminal: no model is named, the worker takes its own.
+    fn curl(&self) -> String {
+        format!(
+            "  curl -sN http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+             -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}],\"stream\":true,\"max_tokens\":16}}'",
+            self.config.listen
+        )
+    }
+}

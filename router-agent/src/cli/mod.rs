@@ -1,0 +1,48 @@
+//! The command line: one module per subcommand, and no logic of the gateway's own.
+
+mod banner;
+mod maps;
+mod serve;
+
+use clap::{Parser, Subcommand};
+
+pub use maps::MapsArgs;
+pub use serve::ServeArgs;
+
+/// Routes OpenAI requests to the vLLM worker that already holds the prompt's prefix in its KV cache.
+#[derive(Debug, Parser)]
+#[command(name = "warmpath", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: accept OpenAI requests and route them to workers.
+    Serve(Box<ServeArgs>),
+    /// Print the gateway's BPF maps: what bpftool shows, without bpftool.
+    Maps(MapsArgs),
+}
+
+/// Why a command failed, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// `serve` could not start, or ended badly.
+    #[error(transparent)]
+    Serve(#[from] serve::ServeError),
+    /// `maps` found nothing to print.
+    #[error(transparent)]
+    Maps(#[from] maps::MapsError),
+}
+
+impl Cli {
+    /// Runs the command to its end.
+    pub fn run(self) -> Result<(), CliError> {
+        match self.command {
+            Command::Serve(args) => serve::run(*args)?,
+            Command::Maps(args) => maps::run(&args)?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! `warmpath serve`: from flags to a running gateway, and from a signal to its end.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+use super::banner::Banner;
+use crate::{
+    admin::{self, Admin},
+    config::{self, Config, ConfigError, LogFormat, Splice},
+    fleet::{self, Fleet, Worker},
+    gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
+    index::{PrefixIndex, WorkerSlot},
+    kernel::{self, Kernel, Steering},
+    telemetry::{self, Metrics},
+};
+
+/// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "Examples:\n  \
+    warmpath serve --worker http://127.0.0.1:8001 --worker http://127.0.0.1:8002\n  \
+    warmpath serve --config /etc/warmpath/warmpath.yaml --log-format json")]
+pub struct ServeArgs {
+    /// Configuration file (YAML, strict: unknown keys are errors).
+    #[arg(long, value_name = "FILE", env = "WARMPATH_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where clients connect [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR:PORT", env = "WARMPATH_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Where operators connect: metrics, health, fleet [default: 127.0.0.1:9090].
+    #[arg(long, value_name = "ADDR:PORT", env = "WARMPATH_ADMIN")]
+    admin: Option<SocketAddr>,
+    /// A vLLM server, http://HOST:PORT. Repeat for each; replaces the file's list.
+    #[arg(long = "worker", value_name = "URL", env = "WARMPATH_WORKER", value_delimiter = ',')]
+    workers: Vec<String>,
+    /// How a worker is chosen: warm, round_robin, random, least_loaded or power_of_two [default: warm].
+    #[arg(long, value_name = "NAME", env = "WARMPATH_POLICY")]
+    policy: Option<String>,
+    /// Data threads [default: one per core].
+    #[arg(long, value_name = "N", env = "WARMPATH_THREADS")]
+    threads: Option<usize>,
+    /// Whether the kernel may move response bodies [default: auto].
+    #[arg(long, value_enum, env = "WARMPATH_SPLICE")]
+    splice: Option<Splice>,
+    /// How log lines are written [default: text].
+    #[arg(long, value_enum, env = "WARMPATH_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// How long requests in flight may take to end after SIGTERM or Ctrl-C, e.g. 30s [default: 30s].
+    #[arg(long, value_name = "DURATION", env = "WARMPATH_DRAIN_TIMEOUT", value_parser = humantime::parse_duration)]
+    drain_timeout: Option<Duration>,
+    /// Name of this gateway among several on one host: part of its pin path [default: default].
+    #[arg(long, value_name = "NAME", env = "WARMPATH_INSTANCE")]
+    instance: Option<String>,
+    /// Start N simulated workers in this process if no worker is configured (for trying things out).
+    #[cfg(feature = "sim")]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    sim_workers: usize,
+}
+
+/// Why the gateway did not start, or how it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Flags, environment or file are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data or the admin address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// Something that the system always gives was not given.
+    #[error("{what}: {source}")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// A defect of this program: two metrics with one name.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
+}
+
+impl ServeArgs {
+    /// The configuration that these flags, the environment and the file make.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        fn set<T>(target: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *target = value;
+            }
+        }
+        let mut config = Config::default();
+        if let Some(path) = &self.config {
+            config::load(path)?.apply(&mut config)?;
+        }
+        set(&mut config.listen, self.listen);
+        set(&mut config.admin, self.admin);
+        set(&mut config.threads, self.threads);
+        set(&mut config.splice, self.splice);
+        set(&mut config.log_format, self.log_format);
+        set(&mut config.timeouts.drain, self.drain_timeout);
+        set(&mut config.instance, self.instance);
+        if let Some(policy) = &self.policy {
+            config.policy = config::parse_policy(policy)?;
+        }
+        if !self.workers.is_empty() {
+            config.workers =
+                self.workers.iter().map(|url| config::worker_config(url, None)).collect::<Result<_, _>>()?;
+        }
+        #[cfg(feature = "sim")]
+        if config.workers.is_empty() {
+            config.sim_workers = self.sim_workers;
+        }
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Runs the gateway until a signal ends it.
+pub fn run(args: ServeArgs) -> Result<(), ServeError> {
+    let started = Instant::now();
+    let config = args.resolve()?;
+    telemetry::init_logging(config.log_format);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the control thread"))?;
+    runtime.block_on(serve(config, started))
+}
+
+async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
+    // Before anything that a second Ctrl-C could interrupt half-way.
+    let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    let listeners = Listeners::open(config.listen, config.threads)?;
+    config.listen = listeners.address;
+    let admin_listener = tokio::net::TcpListener::bind(config.admin)
+        .await
+        .map_err(|source| Listeners::explain(config.admin, "admin", source))?;
+    config.admin = admin_listener.local_addr().map_err(system("cannot read the admin address"))?;
+
+    #[cfg(feature = "sim")]
+    let simulated = simulate(&mut config).await?;
+    #[cfg(not(feature = "sim"))]
+    let simulated: Vec<()> = Vec::new();
+
+    let metrics = Metrics::new()?;
+    let (mut kernel, capabilities) = Kernel::open(&kernel::Options { instance: config.instance.clone() });
+    let steering = kernel.attach_steering(&listeners.sockets);
+    let capabilities = capabilities.with_steering(&steering);
+    for (name, capability) in capabilities.iter() {
+        metrics.set_kernel(name, capability.is_available());
+    }
+
+    let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
+    let fleet = build_fleet(&config, &metrics);
+    fleet::check_all(&fleet, &config).await;
+    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics));
+    let config = &shared.config;
+
+    let (phase, phases) = watch::channel(Phase::Serve);
+    let steering = steering.ok().map(Arc::new);
+    let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
+    let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
+    let publisher = tokio::spawn(publish(shared.clone(), kernel));
+    let reader = steering.clone();
+    let admin = tokio::spawn(admin::serve(
+        admin_listener,
+        Admin {
+            shared: shared.clone(),
+            phase: phases.clone(),
+            steering: Arc::new(move || reader.as_ref().and_then(|s| s.stats().ok())),
+        },
+    ));
+    let banner = Banner { config, capabilities: &capabilities, simulated: simulated.len(), started };
+    banner.announce(&shared.fleet);
+
+    signals.next().await;
+    tracing::info!(timeout = ?config.timeouts.drain, "draining: no new connections; a second signal ends at once");
+    phase.send_replace(Phase::Drain);
+    let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(DataThread::join));
+    tokio::pin!(joined);
+    let ended = tokio::select! {
+        ended = &mut joined => ended,
+        () = tokio::time::sleep(config.timeouts.drain) => {
+            tracing::warn!("drain timeout: requests still in flight are cut off");
+            phase.send_replace(Phase::Stop);
+            joined.await
+        }
+        () = signals.next() => {
+            phase.send_replace(Phase::Stop);
+            joined.await
+        }
+    };
+    drop(monitors);
+    admin.abort();
+    publisher.abort();
+    let _ = publisher.await; // the kernel's objects and pins go with it
+    drop(simulated);
+    match ended {
+        Ok(result) => result.map_err(system("a data thread could not run"))?,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(feature = "sim")]
+async fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError> {
+    let mut simulated = Vec::new();
+    for number in 0..config.sim_workers {
+        let handle = vllm_sim::Sim::start(vllm_sim::SimConfig { seed: number as u64, ..Default::default() })
+            .await
+            .map_err(system("cannot start a simulated worker"))?;
+        let url = format!("http://{}", handle.addr());
+        config.workers.push(config::worker_config(&url, Some(format!("sim-{number}")))?);
+        simulated.push(handle);
+    }
+    Ok(simulated)
+}
+
+fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
+    let worker = |(number, worker): (usize, &config::WorkerConfig)| {
+        let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
+        let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
+        let metrics = metrics.worker(&worker.name);
+        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics))
+    };
+    Fleet::new(config.workers.iter().enumerate().map(worker).collect())
+}
+
+fn start_threads(
+    shared: &Arc<Shared>,
+    sockets: Vec<std::net::TcpListener>,
+    phases: &watch::Receiver<Phase>,
+    steering: Option<&Arc<Steering>>,
+) -> Result<Vec<DataThread>, ServeError> {
+    let start = |(number, socket)| {
+        let heartbeat = steering.cloned().map(|steering| {
+            let report = move |lag_us, connections| steering.report(number as u32, lag_us, connections);
+            Box::new(report) as gateway::Heartbeat
+        });
+        gateway::start(number, socket, shared.clone(), phases.clone(), heartbeat)
+    };
+    sockets
+        .into_iter()
+        .enumerate()
+        .map(start)
+        .collect::<io::Result<_>>()
+        .map_err(system("cannot start a data thread"))
+}
+
+/// How often the `workers` map is brought up to date.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Publishes the fleet in the `workers` map. Owns the kernel objects: they go when this task does.
+async fn publish(shared: Arc<Shared>, mut kernel: Kernel) {
+    let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
+    loop {
+        ticks.tick().await;
+        for worker in shared.fleet.workers().iter() {
+            let blocks = shared.index.blocks(worker.slot);
+            kernel.publish_worker(u32::from(worker.slot.0), &kernel::worker_row(worker, blocks));
+        }
+    }
+}

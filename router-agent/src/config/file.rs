@@ -1,0 +1,186 @@
+//! `warmpath.yaml`: the same keys as the flags, and what has no flag.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+
+use super::{Config, ConfigError, LogFormat, Splice, WorkerConfig};
+use crate::routing::Policy;
+
+/// The file as written. Every key is optional; an unknown one is an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    listen: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+    workers: Option<Vec<Worker>>,
+    policy: Option<String>,
+    threads: Option<usize>,
+    splice: Option<Splice>,
+    log_format: Option<LogFormat>,
+    instance: Option<String>,
+    #[serde(with = "humantime_serde")]
+    drain_timeout: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    scrape_interval: Option<Duration>,
+    health: Health,
+    breaker: Breaker,
+    index: Index,
+    limits: Limits,
+    timeouts: Timeouts,
+}
+
+/// A worker: a URL, or a URL with a name.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url` and `name`")]
+enum Worker {
+    Url(String),
+    Full(WorkerEntry),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkerEntry {
+    url: String,
+    name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Health {
+    #[serde(with = "humantime_serde")]
+    interval: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    timeout: Option<Duration>,
+    unhealthy_after: Option<u32>,
+    healthy_after: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Breaker {
+    failures: Option<u32>,
+    #[serde(with = "humantime_serde")]
+    open_for: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Index {
+    block_bytes: Option<usize>,
+    max_bytes: Option<ByteSize>,
+    worker_capacity_tokens: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    connections: Option<usize>,
+    body_bytes: Option<ByteSize>,
+    tries: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Timeouts {
+    #[serde(with = "humantime_serde")]
+    head: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    body_idle: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    keep_alive: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    connect: Option<Duration>,
+    #[serde(with = "humantime_serde")]
+    response_head: Option<Duration>,
+}
+
+/// Reads and parses a file. Errors name the file, and the parser's message the line, the column and the key.
+pub fn load(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    File::parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+impl File {
+    /// Parses YAML. An empty document is an empty configuration.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+        if text.lines().all(blank) {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Lays the file's values over `config`.
+    pub fn apply(self, config: &mut Config) -> Result<(), ConfigError> {
+        set(&mut config.listen, self.listen);
+        set(&mut config.admin, self.admin);
+        set(&mut config.threads, self.threads);
+        set(&mut config.splice, self.splice);
+        set(&mut config.log_format, self.log_format);
+        set(&mut config.instance, self.instance);
+        set(&mut config.scrape_interval, self.scrape_interval);
+        set(&mut config.timeouts.drain, self.drain_timeout);
+        if let Some(policy) = self.policy {
+            config.policy = parse_policy(&policy)?;
+        }
+        if let Some(workers) = self.workers {
+            config.workers = workers
+                .into_iter()
+                .map(|worker| match worker {
+                    Worker::Url(url) => worker_config(&url, None),
+                    Worker::Full(entry) => worker_config(&entry.url, entry.name),
+                })
+                .collect::<Result<_, _>>()?;
+        }
+        set(&mut config.health.interval, self.health.interval);
+        set(&mut config.health.timeout, self.health.timeout);
+        set(&mut config.health.unhealthy_after, self.health.unhealthy_after);
+        set(&mut config.health.healthy_after, self.health.healthy_after);
+        set(&mut config.breaker.failures, self.breaker.failures);
+        set(&mut config.breaker.open_for, self.breaker.open_for);
+        set(&mut config.index.block_bytes, self.index.block_bytes);
+        set(&mut config.index.bytes_max, self.index.max_bytes.map(|b| b.as_u64() as usize));
+        set(&mut config.index.worker_capacity_tokens, self.index.worker_capacity_tokens);
+        set(&mut config.limits.connections, self.limits.connections);
+        set(&mut config.limits.body_bytes, self.limits.body_bytes.map(|b| b.as_u64() as usize));
+        set(&mut config.limits.tries, self.limits.tries);
+        set(&mut config.timeouts.head, self.timeouts.head);
+        set(&mut config.timeouts.body_idle, self.timeouts.body_idle);
+        set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);
+        set(&mut config.timeouts.connect, self.timeouts.connect);
+        set(&mut config.timeouts.response_head, self.timeouts.response_head);
+        Ok(())
+    }
+}
+
+/// A policy by name; the error lists the names.
+pub(crate) fn parse_policy(name: &str) -> Result<Policy, ConfigError> {
+    name.parse().map_err(|error: crate::routing::UnknownPolicy| ConfigError::Value {
+        key: "policy",
+        message: error.to_string(),
+    })
+}
+
+/// A worker from its URL, named `host:port` unless told otherwise.
+pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
+    let url = url.parse::<super::WorkerUrl>()
+        .map_err(|source| ConfigError::Worker { url: url.to_owned(), source })?;
+    let name = name.unwrap_or_else(|| url.authority());
+    let printable = |c: char| c.is_ascii_graphic();
+    if name.is_empty() || name.len() > 64 || !name.chars().all(printable) {
+        return Err(ConfigError::Value {
+            key: "workers.name",
+            message: format!("{name:?}: 1 to 64 printable ASCII characters without spaces (it goes into a header)"),
+        });
+    }
+    Ok(WorkerConfig { url, name })
+}

@@ -1,0 +1,297 @@
+//! The configuration: one strict schema for file, environment and flags.
+//!
+//! A value comes from the flag, else from the environment (`WARMPATH_…`), else from the file, else from the default.
+//! Unknown keys are errors: a misspelt key that is silently ignored is an outage that waits for its night.
+
+mod file;
+mod worker_url;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::{limits, routing::Policy};
+
+pub use file::{File, load};
+pub use worker_url::{WorkerUrl, WorkerUrlError};
+
+/// Whether response bodies may be moved by the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Splice {
+    /// Wherever this kernel and this response allow it.
+    #[default]
+    Auto,
+    /// Never: every byte is copied in user space.
+    Off,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// One worker as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Where it listens.
+    pub url: WorkerUrl,
+    /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
+    pub name: String,
+}
+
+/// Active health checks: `GET /health` on every worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Health {
+    /// Pause between two checks of one worker.
+    pub interval: Duration,
+    /// How long one check may take.
+    pub timeout: Duration,
+    /// Failed checks in a row that make a worker unhealthy.
+    pub unhealthy_after: u32,
+    /// Passed checks in a row that make it healthy again.
+    pub healthy_after: u32,
+}
+
+/// The circuit breaker of each worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Breaker {
+    /// Worker faults in a row that open it.
+    pub failures: u32,
+    /// How long it stays open before one request is let through as a probe.
+    pub open_for: Duration,
+}
+
+/// The prefix index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Index {
+    /// Prompt bytes per block.
+    pub block_bytes: usize,
+    /// Memory of the whole index, bytes.
+    pub bytes_max: usize,
+    /// KV capacity assumed for a worker that does not say it in `vllm:cache_config_info`, tokens.
+    pub worker_capacity_tokens: u64,
+}
+
+/// Limits on clients; see [`crate::limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Client connections open at once.
+    pub connections: usize,
+    /// Bytes of one request body.
+    pub body_bytes: usize,
+    /// Tries of one request, the first included.
+    pub tries: usize,
+}
+
+/// How long things may take; see [`crate::limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// A request head, first byte to last.
+    pub head: Duration,
+    /// A pause inside a request body.
+    pub body_idle: Duration,
+    /// A client connection between requests.
+    pub keep_alive: Duration,
+    /// Connecting to a worker.
+    pub connect: Duration,
+    /// A worker's response head.
+    pub response_head: Duration,
+    /// In-flight requests after SIGTERM.
+    pub drain: Duration,
+}
+
+/// Everything `warmpath serve` needs, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where operators connect: metrics, health, admin API.
+    pub admin: SocketAddr,
+    /// The fleet.
+    pub workers: Vec<WorkerConfig>,
+    /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
+    pub sim_workers: usize,
+    /// How a worker is chosen.
+    pub policy: Policy,
+    /// Data threads.
+    pub threads: usize,
+    /// Whether the kernel may move response bodies.
+    pub splice: Splice,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// Name of this gateway among several on one host: part of the pin path under bpffs.
+    pub instance: String,
+    /// Active health checks.
+    pub health: Health,
+    /// Circuit breaker.
+    pub breaker: Breaker,
+    /// Pause between two scrapes of a worker's `/metrics`.
+    pub scrape_interval: Duration,
+    /// Prefix index.
+    pub index: Index,
+    /// Limits.
+    pub limits: Limits,
+    /// Timeouts.
+    pub timeouts: Timeouts,
+}
+
+/// What is wrong with a configuration, in one line that says what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration file {}: {source}", path.display())]
+    Read {
+        /// The file as it was given.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not what the schema says; the parser's message has line, column and key.
+    #[error("configuration file {}: {message}", path.display())]
+    Parse {
+        /// The file as it was given.
+        path: PathBuf,
+        /// Where and why.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("{key}: {message}")]
+    Value {
+        /// The configuration key.
+        key: &'static str,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+    /// A worker's URL cannot be used.
+    #[error("worker {url:?}: {source}")]
+    Worker {
+        /// As it was given.
+        url: String,
+        /// Why not.
+        source: WorkerUrlError,
+    },
+    /// There is nobody to send requests to.
+    #[error(
+        "no workers configured: give --worker http://HOST:PORT (repeatable), or workers: in the configuration file"
+    )]
+    NoWorkers,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            workers: Vec::new(),
+            sim_workers: 0,
+            policy: Policy::default(),
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            splice: Splice::default(),
+            log_format: LogFormat::default(),
+            instance: "default".to_owned(),
+            health: Health {
+                interval: Duration::from_secs(2),
+                timeout: Duration::from_secs(2),
+                unhealthy_after: 2,
+                healthy_after: 1,
+            },
+            breaker: Breaker { failures: 5, open_for: Duration::from_secs(5) },
+            scrape_interval: Duration::from_secs(1),
+            index: Index {
+                block_bytes: crate::prompt::BLOCK_BYTES,
+                bytes_max: limits::INDEX_BYTES_MAX,
+                worker_capacity_tokens: 524_288,
+            },
+            limits: Limits {
+                connections: limits::CONNECTIONS_MAX,
+                body_bytes: limits::BODY_BYTES_MAX,
+                tries: limits::TRIES_MAX,
+            },
+            timeouts: Timeouts {
+                head: limits::HEAD_TIMEOUT,
+                body_idle: limits::BODY_IDLE_TIMEOUT,
+                keep_alive: limits::KEEP_ALIVE_TIMEOUT,
+                connect: limits::CONNECT_TIMEOUT,
+                response_head: limits::RESPONSE_HEAD_TIMEOUT,
+                drain: Duration::from_secs(30),
+            },
+        }
+    }
+}
+
+impl Config {
+    /// Checks what the types cannot say.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let value = |key, message: String| Err(ConfigError::Value { key, message });
+        if self.workers.is_empty() && self.sim_workers == 0 {
+            return Err(ConfigError::NoWorkers);
+        }
+        if self.workers.len() > limits::WORKERS_MAX {
+            return value(
+                "workers",
+                format!("{} workers, at most {} are possible", self.workers.len(), limits::WORKERS_MAX),
+            );
+        }
+        for (i, worker) in self.workers.iter().enumerate() {
+            if let Some(other) =
+                self.workers[..i].iter().find(|o| o.name == worker.name || o.url == worker.url)
+            {
+                return value(
+                    "workers",
+                    format!(
+                        "{} ({}) is listed twice (also as {}): names and URLs must be unique",
+                        worker.name, worker.url, other.name
+                    ),
+                );
+            }
+        }
+        if self.threads == 0 || self.threads > 1024 {
+            return value("threads", format!("{} is out of range: 1 to 1024", self.threads));
+        }
+        if self.listen == self.admin && self.listen.port() != 0 {
+            return value(
+                "admin",
+                format!("{} is also the listen address: give it a port of its own", self.admin),
+            );
+        }
+        if !(16..=4096).contains(&self.index.block_bytes) {
+            return value(
+                "index.block_bytes",
+                format!("{} is out of range: 16 to 4096", self.index.block_bytes),
+            );
+        }
+        if self.limits.tries == 0 {
+            return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
+        }
+        let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
+            return value(
+                "instance",
+                format!("{:?}: 1 to 32 letters, digits, '-' or '_' (it names a directory)", self.instance),
+            );
+        }
+        for (key, duration) in [
+            ("health.interval", self.health.interval),
+            ("health.timeout", self.health.timeout),
+            ("scrape_interval", self.scrape_interval),
+            ("timeouts.connect", self.timeouts.connect),
+            ("timeouts.response_head", self.timeouts.response_head),
+            ("timeouts.head", self.timeouts.head),
+            ("timeouts.body_idle", self.timeouts.body_idle),
+            ("timeouts.keep_alive", self.timeouts.keep_alive),
+        ] {
+            if duration.is_zero() {
+                return value(key, "0s: must be longer than zero".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use super::*;
+
+fn apply(text: &str) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    let file = File::parse(text)
+        .map_err(|message| ConfigError::Parse { path: "warmpath.yaml".into(), message })?;
+    file.apply(&mut config)?;
+    config.validate()?;
+    Ok(config)
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let config = apply(
+        "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
+         policy: round_robin\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
+         scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
+         breaker: {failures: 7, open_for: 9s}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
+         limits: {connections: 10, body_bytes: 1MiB, tries: 2}\n\
+         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n",
+    )
+    .unwrap();
+    let ms = Duration::from_millis;
+    assert_eq!(config.listen.to_string(), "0.0.0.0:80");
+    assert_eq!(config.admin.to_string(), "127.0.0.1:81");
+    assert_eq!(config.workers[0].name, "10.0.0.1:8000");
+    assert_eq!(config.workers[1].name, "gpu1");
+    assert_eq!(config.workers[1].url.authority(), "[::1]:8001");
+    assert_eq!(config.policy.to_string(), "round_robin");
+    assert_eq!((config.threads, config.splice, config.log_format), (3, Splice::Off, LogFormat::Json));
+    assert_eq!(config.instance, "blue");
+    assert_eq!(config.scrape_interval, ms(250));
+    assert_eq!(
+        config.health,
+        Health { interval: ms(1000), timeout: ms(300), unhealthy_after: 4, healthy_after: 2 }
+    );
+    assert_eq!(config.breaker, Breaker { failures: 7, open_for: ms(9000) });
+    assert_eq!(
+        config.index,
+        Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 }
+    );
+    assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2 });
+    assert_eq!(
+        config.timeouts,
+        Timeouts {
+            head: ms(1000),
+            body_idle: ms(2000),
+            keep_alive: ms(3000),
+            connect: ms(4000),
+            response_head: ms(5000),
+            drain: ms(5000),
+        }
+    );
+}
+
+/// The message an operator sees for `text` must hold each of `words`.
+fn fails_with(text: &str, words: &[&str]) {
+    let message = apply(text).expect_err(text).to_string();
+    for word in words {
+        assert!(message.contains(word), "{text:?} gave {message:?}, which does not say {word:?}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_errors_that_name_key_and_line() {
+    fails_with("workers: ['http://a:1']\npolicyy: warm\n", &["policyy", "2"]);
+    fails_with("workers: ['http://a:1']\nhealth:\n  intervall: 1s\n", &["intervall", "3"]);
+}
+
+#[test]
+fn bad_values_say_what_would_be_right() {
+    fails_with("policy: fastest\nworkers: ['http://a:1']", &["policy", "fastest", "warm", "round_robin"]);
+    fails_with("workers: ['https://a:1']", &["https", "http://"]);
+    fails_with("workers: ['a:1']", &["a:1", "http://HOST:PORT"]);
+    fails_with("workers: ['http://a:1/v1']", &["/v1", "path"]);
+    fails_with("workers: ['http://a:1', 'http://a:1']", &["twice"]);
+    fails_with("workers: []", &["--worker"]);
+    fails_with("threads: 0\nworkers: ['http://a:1']", &["threads", "1 to 1024"]);
+    fails_with("listen: 127.0.0.1:1\nadmin: 127.0.0.1:1\nworkers: ['http://a:1']", &["admin", "port"]);
+    fails_with("instance: ../x\nworkers: ['http://a:1']", &["instance"]);
+    fails_with("drain_timeout: 5 bananas\nworkers: ['http://a:1']", &["drain_timeout"]);
+    fails_with("breaker: {open_for: 5s}\ntimeouts: {connect: 0s}\nworkers: ['http://a:1']", &["timeouts.connect"]);
+}
+
+#[test]
+fn an_empty_file_is_an_empty_configuration() {
+    let mut config = Config::default();
+    File::parse("# nothing\n\n").unwrap().apply(&mut config).unwrap();
+    assert_eq!(config, Config::default());
+}

@@ -1,0 +1,176 @@
+//! Active health checks and scrapes, one task per worker on the control thread.
+//!
+//! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
+//! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
+//! index forgets it: seen by `process_start_time_seconds`, or, where a worker does not export that, by a port that
+//! refused connections for a while.
+
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use http::StatusCode;
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+
+use super::{Fleet, Health, Worker, scrape};
+use crate::{
+    config::Config,
+    index::PrefixIndex,
+    limits,
+    upstream::fetch::{self, FetchError},
+};
+
+/// Where a fleet monitor keeps what it knows between rounds.
+#[derive(Debug, Default)]
+struct History {
+    passes: u32,
+    failures: u32,
+    refused: bool,
+    process_start: Option<f64>,
+}
+
+/// What the monitors need, cloned into each of them.
+#[derive(Debug, Clone)]
+struct Settings {
+    health: crate::config::Health,
+    scrape_interval: Duration,
+    block_tokens: u64,
+    default_capacity_tokens: u64,
+}
+
+impl Settings {
+    fn of(config: &Config) -> Self {
+        Self {
+            health: config.health,
+            scrape_interval: config.scrape_interval,
+            block_tokens: (config.index.block_bytes / crate::prompt::BYTES_PER_TOKEN).max(1) as u64,
+            default_capacity_tokens: config.index.worker_capacity_tokens,
+        }
+    }
+}
+
+/// Checks every worker once, at the same time: what the gateway knows before it says that it is ready.
+pub async fn check_all(fleet: &Fleet, config: &Config) {
+    let mut checks = JoinSet::new();
+    for worker in fleet.workers().iter().cloned() {
+        let timeout = config.health.timeout;
+        checks.spawn(async move {
+            let passed = probe(&worker, timeout).await;
+            worker.set_health(if passed.is_ok() { Health::Healthy } else { Health::Unhealthy });
+            if let Err(error) = passed {
+                tracing::warn!(worker = %worker.name, %error, "worker does not answer its health check");
+            }
+        });
+    }
+    checks.join_all().await;
+}
+
+/// Starts a health task and a scrape task for every worker; they end with the returned set.
+pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, config: &Config) -> JoinSet<()> {
+    let settings = Settings::of(config);
+    let mut tasks = JoinSet::new();
+    for worker in fleet.workers().iter() {
+        tasks.spawn(watch(worker.clone(), index.clone(), settings.clone()));
+    }
+    tasks
+}
+
+async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, settings: Settings) {
+    index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
+    let mut history = History::default();
+    let mut checks = tokio::time::interval(settings.health.interval);
+    let mut scrapes = tokio::time::interval(settings.scrape_interval);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    scrapes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = checks.tick() => check(&worker, &index, &settings, &mut history).await,
+            _ = scrapes.tick() => {
+                if worker.health() == Health::Healthy {
+                    scrape(&worker, &index, &settings, &mut history).await;
+                }
+            }
+        }
+    }
+}
+
+async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, history: &mut History) {
+    match probe(worker, settings.health.timeout).await {
+        Ok(()) => {
+            history.passes += 1;
+            history.failures = 0;
+            if worker.health() != Health::Healthy && history.passes >= settings.health.healthy_after {
+                if std::mem::take(&mut history.refused) {
+                    index.clear(worker.slot);
+                }
+                tracing::info!(worker = %worker.name, "worker is healthy");
+                worker.set_health(Health::Healthy);
+            }
+        }
+        Err(error) => {
+            history.passes = 0;
+            history.failures += 1;
+            history.refused |= error.is_refused();
+            if worker.health() != Health::Unhealthy && history.failures >= settings.health.unhealthy_after {
+                tracing::warn!(worker = %worker.name, %error, "worker is unhealthy");
+                worker.set_health(Health::Unhealthy);
+            }
+        }
+    }
+}
+
+/// One health check: 200 within the time, or why not.
+async fn probe(worker: &Worker, timeout: Duration) -> Result<(), ProbeError> {
+    let (status, _) = fetch::get(worker, "/health", timeout, 64 * 1024).await?;
+    if status == StatusCode::OK { Ok(()) } else { Err(ProbeError::Status(status)) }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("GET /health answered {0}")]
+    Status(StatusCode),
+    #[error("GET /health: {0}")]
+    Fetch(#[from] FetchError),
+}
+
+impl ProbeError {
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Fetch(FetchError::Connect(error)) if error.kind() == io::ErrorKind::ConnectionRefused)
+    }
+}
+
+async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, history: &mut History) {
+    let text = match fetch::get(worker, "/metrics", settings.health.timeout, limits::SCRAPE_BYTES_MAX).await {
+        Ok((StatusCode::OK, body)) => body,
+        Ok((status, _)) => {
+            worker.metrics.scrape_failures.inc();
+            tracing::debug!(worker = %worker.name, %status, "no metrics");
+            return;
+        }
+        Err(error) => {
+            worker.metrics.scrape_failures.inc();
+            tracing::debug!(worker = %worker.name, %error, "no metrics");
+            return;
+        }
+    };
+    let scrape = scrape::parse(&String::from_utf8_lossy(&text));
+    let engine = &worker.engine;
+    engine.running.store(scrape.running.unwrap_or(0.0) as u32, Relaxed);
+    engine.waiting.store(scrape.waiting.unwrap_or(0.0) as u32, Relaxed);
+    engine.kv_usage_permille.store((scrape.kv_usage.unwrap_or(0.0) * 1000.0) as u32, Relaxed);
+    if let Some(tokens) = scrape.kv_capacity_tokens.filter(|t| *t > 0)
+        && engine.kv_capacity_tokens.swap(tokens, Relaxed) != tokens
+    {
+        index.set_capacity_blocks(worker.slot, (tokens / settings.block_tokens).max(1));
+    }
+    if let Some(start) = scrape.process_start {
+        if history.process_start.is_some_and(|known| known.to_bits() != start.to_bits()) {
+            tracing::info!(worker = %worker.name, "worker was restarted: its prefixes are forgotten");
+            index.clear(worker.slot);
+        }
+        history.process_start = Some(start);
+        history.refused = false;
+    }
+}

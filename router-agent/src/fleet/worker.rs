@@ -1,0 +1,146 @@
+//! One worker: its name and address, its health, its breaker, its load, and what its engine last said of itself.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+
+use super::{Breaker, Load};
+use crate::{config::WorkerUrl, index::WorkerSlot, telemetry::WorkerMetrics};
+
+/// What active health checks say of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Health {
+    /// Not checked yet.
+    Unknown = 0,
+    /// Its checks pass.
+    Healthy = 1,
+    /// Its checks fail.
+    Unhealthy = 2,
+}
+
+impl Health {
+    /// Every state, for metrics that show one series per state.
+    pub const ALL: [Self; 3] = [Self::Unknown, Self::Healthy, Self::Unhealthy];
+
+    /// The name in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
+}
+
+/// What the engine last said of itself (`GET /metrics`), zero before the first scrape.
+#[derive(Debug, Default)]
+pub struct Engine {
+    /// `vllm:num_requests_running`, summed over engines.
+    pub running: AtomicU32,
+    /// `vllm:num_requests_waiting`, summed over engines.
+    pub waiting: AtomicU32,
+    /// `vllm:kv_cache_usage_perc` × 1000, the fullest engine.
+    pub kv_usage_permille: AtomicU32,
+    /// KV capacity in tokens (`vllm:cache_config_info`: block size × GPU blocks), zero where it is not said.
+    pub kv_capacity_tokens: AtomicU64,
+}
+
+/// One worker. Shared by all threads; every figure is an atomic.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its place in the index and in the `workers` map.
+    pub slot: WorkerSlot,
+    /// What it is called everywhere.
+    pub name: String,
+    /// Where it listens.
+    pub url: WorkerUrl,
+    /// `name`, ready for `x-warmpath-worker`.
+    pub name_header: HeaderValue,
+    /// `host:port`, ready for `Host`.
+    pub host_header: HeaderValue,
+    /// What this gateway has in flight on it.
+    pub load: Load,
+    /// Its circuit breaker.
+    pub breaker: Breaker,
+    /// What its engine says.
+    pub engine: Engine,
+    /// Its metrics, looked up once.
+    pub metrics: WorkerMetrics,
+    health: AtomicU8,
+    address: ArcSwapOption<SocketAddr>,
+}
+
+impl Worker {
+    /// A worker that has not been checked yet.
+    pub fn new(
+        slot: WorkerSlot,
+        name: String,
+        url: WorkerUrl,
+        breaker: Breaker,
+        metrics: WorkerMetrics,
+    ) -> Self {
+        let header = |text: &str| {
+            HeaderValue::from_str(text).expect("names are checked to be printable, and a host comes from a URL")
+        };
+        Self {
+            slot,
+            name_header: header(&name),
+            host_header: header(&url.authority()),
+            name,
+            url,
+            load: Load::default(),
+            breaker,
+            engine: Engine::default(),
+            metrics,
+            health: AtomicU8::new(Health::Unknown as u8),
+            address: ArcSwapOption::empty(),
+        }
+    }
+
+    /// What its health checks say.
+    pub fn health(&self) -> Health {
+        match self.health.load(Relaxed) {
+            1 => Health::Healthy,
+            2 => Health::Unhealthy,
+            _ => Health::Unknown,
+        }
+    }
+
+    pub(super) fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Relaxed);
+    }
+
+    /// Whether a request may be sent to it now.
+    pub fn is_routable(&self, now: Instant) -> bool {
+        self.health() != Health::Unhealthy && self.breaker.admits(now)
+    }
+
+    /// Its address as last resolved; none before the first connection.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.load().as_deref().copied()
+    }
+
+    pub(crate) fn set_address(&self, address: SocketAddr) {
+        if self.address() != Some(address) {
+            self.address.store(Some(Arc::new(address)));
+        }
+    }
+
+    /// A worker for unit tests, in slot 0, with metrics of its own.
+    #[cfg(test)]
+    pub(crate) fn for_tests(url: &str) -> Arc<Self> {
+        let url: WorkerUrl = url.parse().expect("a test's URL");
+        let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
+        let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
+        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics))
+    }
+}

@@ -1,0 +1,115 @@
+//! The account of a request and of each of its tries, kept in guards: whatever way a request goes, it is counted once, and
+//! each worker that it was sent to is told apart by how that ended.
+
+use std::{sync::Arc, time::Instant};
+
+use http::StatusCode;
+
+use super::{Shared, route::Route};
+use crate::fleet::{Flight, Worker};
+
+/// One request. Dropped without [`RequestAccount::answered`], its client has left.
+#[derive(Debug)]
+pub(super) struct RequestAccount {
+    shared: Arc<Shared>,
+    route: Route,
+    received_at: Instant,
+    status: Option<StatusCode>,
+}
+
+impl RequestAccount {
+    pub(super) fn new(shared: Arc<Shared>, route: Route) -> Self {
+        Self { shared, route, received_at: Instant::now(), status: None }
+    }
+
+    /// The response is complete, as far as this gateway could make it so.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+}
+
+impl Drop for RequestAccount {
+    fn drop(&mut self) {
+        let metrics = &self.shared.metrics;
+        if self.status.is_none() {
+            metrics.errors.with_label_values(&["client", "disconnect"]).inc();
+        }
+        // nginx's 499, "client closed request": not a status that anybody saw.
+        let status = self.status.as_ref().map_or("499", StatusCode::as_str);
+        let route = self.route.label();
+        metrics.requests.with_label_values(&[route, status]).inc();
+        metrics.duration.with_label_values(&[route]).observe(self.received_at.elapsed().as_secs_f64());
+    }
+}
+
+/// One try of a request on one worker. Dropped without an outcome, the client has left.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    shared: Arc<Shared>,
+    flight: Flight,
+    sent_at: Instant,
+    has_body: bool,
+    ended: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(shared: Arc<Shared>, flight: Flight) -> Self {
+        Self { shared, flight, sent_at: Instant::now(), has_body: false, ended: false }
+    }
+
+    pub(super) fn worker(&self) -> &Arc<Worker> {
+        self.flight.worker()
+    }
+
+    /// Body data is here. The first of a stream is the first token: vLLM sends the head at once and tokens when it has
+    /// them, so a head says nothing of prefill.
+    pub(super) fn body_data(&mut self, is_event_stream: bool) {
+        if !std::mem::replace(&mut self.has_body, true) {
+            self.flight.prefilled();
+            if is_event_stream {
+                self.worker().metrics.time_to_first_token.observe(self.sent_at.elapsed().as_secs_f64());
+            }
+        }
+    }
+
+    /// The whole response is here. A stream that said that its engine failed stays a failure.
+    pub(super) fn complete(&mut self, status: StatusCode) {
+        if is_load(status) {
+            self.reject();
+        } else if status.is_server_error() {
+            self.fail("status");
+        } else if !std::mem::replace(&mut self.ended, true) {
+            self.flight.succeeded();
+            self.worker().metrics.completed.inc();
+        }
+    }
+
+    /// The worker failed.
+    pub(super) fn fail(&mut self, kind: &'static str) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.flight.failed();
+            self.worker().metrics.failed.inc();
+            self.shared.metrics.errors.with_label_values(&["worker", kind]).inc();
+        }
+    }
+
+    /// The worker has too much to do; that is no fault.
+    pub(super) fn reject(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.worker().metrics.rejected.inc();
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.worker().metrics.cancelled.inc();
+        }
+    }
+}
+
+/// Statuses that speak of load, not of a fault (429: Too Many Requests, 503: vLLM's queue is full).
+pub(super) fn is_load(status: StatusCode) -> bool {
+    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+}

@@ -1,0 +1,110 @@
+//! What a client is told when the gateway itself must answer.
+//!
+//! An error says whose fault it is by its status: 4xx the client's, 502 and 504 a worker's, 503 nobody there to serve. The
+//! client gets an OpenAI error object whose message names what is wrong and what would be right; causes that are nobody's
+//! business but the operator's (addresses, system errors) go to the log only. Errors of workers are not errors here: their
+//! responses are relayed as they are.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+use crate::{prompt::ParseError, upstream::SendError};
+
+/// Why the gateway answers instead of a worker.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The body is not what the API takes.
+    #[error("{0}")]
+    Parse(#[from] ParseError),
+    /// The body is too long.
+    #[error("request body is larger than {limit} bytes, the limit of this gateway (limits.body_bytes)")]
+    BodyTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// The body stopped coming.
+    #[error("request body paused for longer than {0:?} (timeouts.body_idle)")]
+    BodyTimeout(Duration),
+    /// The body broke off or is not well framed. The client is mostly gone.
+    #[error("request body could not be read to its end")]
+    BodyBroken,
+    /// A method that makes no sense here.
+    #[error("method CONNECT is not supported: this is a gateway, not a forward proxy")]
+    Connect,
+    /// No worker can take the request now.
+    #[error("no worker is available to serve this request; try again shortly")]
+    NoWorker,
+    /// Every worker that was tried failed before it answered.
+    #[error("{tries} worker(s) failed before answering this request")]
+    Failed {
+        /// How many were tried.
+        tries: usize,
+        /// The last failure, for the log.
+        last: SendError,
+    },
+}
+
+impl GatewayError {
+    /// The status that says whose fault it is.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Parse(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed { .. } => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whose fault it is, for metrics.
+    pub fn source_label(&self) -> &'static str {
+        match self {
+            Self::Failed { .. } => "worker",
+            Self::NoWorker => "gateway",
+            _ => "client",
+        }
+    }
+
+    /// A bounded label for metrics, and the `code` of the error object.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Parse(_) => "invalid_request_body",
+            Self::BodyTooLarge { .. } => "request_too_large",
+            Self::BodyTimeout(_) => "request_timeout",
+            Self::BodyBroken => "request_incomplete",
+            Self::Connect => "method_not_supported",
+            Self::NoWorker => "no_worker_available",
+            Self::Failed { last, .. } => match last {
+                SendError::Connect(_) => "worker_unreachable",
+                SendError::Broken { .. } => "worker_failed",
+                SendError::Timeout(_) => "worker_timeout",
+            },
+        }
+    }
+
+    /// The OpenAI error object, as a response.
+    pub fn response(&self) -> Response<Full<Bytes>> {
+        let status = self.status();
+        let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
+        let body = serde_json::json!({"error": {
+            "message": self.to_string(), "type": kind, "param": null, "code": self.kind(),
+        }});
+        let mut response = Response::new(Full::from(body.to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout(_) | Self::BodyBroken) {
+            // What remains of the body is not read, so the connection cannot carry another request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,182 @@
+//! The response body on its way from worker to client.
+//!
+//! Whatever way a response ends, [`Relay`] sees it: the last byte (the worker's connection goes back to its
+//! pool), a worker that breaks off (the client is told, in the stream's own form where it has one), a client that leaves
+//! (both are dropped: the worker's connection closes with them, and the worker stops generating).
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::Full;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::{
+    account::{Attempt, RequestAccount},
+    client_io::Serving,
+};
+use crate::upstream::Lease;
+
+/// What the client reads: a worker's body, or the gateway's own words.
+#[derive(Debug)]
+pub(super) struct GatewayBody {
+    content: Content,
+    /// Keeps the client's connection in its "serving" phase until the body is gone.
+    serving: Option<Serving>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Own(Full<Bytes>),
+    Relay(Box<Relay>),
+}
+
+impl GatewayBody {
+    pub(super) fn own(body: Full<Bytes>) -> Self {
+        Self { content: Content::Own(body), serving: None }
+    }
+
+    pub(super) fn relay(relay: Relay) -> Self {
+        Self { content: Content::Relay(Box::new(relay)), serving: None }
+    }
+
+    pub(super) fn hold(mut self, serving: Serving) -> Self {
+        self.serving = Some(serving);
+        self
+    }
+}
+
+impl Body for GatewayBody {
+    type Data = Bytes;
+    type Error = RelayError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        match &mut self.content {
+            Content::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Content::Relay(relay) => relay.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(body) => body.is_end_stream(),
+            Content::Relay(relay) => relay.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(body) => body.size_hint(),
+            Content::Relay(relay) => relay.body.size_hint(),
+        }
+    }
+}
+
+/// The worker broke off where the client cannot be told in the body: the client's connection is closed unfinished.
+#[derive(Debug, thiserror::Error)]
+#[error("the worker's response broke off: {0}")]
+pub(super) struct RelayError(#[from] hyper::Error);
+
+/// One worker response under way.
+#[derive(Debug)]
+pub(super) struct Relay {
+    body: Incoming,
+    /// The connection that the body comes from, until it has been read to its end.
+    lease: Option<Lease>,
+    attempt: Attempt,
+    account: RequestAccount,
+    status: StatusCode,
+    /// Server-sent events: errors can be told in the stream.
+    is_event_stream: bool,
+    /// The last data ended a server-sent event.
+    at_event_boundary: bool,
+    ended: bool,
+}
+
+impl Relay {
+    pub(super) fn new(
+        body: Incoming,
+        lease: Lease,
+        attempt: Attempt,
+        account: RequestAccount,
+        status: StatusCode,
+        is_event_stream: bool,
+    ) -> Self {
+        let (lease, at_event_boundary, ended) = (Some(lease), true, false);
+        let mut relay =
+            Self { body, lease, attempt, account, status, is_event_stream, at_event_boundary, ended };
+        if relay.body.is_end_stream() {
+            relay.end();
+        }
+        relay
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.attempt.body_data(self.is_event_stream);
+                    if self.is_event_stream {
+                        self.at_event_boundary = data.ends_with(b"\n\n");
+                        if data.starts_with(b"data: {\"error\":") {
+                            self.attempt.fail("error_event"); // the engine died; vLLM says so in the stream
+                        }
+                    }
+                }
+                if self.body.is_end_stream() {
+                    self.end(); // hyper asks no further once the length is reached
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                self.end();
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                self.ended = true;
+                self.attempt.fail("broken_stream");
+                self.account.answered(self.status);
+                tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
+                if self.is_event_stream {
+                    Poll::Ready(Some(Ok(Frame::data(self.error_event()))))
+                } else {
+                    Poll::Ready(Some(Err(error.into())))
+                }
+            }
+        }
+    }
+
+    /// The whole response has been read.
+    fn end(&mut self) {
+        self.ended = true;
+        self.attempt.complete(self.status);
+        self.account.answered(self.status);
+        if let Some(lease) = self.lease.take() {
+            lease.put_back();
+        }
+    }
+
+    /// What vLLM itself sends when its engine dies under a stream, so that clients need to know one form only.
+    fn error_event(&self) -> Bytes {
+        const EVENT: &str = "data: {\"error\":{\"message\":\"the worker failed while it was answering\",\
+            \"type\":\"server_error\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n";
+        if self.at_event_boundary {
+            Bytes::from_static(EVENT.as_bytes())
+        } else {
+            Bytes::from(format!("\n\n{EVENT}"))
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The way of one request: identify → body → parse → decide → send → relay → account.
+
+use std::{net::IpAddr, rc::Rc, time::Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::{
+    GatewayError,
+    account::{Attempt, RequestAccount, is_load},
+    body,
+    choose::{self, Choice},
+    headers,
+    relay::{GatewayBody, Relay},
+    route::Route,
+    thread::ThreadContext,
+};
+use crate::{
+    fleet::Worker,
+    index::WorkerSlot,
+    routing::{Policy, Reason},
+    upstream,
+};
+
+/// Answers one request, always: an error becomes an OpenAI error object.
+pub(super) async fn handle(
+    context: &Rc<ThreadContext>,
+    client: IpAddr,
+    request: Request<Incoming>,
+) -> Response<GatewayBody> {
+    let (parts, body) = request.into_parts();
+    let Parts { method, uri, headers: client_headers, .. } = parts;
+    let route = Route::of(&method, uri.path());
+    let mut account = RequestAccount::new(context.shared.clone(), route);
+    let (worker_headers, request_id) = headers::for_worker(client_headers, client);
+    let outgoing = Outgoing { method, uri: origin_form(&uri), headers: worker_headers, body: Bytes::new() };
+
+    let mut response = match answer(context, route, outgoing, body).await {
+        Ok(answer) => answer.relay(account),
+        Err(error) => {
+            let metrics = &context.shared.metrics;
+            metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
+            if error.status().is_server_error() {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(?request_id, %error, cause, "request not served");
+            }
+            account.answered(error.status());
+            error.response().map(GatewayBody::own)
+        }
+    };
+    response.headers_mut().insert(headers::REQUEST_ID, request_id);
+    response
+}
+
+/// A request as it goes to workers; the same bytes for every try.
+struct Outgoing {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Outgoing {
+    fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        headers::set_host(request.headers_mut(), worker);
+        request
+    }
+}
+
+/// A worker's response head, with what its body needs on its way.
+struct Answer {
+    sent: upstream::Sent,
+    attempt: Attempt,
+    policy: Policy,
+    reason: Reason,
+    matched_tokens: u32,
+}
+
+async fn answer(
+    context: &Rc<ThreadContext>,
+    route: Route,
+    mut outgoing: Outgoing,
+    body: Incoming,
+) -> Result<Answer, GatewayError> {
+    let shared = &context.shared;
+    let config = &shared.config;
+    if outgoing.method == Method::CONNECT {
+        return Err(GatewayError::Connect);
+    }
+    outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
+
+    let deciding = Instant::now();
+    let plan = choose::plan(shared, route, &outgoing.body)?;
+    let mut choice = choose::choose(shared, &context.scratch, &plan, &[]).ok_or(GatewayError::NoWorker)?;
+    if route != Route::Other {
+        shared.metrics.decision.observe(deciding.elapsed().as_secs_f64());
+    }
+
+    // Nothing has reached the client before a response head is passed on, so until then another worker may be tried. A
+    // request that must not be processed twice is tried again only where the worker has seen nothing of it.
+    let repeatable = route != Route::Other || outgoing.method.is_idempotent();
+    let mut tried: Vec<WorkerSlot> = Vec::new();
+    loop {
+        let Choice { flight, policy, reason, matched_tokens } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight);
+        let worker = attempt.worker().clone();
+        tried.push(worker.slot);
+        let may_try_again = || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
+        let head_timeout = config.timeouts.response_head;
+        let request = || outgoing.request(&worker);
+        let retry_reason = match upstream::send(&context.pool, &worker, repeatable, head_timeout, request).await {
+            Ok(sent) => {
+                let status = sent.response.status();
+                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                    return Ok(Answer { sent, attempt, policy, reason, matched_tokens });
+                }
+                attempt.complete(status);
+                if is_load(status) { "load" } else { "status" }
+            }
+            Err(error) => {
+                attempt.fail(error.kind());
+                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                let harmless = repeatable || !error.may_have_been_processed();
+                if !(harmless && may_try_again()) {
+                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                }
+                error.kind()
+            }
+        };
+        drop(attempt); // its load is off the worker before the next decision
+        shared.metrics.retries.with_label_values(&[retry_reason]).inc();
+        choice = choose::choose(shared, &context.scratch, &plan, &tried).ok_or(GatewayError::NoWorker)?;
+    }
+}
+
+/// Failures that another worker may not have: its own faults, and its load.
+fn is_worth_another_worker(status: StatusCode) -> bool {
+    is_load(status)
+        || matches!(
+            status,
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
+        )
+}
+
+impl Answer {
+    /// The worker's response with our headers, its body relayed.
+    fn relay(self, account: RequestAccount) -> Response<GatewayBody> {
+        let Self { sent: upstream::Sent { response, lease }, attempt, policy, reason, matched_tokens } = self;
+        let (mut parts, body) = response.into_parts();
+        parts.version = Version::HTTP_11;
+        headers::strip_hop_by_hop(&mut parts.headers);
+        parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
+        parts.headers.insert(headers::POLICY, HeaderValue::from_static(policy.label()));
+        parts.headers.insert(headers::REASON, HeaderValue::from_static(reason.label()));
+        parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(matched_tokens));
+        let content_type = parts.headers.get(header::CONTENT_TYPE);
+        let is_event_stream =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let relay = Relay::new(body, lease, attempt, account, parts.status, is_event_stream);
+        Response::from_parts(parts, GatewayBody::relay(relay))
+    }
+}
+
+/// A request target as a server takes it: path and query (RFC 9112 section 3.2.1).
+fn origin_form(uri: &Uri) -> Uri {
+    if uri.authority().is_none() {
+        return uri.clone();
+    }
+    uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()))
+}

@@ -1,0 +1,183 @@
+//! One data thread: a runtime, a listener, the connections that it accepted, and the worker connections that they use.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+    task::LocalSet,
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{
+    Shared,
+    choose::Scratch,
+    connection::{self, OpenConnection},
+};
+use crate::upstream::{Pool, PoolSettings};
+
+/// What the gateway is doing, told to all data threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Taking connections.
+    Serve,
+    /// Taking no more; finishing what is in flight.
+    Drain,
+    /// Dropping what is left.
+    Stop,
+}
+
+/// Called by each data thread every [`HEARTBEAT_INTERVAL`] with its event loop's lag (µs) and its open connections.
+pub type Heartbeat = Box<dyn FnMut(u32, u32) + Send>;
+
+/// A thread that has not spoken for a few of these is stalled.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(20);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a failed accept (no file descriptors left): the backlog waits, the CPU does not burn.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Said to a client that comes when all connections are taken; it is closed afterwards.
+const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 145\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"message\":\"this gateway has reached its limit of client connections\",\"type\":\"server_error\",\
+    \"param\":null,\"code\":\"too_many_connections\"}}";
+
+/// What everything on one data thread shares.
+pub(super) struct ThreadContext {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Pool,
+    pub(super) scratch: RefCell<Scratch>,
+    /// Client connections open on this thread.
+    pub(super) connections: Cell<usize>,
+    /// Notified when the last of them has closed.
+    pub(super) empty: Notify,
+}
+
+/// A running data thread.
+#[derive(Debug)]
+pub struct DataThread {
+    handle: JoinHandle<io::Result<()>>,
+}
+
+impl DataThread {
+    /// Waits for its end. An error is a runtime that could not be built; a panic is passed on.
+    pub fn join(self) -> io::Result<()> {
+        self.handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// Starts data thread `number` on its listener. It ends when `phase` says so: at [`Phase::Drain`] it stops accepting and
+/// ends with its last connection, at [`Phase::Stop`] it ends at once.
+pub fn start(
+    number: usize,
+    listener: std::net::TcpListener,
+    shared: Arc<Shared>,
+    phase: watch::Receiver<Phase>,
+    heartbeat: Option<Heartbeat>,
+) -> io::Result<DataThread> {
+    let handle = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, run(listener, shared, phase, heartbeat))
+    })?;
+    Ok(DataThread { handle })
+}
+
+async fn run(
+    listener: std::net::TcpListener,
+    shared: Arc<Shared>,
+    mut phase: watch::Receiver<Phase>,
+    heartbeat: Option<Heartbeat>,
+) -> io::Result<()> {
+    let pool = Pool::new(PoolSettings { connect_timeout: shared.config.timeouts.connect });
+    let context = Rc::new(ThreadContext {
+        shared,
+        pool,
+        scratch: RefCell::default(),
+        connections: Cell::new(0),
+        empty: Notify::new(),
+    });
+    tokio::task::spawn_local(sweep(context.clone()));
+    if let Some(heartbeat) = heartbeat {
+        tokio::task::spawn_local(beat(context.clone(), heartbeat));
+    }
+
+    let listener = TcpListener::from_std(listener)?;
+    let spawn = |stream: TcpStream, client: SocketAddr| accept(&context, stream, client, &phase);
+    let mut changed = phase.clone();
+    loop {
+        tokio::select! {
+            biased;
+            _ = changed.wait_for(|phase| *phase != Phase::Serve) => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => spawn(stream, client),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // What the kernel has accepted already would be reset with the listener: take it along.
+    let listener = listener.into_std()?;
+    while let Ok((stream, client)) = listener.accept() {
+        stream.set_nonblocking(true)?;
+        spawn(TcpStream::from_std(stream)?, client);
+    }
+    drop(listener);
+
+    loop {
+        let empty = context.empty.notified();
+        if context.connections.get() == 0 {
+            return Ok(());
+        }
+        tokio::select! {
+            () = empty => {}
+            _ = phase.wait_for(|phase| *phase == Phase::Stop) => return Ok(()),
+        }
+    }
+}
+
+fn accept(context: &Rc<ThreadContext>, stream: TcpStream, client: SocketAddr, phase: &watch::Receiver<Phase>) {
+    context.shared.metrics.accepted.inc();
+    if !context.shared.enter() {
+        context.shared.metrics.refused.inc();
+        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        return;
+    }
+    let open = OpenConnection::count(context.clone());
+    tokio::task::spawn_local(connection::serve(open, stream, client, phase.clone()));
+}
+
+/// Errors of accept(2) that concern the connection that was being accepted, not the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn sweep(context: Rc<ThreadContext>) {
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        context.pool.sweep();
+    }
+}
+
+async fn beat(context: Rc<ThreadContext>, mut heartbeat: Heartbeat) {
+    loop {
+        let due = Instant::now() + HEARTBEAT_INTERVAL;
+        tokio::time::sleep_until(due).await;
+        let lag = due.elapsed().as_micros();
+        heartbeat(u32::try_from(lag).unwrap_or(u32::MAX), context.connections.get() as u32);
+    }
+}

@@ -1,0 +1,35 @@
+//! Every limit of the gateway, in one table. A limit that is reached gives a clear error or back-pressure, never growth.
+//! Those that an operator may change are the defaults of `limits:` and `timeouts:` in the configuration.
+
+use std::time::Duration;
+
+/// Client connections open at once, over all threads; one more is answered with 503 and closed.
+pub const CONNECTIONS_MAX: usize = 65_536;
+/// Bytes of one request head (request line and headers); more is answered with 431.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Headers of one request; more is answered with 431.
+pub const HEADERS_MAX: usize = 100;
+/// How long a request head may take from its first byte to its last.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client connection may stay open between requests.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Bytes of one request body; more is answered with 413.
+pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a request body may pause between two reads; longer is answered with 408.
+pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Workers in one fleet (slots of the index, rows of the `workers` map).
+pub const WORKERS_MAX: usize = 256;
+/// Tries of one request over all workers, the first included.
+pub const TRIES_MAX: usize = 3;
+/// Idle connections kept per worker and data thread.
+pub const IDLE_CONNECTIONS_MAX: usize = 256;
+/// How long an idle worker connection is kept. vLLM closes after 5.0 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), so stay below.
+pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long connecting to a worker may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a worker may take for the response head. vLLM answers a unary request only when it is complete.
+pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(600);
+/// Memory of the prefix index, all workers together.
+pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.
+pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;

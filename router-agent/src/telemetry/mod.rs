@@ -1,0 +1,7 @@
+//! What the gateway says of itself: metrics and logs.
+
+mod logging;
+mod metrics;
+
+pub use logging::init as init_logging;
+pub use metrics::{Metrics, WorkerMetrics};

@@ -1,0 +1,74 @@
+//! One small GET on a connection of its own, for health checks and scrapes on the control thread.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use super::{ConnectError, connect::connect};
+use crate::fleet::Worker;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No whole response within the time.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// Not HTTP, or the connection broke.
+    #[error("broken response: {0}")]
+    Http(#[from] hyper::Error),
+    /// The body is longer than allowed, or broke off.
+    #[error("broken body: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// `GET path` from a worker; the status and the whole body (at most `bytes_max`), all within `timeout`.
+pub async fn get(
+    worker: &Worker,
+    path: &'static str,
+    timeout: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), FetchError> {
+    tokio::time::timeout(timeout, exchange(worker, path, timeout, bytes_max))
+        .await
+        .map_err(|_| FetchError::Timeout(timeout))?
+}
+
+async fn exchange(
+    worker: &Worker,
+    path: &'static str,
+    timeout: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), FetchError> {
+    let stream = connect(worker, timeout).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header(header::HOST, worker.host_header.clone())
+        .header(header::USER_AGENT, concat!("warmpath/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .expect("a constant path and checked headers make a request");
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), bytes_max).collect().await.map_err(FetchError::Body)?;
+        Ok((status, body.to_bytes()))
+    };
+    tokio::pin!(answer);
+    tokio::select! {
+        // The connection is driven here and dropped with this call, whichever way it ends.
+        biased;
+        answer = &mut answer => answer,
+        closed = connection => match closed {
+            // What was read before the close is still to be had.
+            Ok(()) => answer.await,
+            Err(error) => Err(error.into()),
+        },
+    }
+}

@@ -1,0 +1,103 @@
+//! Sends one request to one worker, over a pooled connection or a new one.
+//!
+//! A pooled connection may have been closed by the worker while the request was on its way. That is no fault of the worker:
+//! the request goes again, once, over a new connection. RFC 9112 section 9.3.1 allows this only where the request is
+//! idempotent or was certainly not processed, so [`Replay`] says which it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::{ConnectError, Lease, Pool};
+use crate::fleet::Worker;
+
+/// Why there is no response head.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No connection: the worker has seen nothing of the request.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The connection ended before the response head.
+    #[error("the worker closed the connection before answering: {source}")]
+    Broken {
+        /// hyper's word.
+        source: hyper::Error,
+        /// Whether anything of the request was written.
+        sent: bool,
+    },
+    /// The head did not come.
+    #[error("no response head within {0:?}")]
+    Timeout(Duration),
+}
+
+impl SendError {
+    /// Whether the worker may have begun to process the request.
+    pub fn may_have_been_processed(&self) -> bool {
+        match self {
+            Self::Connect(_) => false,
+            Self::Broken { sent, .. } => *sent,
+            Self::Timeout(_) => true,
+        }
+    }
+
+    /// A bounded label for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Broken { .. } => "broken",
+            Self::Timeout(_) => "timeout",
+        }
+    }
+}
+
+/// A response head, and the connection that its body comes from.
+#[derive(Debug)]
+pub struct Sent {
+    /// Head, and the body to be read.
+    pub response: Response<Incoming>,
+    /// To be put back when the body has been read, dropped if nobody reads it.
+    pub lease: Lease,
+}
+
+/// Sends `request` (made anew by the closure for each try) and waits for the response head.
+///
+/// `repeatable`: the request may be processed twice without harm.
+pub async fn send(
+    pool: &Pool,
+    worker: &Worker,
+    repeatable: bool,
+    head_timeout: Duration,
+    request: impl Fn() -> Request<Full<Bytes>>,
+) -> Result<Sent, SendError> {
+    if let Some(lease) = pool.reuse(worker) {
+        match exchange(lease, head_timeout, request()).await {
+            Err(SendError::Broken { source, sent }) if repeatable || !sent => {
+                tracing::debug!(worker = %worker.name, %source, "pooled connection was closed: using a new one");
+            }
+            other => return other,
+        }
+    }
+    let lease = pool.connect(worker).await?;
+    exchange(lease, head_timeout, request()).await
+}
+
+async fn exchange(
+    mut lease: Lease,
+    head_timeout: Duration,
+    request: Request<Full<Bytes>>,
+) -> Result<Sent, SendError> {
+    let exchange = async {
+        let sender = lease.sender();
+        sender.ready().await.map_err(|source| SendError::Broken { source, sent: false })?;
+        sender.try_send_request(request).await.map_err(|mut error| {
+            let sent = error.take_message().is_none();
+            SendError::Broken { source: error.into_error(), sent }
+        })
+    };
+    let response =
+        tokio::time::timeout(head_timeout, exchange).await.map_err(|_| SendError::Timeout(head_timeout))??;
+    Ok(Sent { response, lease })
+}
