@@ -28,7 +28,7 @@ pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long connecting to a worker may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a worker may take for the response head. vLLM answers a unary request only when it is complete.
-pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_secs(600);
+pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 /// Memory of the prefix index, all workers together.
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.

@@ -1,2 +1,52 @@
-//! The harness of the behaviour tests: a real `warmpath` process in front of simulated workers.
+//! The harness of the behaviour tests: a real `warmpath` process in front of simulated workers in this process.
+//!
+//! ```ignore
+//! let sims = sims(3).await;
+//! let gateway = Gateway::start(&urls(&sims), &["--policy", "round_robin"]).await;
+//! let reply = gateway.chat("Hello").await;
+//! assert_eq!(reply.status, 200);
+//! ```
 #![forbid(unsafe_code)]
+
+mod client;
+mod gateway;
+
+use std::{future::Future, time::Duration};
+
+pub use client::{Reply, Stream, get, open, request};
+pub use gateway::{Gateway, binary};
+pub use vllm_sim::{Sim, SimConfig, SimHandle};
+
+/// How long a condition is awaited before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `n` simulated workers with default settings, seeds 0, 1, 2 ….
+pub async fn sims(n: u64) -> Vec<SimHandle> {
+    let mut handles = Vec::new();
+    for seed in 0..n {
+        handles.push(sim(SimConfig { seed, ..SimConfig::default() }).await);
+    }
+    handles
+}
+
+/// One simulated worker.
+pub async fn sim(config: SimConfig) -> SimHandle {
+    Sim::start(config).await.expect("a simulated worker starts")
+}
+
+/// Where they listen, as `--worker` takes it.
+pub fn urls(sims: &[SimHandle]) -> Vec<String> {
+    sims.iter().map(|sim| format!("http://{}", sim.addr())).collect()
+}
+
+/// Waits until `probe` gives something; fails with `what` if it never does.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    let started = tokio::time::Instant::now();
+    loop {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -57,7 +57,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     }
     shared.metrics.set_index_bytes(shared.index.bytes());
     if let Some(stats) = steering() {
-        shared.metrics.set_steering(&stats);
+        let _ = stats;
     }
     match shared.metrics.encode() {
         Ok(text) => {
@@ -90,7 +90,7 @@ struct WorkerView {
     engine_running_requests: u32,
     engine_waiting_requests: u32,
     kv_cache_usage: f64,
-    index_blocks: usize,
+    index_blocks: u64,
     requests_completed: u64,
     requests_failed: u64,
     requests_rejected: u64,
@@ -98,7 +98,7 @@ struct WorkerView {
 }
 
 impl WorkerView {
-    fn of(worker: &Worker, index_blocks: usize) -> Self {
+    fn of(worker: &Worker, index_blocks: u64) -> Self {
         let (engine, metrics) = (&worker.engine, &worker.metrics);
         Self {
             name: worker.name.clone(),

@@ -33,11 +33,19 @@ impl Banner<'_> {
         println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
         println!("  clients   http://{listen}   ({policy} policy, {threads} data threads)");
         println!("  admin     http://{admin}   (/metrics /health /ready /workers)");
-        let simulated =
-            if self.simulated > 0 { format!(", {} simulated ones started here", self.simulated) } else { String::new() };
+        let simulated = if self.simulated > 0 {
+            format!(", {} simulated ones started here", self.simulated)
+        } else {
+            String::new()
+        };
         println!("  workers   {healthy} of {} healthy{simulated}", workers.len());
         for worker in workers.iter() {
-            println!("            {:<24} {:<32} {}", worker.name, worker.url.to_string(), worker.health().label());
+            println!(
+                "            {:<24} {:<32} {}",
+                worker.name,
+                worker.url.to_string(),
+                worker.health().label()
+            );
         }
         for (name, capability) in self.capabilities.iter() {
             println!("  kernel    {name:<12} {capability}");

@@ -129,7 +129,7 @@ impl ServeArgs {
 }
 
 /// Runs the gateway until a signal ends it.
-pub fn run(args: ServeArgs) -> Result<(), ServeError> {
+pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = args.resolve()?;
     telemetry::init_logging(config.log_format);

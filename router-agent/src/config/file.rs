@@ -172,14 +172,17 @@ pub(crate) fn parse_policy(name: &str) -> Result<Policy, ConfigError> {
 
 /// A worker from its URL, named `host:port` unless told otherwise.
 pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
-    let url = url.parse::<super::WorkerUrl>()
+    let url = url
+        .parse::<super::WorkerUrl>()
         .map_err(|source| ConfigError::Worker { url: url.to_owned(), source })?;
     let name = name.unwrap_or_else(|| url.authority());
     let printable = |c: char| c.is_ascii_graphic();
     if name.is_empty() || name.len() > 64 || !name.chars().all(printable) {
         return Err(ConfigError::Value {
             key: "workers.name",
-            message: format!("{name:?}: 1 to 64 printable ASCII characters without spaces (it goes into a header)"),
+            message: format!(
+                "{name:?}: 1 to 64 printable ASCII characters without spaces (it goes into a header)"
+            ),
         });
     }
     Ok(WorkerConfig { url, name })

@@ -8,9 +8,10 @@ mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{limits, routing::Policy};
+use crate::{limits, prompt::BLOCK_BYTES_MAX, routing::Policy};
 
 pub use file::{File, load};
+pub(crate) use file::{parse_policy, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// Whether response bodies may be moved by the kernel.
@@ -259,10 +260,10 @@ impl Config {
                 format!("{} is also the listen address: give it a port of its own", self.admin),
             );
         }
-        if !(16..=4096).contains(&self.index.block_bytes) {
+        if !(16..=BLOCK_BYTES_MAX).contains(&self.index.block_bytes) {
             return value(
                 "index.block_bytes",
-                format!("{} is out of range: 16 to 4096", self.index.block_bytes),
+                format!("{} is out of range: 16 to {BLOCK_BYTES_MAX}", self.index.block_bytes),
             );
         }
         if self.limits.tries == 0 {

@@ -2,8 +2,8 @@ use super::*;
 
 fn apply(text: &str) -> Result<Config, ConfigError> {
     let mut config = Config::default();
-    let file = File::parse(text)
-        .map_err(|message| ConfigError::Parse { path: "warmpath.yaml".into(), message })?;
+    let file =
+        File::parse(text).map_err(|message| ConfigError::Parse { path: "warmpath.yaml".into(), message })?;
     file.apply(&mut config)?;
     config.validate()?;
     Ok(config)
@@ -35,10 +35,7 @@ fn every_key_has_its_effect() {
         Health { interval: ms(1000), timeout: ms(300), unhealthy_after: 4, healthy_after: 2 }
     );
     assert_eq!(config.breaker, Breaker { failures: 7, open_for: ms(9000) });
-    assert_eq!(
-        config.index,
-        Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 }
-    );
+    assert_eq!(config.index, Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 });
     assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2 });
     assert_eq!(
         config.timeouts,
@@ -79,7 +76,10 @@ fn bad_values_say_what_would_be_right() {
     fails_with("listen: 127.0.0.1:1\nadmin: 127.0.0.1:1\nworkers: ['http://a:1']", &["admin", "port"]);
     fails_with("instance: ../x\nworkers: ['http://a:1']", &["instance"]);
     fails_with("drain_timeout: 5 bananas\nworkers: ['http://a:1']", &["drain_timeout"]);
-    fails_with("breaker: {open_for: 5s}\ntimeouts: {connect: 0s}\nworkers: ['http://a:1']", &["timeouts.connect"]);
+    fails_with(
+        "breaker: {open_for: 5s}\ntimeouts: {connect: 0s}\nworkers: ['http://a:1']",
+        &["timeouts.connect"],
+    );
 }
 
 #[test]

@@ -41,7 +41,9 @@ impl FromStr for WorkerUrl {
             return Err(WorkerUrlError::Malformed);
         }
         if uri.path() != "/" || uri.query().is_some() {
-            return Err(WorkerUrlError::Path(uri.path_and_query().map_or_else(String::new, ToString::to_string)));
+            return Err(WorkerUrlError::Path(
+                uri.path_and_query().map_or_else(String::new, ToString::to_string),
+            ));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = match authority.port() {

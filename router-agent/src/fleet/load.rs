@@ -43,7 +43,7 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// Counts a request with this much prefill work. Call under [`super::Fleet::choose`].
+    /// Counts a request with this much prefill work. Call under the lock of the decision that chose it.
     pub fn begin(worker: Arc<Worker>, prefill_tokens: u64) -> Self {
         worker.load.in_flight.fetch_add(1, Relaxed);
         worker.load.queued_prefill_tokens.fetch_add(prefill_tokens, Relaxed);

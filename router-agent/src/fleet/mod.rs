@@ -1,8 +1,7 @@
 //! The fleet: which workers there are, how they are, and how loaded they are.
 //!
 //! What the data threads read is a snapshot ([`Fleet::workers`], one atomic load) of shared [`Worker`]s whose figures are
-//! atomics. What must happen at one instant, a decision and the load that it adds, happens under [`Fleet::choose`]'s lock,
-//! held for about a microsecond: without it, a burst over many threads herds onto one worker.
+//! atomics.
 
 mod breaker;
 mod load;
@@ -13,7 +12,6 @@ mod worker;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
-use parking_lot::Mutex;
 
 pub use breaker::{Breaker, BreakerState};
 pub use load::{Flight, Load};
@@ -24,25 +22,17 @@ pub use worker::{Engine, Health, Worker};
 #[derive(Debug)]
 pub struct Fleet {
     workers: ArcSwap<Vec<Arc<Worker>>>,
-    /// Held over a decision and the load that it adds.
-    decision: Mutex<()>,
 }
 
 impl Fleet {
     /// A fleet of these workers, in this order.
     pub fn new(workers: Vec<Arc<Worker>>) -> Self {
-        Self { workers: ArcSwap::from_pointee(workers), decision: Mutex::new(()) }
+        Self { workers: ArcSwap::from_pointee(workers) }
     }
 
     /// The workers now. Cheap: no lock, no reference count on the usual path.
     pub fn workers(&self) -> Guard<Arc<Vec<Arc<Worker>>>> {
         self.workers.load()
-    }
-
-    /// Runs `choose` while no other thread chooses, so that what it reads of the load cannot change before it adds to it.
-    pub fn choose<T>(&self, choose: impl FnOnce() -> T) -> T {
-        let _decision = self.decision.lock();
-        choose()
     }
 
     /// Whether at least one worker is known to be healthy.

@@ -159,6 +159,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     let engine = &worker.engine;
     engine.running.store(scrape.running.unwrap_or(0.0) as u32, Relaxed);
     engine.waiting.store(scrape.waiting.unwrap_or(0.0) as u32, Relaxed);
+    engine.in_flight_at_scrape.store(worker.load.in_flight(), Relaxed);
     engine.kv_usage_permille.store((scrape.kv_usage.unwrap_or(0.0) * 1000.0) as u32, Relaxed);
     if let Some(tokens) = scrape.kv_capacity_tokens.filter(|t| *t > 0)
         && engine.kv_capacity_tokens.swap(tokens, Relaxed) != tokens

@@ -48,6 +48,8 @@ pub struct Engine {
     pub running: AtomicU32,
     /// `vllm:num_requests_waiting`, summed over engines.
     pub waiting: AtomicU32,
+    /// What this gateway had in flight there when the two were read: the rest is other people's.
+    pub in_flight_at_scrape: AtomicU32,
     /// `vllm:kv_cache_usage_perc` × 1000, the fullest engine.
     pub kv_usage_permille: AtomicU32,
     /// KV capacity in tokens (`vllm:cache_config_info`: block size × GPU blocks), zero where it is not said.
@@ -89,7 +91,8 @@ impl Worker {
         metrics: WorkerMetrics,
     ) -> Self {
         let header = |text: &str| {
-            HeaderValue::from_str(text).expect("names are checked to be printable, and a host comes from a URL")
+            HeaderValue::from_str(text)
+                .expect("names are checked to be printable, and a host comes from a URL")
         };
         Self {
             slot,

@@ -9,7 +9,6 @@ use super::{Shared, route::Route};
 use crate::fleet::{Flight, Worker};
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
-#[derive(Debug)]
 pub(super) struct RequestAccount {
     shared: Arc<Shared>,
     route: Route,
@@ -43,7 +42,6 @@ impl Drop for RequestAccount {
 }
 
 /// One try of a request on one worker. Dropped without an outcome, the client has left.
-#[derive(Debug)]
 pub(super) struct Attempt {
     shared: Arc<Shared>,
     flight: Flight,

@@ -8,6 +8,9 @@ use hyper::body::{Body, Incoming};
 
 use super::GatewayError;
 
+/// Reserved at most before data is there: a client that declares much and sends nothing must not be given memory for it.
+const RESERVE_BYTES_MAX: usize = 1 << 20;
+
 /// Reads the whole body. A declared length above `bytes_max` is refused before anything is read.
 pub(super) async fn collect(
     mut body: Incoming,
@@ -29,9 +32,8 @@ pub(super) async fn collect(
     if body.is_end_stream() {
         return Ok(first); // a prompt that came with its head: nothing is copied
     }
-    // A client that declares much and sends nothing must not reserve memory for it.
-    const RESERVE_BYTES_MAX: usize = 1 << 20;
-    let mut all = BytesMut::with_capacity(declared.clamp(first.len() * 2, RESERVE_BYTES_MAX.max(first.len())));
+    let mut all =
+        BytesMut::with_capacity(declared.clamp(first.len() * 2, RESERVE_BYTES_MAX.max(first.len())));
     all.extend_from_slice(&first);
     drop(first);
     while let Some(data) = next(&mut body, idle_timeout).await? {

@@ -1,15 +1,19 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
-use std::{cell::RefCell, time::Instant};
+use std::{
+    cell::RefCell,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 use bytes::Bytes;
 
 use super::{GatewayError, Shared, route::Route};
 use crate::{
-    fleet::Flight,
+    fleet::{Flight, Worker},
     index::{Matches, WorkerSlot},
-    prompt::{self, BYTES_PER_TOKEN},
-    routing::{Ask, Candidate, Policy, Reason},
+    prompt::{self, BYTES_PER_TOKEN, PromptSize},
+    routing::{Ask, Candidate, Decision},
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -17,6 +21,7 @@ use crate::{
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
+    size: PromptSize,
     prompt_tokens: u32,
     by_prefix: bool,
 }
@@ -25,10 +30,7 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) flight: Flight,
-    pub(super) reason: Reason,
-    pub(super) policy: Policy,
-    /// Prompt tokens that the index expects in the worker's cache.
-    pub(super) matched_tokens: u32,
+    pub(super) decision: Decision,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
@@ -41,14 +43,17 @@ pub(super) struct Scratch {
 /// Reads the prompt.
 pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, GatewayError> {
     let Route::Inference(kind) = route else {
-        return Ok(Plan { hashes: Vec::new(), prompt_tokens: 0, by_prefix: false });
+        return Ok(Plan {
+            hashes: Vec::new(),
+            size: PromptSize::default(),
+            prompt_tokens: 0,
+            by_prefix: false,
+        });
     };
     let request = prompt::parse(kind, body)?;
-    let block_bytes = shared.config.index.block_bytes;
     let mut hashes = Vec::new();
-    let size = request.hash_into(block_bytes, &mut hashes);
-    let prompt_tokens = size.tokens_exact.unwrap_or((size.bytes / BYTES_PER_TOKEN) as u32);
-    Ok(Plan { hashes, prompt_tokens, by_prefix: true })
+    let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
+    Ok(Plan { hashes, size, prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64), by_prefix: true })
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
@@ -63,44 +68,43 @@ pub(super) fn choose(
     let workers = shared.fleet.workers();
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
-    let block_tokens = (shared.config.index.block_bytes / BYTES_PER_TOKEN) as u32;
-    let matched_tokens = |slot: WorkerSlot| {
-        (scratch.matches.blocks(slot) * block_tokens).min(plan.prompt_tokens)
+    let block_bytes = shared.config.index.block_bytes;
+    let Scratch { matches, candidates } = scratch;
+    let matched_tokens =
+        |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, BYTES_PER_TOKEN as f64);
+    let candidate = |worker: &Arc<Worker>| {
+        let Worker { slot, load, engine, .. } = &**worker;
+        Candidate {
+            slot: *slot,
+            matched_tokens: matched_tokens(*slot),
+            in_flight: load.in_flight(),
+            queued_prefill_tokens: load.queued_prefill_tokens(),
+            running: engine.running.load(Relaxed),
+            waiting: engine.waiting.load(Relaxed),
+            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
+        }
     };
-    let router = if plan.by_prefix { &shared.router } else { &shared.plain_router };
+    let routable = |worker: &&Arc<Worker>| worker.is_routable(now) && !tried.contains(&worker.slot);
     let ask = Ask { prompt_tokens: plan.prompt_tokens };
 
-    let candidates = &mut scratch.candidates;
-    let choice = shared.fleet.choose(|| {
-        use std::sync::atomic::Ordering::Relaxed;
+    let (flight, decision) = {
+        let mut routers = shared.routers.lock();
+        let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(
-            workers.iter().filter(|worker| worker.is_routable(now) && !tried.contains(&worker.slot)).map(|worker| {
-                Candidate {
-                    slot: worker.slot,
-                    matched_tokens: matched_tokens(worker.slot),
-                    in_flight: worker.load.in_flight(),
-                    queued_prefill_tokens: worker.load.queued_prefill_tokens(),
-                    running: worker.engine.running.load(Relaxed),
-                    waiting: worker.engine.waiting.load(Relaxed),
-                }
-            }),
-        );
+        candidates.extend(workers.iter().filter(routable).map(candidate));
         let decision = router.decide(&ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        let matched_tokens = matched_tokens(decision.slot);
-        let new_tokens = plan.prompt_tokens - matched_tokens;
-        let flight = Flight::begin(worker.clone(), u64::from(new_tokens));
-        Some(Choice { flight, reason: decision.reason, policy: router.policy(), matched_tokens })
-    })?;
+        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
+    };
 
-    shared.decisions[usize::from(!plan.by_prefix)][choice.reason as usize].inc();
+    let counters = if plan.by_prefix { &shared.decisions.by_prefix } else { &shared.decisions.plain };
+    counters[decision.reason as usize].inc();
     if plan.by_prefix {
-        shared.index.insert(choice.flight.worker().slot, &plan.hashes);
+        shared.index.insert(decision.slot, &plan.hashes);
         shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
-        shared.metrics.matched_tokens.inc_by(u64::from(choice.matched_tokens));
+        shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
     }
-    Some(choice)
+    Some(Choice { flight, decision })
 }
 
 /// Whether a worker other than those in `tried` could take the request.

@@ -28,7 +28,9 @@ pub(super) async fn serve(
         let serving = phases.serve();
         let context = context.clone();
         async move {
-            Ok::<_, Infallible>(request::handle(&context, client.ip(), request).await.map(|body| body.hold(serving)))
+            Ok::<_, Infallible>(
+                request::handle(&context, client.ip(), request).await.map(|body| body.hold(serving)),
+            )
         }
     });
     let connection = http1::Builder::new()

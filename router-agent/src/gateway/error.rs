@@ -91,10 +91,10 @@ impl GatewayError {
     pub fn response(&self) -> Response<Full<Bytes>> {
         let status = self.status();
         let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
-        let body = serde_json::json!({"error": {
-            "message": self.to_string(), "type": kind, "param": null, "code": self.kind(),
-        }});
-        let mut response = Response::new(Full::from(body.to_string()));
+        let message = self.to_string();
+        let error = ErrorObject { message: &message, r#type: kind, param: None, code: self.kind() };
+        let body = serde_json::to_string(&ErrorBody { error }).expect("strings serialise");
+        let mut response = Response::new(Full::from(body));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -107,4 +107,18 @@ impl GatewayError {
         }
         response
     }
+}
+
+/// OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`.
+#[derive(serde::Serialize)]
+struct ErrorBody<'a> {
+    error: ErrorObject<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct ErrorObject<'a> {
+    message: &'a str,
+    r#type: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
 }

@@ -85,7 +85,8 @@ pub(super) fn set_host(headers: &mut HeaderMap, worker: &Worker) {
 
 /// 128 random bits in hexadecimal.
 fn new_request_id() -> HeaderValue {
-    HeaderValue::from_str(&format!("{:032x}", fastrand::u128(..))).expect("hexadecimal digits are a header value")
+    HeaderValue::from_str(&format!("{:032x}", fastrand::u128(..)))
+        .expect("hexadecimal digits are a header value")
 }
 
 #[cfg(test)]
@@ -93,7 +94,10 @@ mod tests {
     use super::*;
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
-        fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect()
+        fields
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]

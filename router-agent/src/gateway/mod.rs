@@ -22,6 +22,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 
 use crate::{
@@ -36,8 +37,16 @@ pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use thread::{DataThread, Heartbeat, Phase, start};
 
+/// One thing for requests routed by prefix, another for all others.
+struct ByKind<T> {
+    by_prefix: T,
+    plain: T,
+}
+
+/// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
+type Routers = ByKind<Router>;
+
 /// What all data threads share.
-#[derive(Debug)]
 pub struct Shared {
     /// The configuration.
     pub config: Config,
@@ -47,12 +56,11 @@ pub struct Shared {
     pub index: Arc<PrefixIndex>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Chooses for requests with a prompt.
-    router: Router,
-    /// Chooses for everything else: the least loaded worker.
-    plain_router: Router,
-    /// Decision counters by [`Reason`], looked up once; the second for `plain_router`.
-    decisions: [Vec<IntCounter>; 2],
+    /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
+    /// would see one idle worker and herd onto it.
+    routers: Mutex<Routers>,
+    /// Decision counters by [`Reason`], looked up once.
+    decisions: ByKind<Vec<IntCounter>>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
 }
@@ -61,12 +69,15 @@ impl Shared {
     /// Puts the parts together.
     pub fn new(config: Config, fleet: Fleet, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
         let counters = |policy: Policy| {
-            Reason::ALL.iter().map(|reason| metrics.decisions(policy.label(), *reason)).collect()
+            Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
         };
+        let router = |policy| Router::new(policy, fastrand::u64(..));
         Self {
-            router: Router::new(config.policy, fastrand::u64(..)),
-            plain_router: Router::new(Policy::LeastLoaded, fastrand::u64(..)),
-            decisions: [counters(config.policy), counters(Policy::LeastLoaded)],
+            routers: Mutex::new(ByKind {
+                by_prefix: router(config.policy),
+                plain: router(Policy::LeastLoaded),
+            }),
+            decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
             config,
             fleet,
             index,

@@ -21,14 +21,12 @@ use super::{
 use crate::upstream::Lease;
 
 /// What the client reads: a worker's body, or the gateway's own words.
-#[derive(Debug)]
 pub(super) struct GatewayBody {
     content: Content,
     /// Keeps the client's connection in its "serving" phase until the body is gone.
     serving: Option<Serving>,
 }
 
-#[derive(Debug)]
 enum Content {
     Own(Full<Bytes>),
     Relay(Box<Relay>),
@@ -84,7 +82,6 @@ impl Body for GatewayBody {
 pub(super) struct RelayError(#[from] hyper::Error);
 
 /// One worker response under way.
-#[derive(Debug)]
 pub(super) struct Relay {
     body: Incoming,
     /// The connection that the body comes from, until it has been read to its end.

@@ -3,7 +3,9 @@
 use std::{net::IpAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
@@ -17,12 +19,7 @@ use super::{
     route::Route,
     thread::ThreadContext,
 };
-use crate::{
-    fleet::Worker,
-    index::WorkerSlot,
-    routing::{Policy, Reason},
-    upstream,
-};
+use crate::{fleet::Worker, index::WorkerSlot, routing::Decision, upstream};
 
 /// Answers one request, always: an error becomes an OpenAI error object.
 pub(super) async fn handle(
@@ -77,9 +74,7 @@ impl Outgoing {
 struct Answer {
     sent: upstream::Sent,
     attempt: Attempt,
-    policy: Policy,
-    reason: Reason,
-    matched_tokens: u32,
+    decision: Decision,
 }
 
 async fn answer(
@@ -107,32 +102,34 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, policy, reason, matched_tokens } = choice;
+        let Choice { flight, decision } = choice;
         let mut attempt = Attempt::new(shared.clone(), flight);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
-        let may_try_again = || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
+        let may_try_again =
+            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason = match upstream::send(&context.pool, &worker, repeatable, head_timeout, request).await {
-            Ok(sent) => {
-                let status = sent.response.status();
-                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                    return Ok(Answer { sent, attempt, policy, reason, matched_tokens });
+        let retry_reason =
+            match upstream::send(&context.pool, &worker, repeatable, head_timeout, request).await {
+                Ok(sent) => {
+                    let status = sent.response.status();
+                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                        return Ok(Answer { sent, attempt, decision });
+                    }
+                    attempt.complete(status);
+                    if is_load(status) { "load" } else { "status" }
                 }
-                attempt.complete(status);
-                if is_load(status) { "load" } else { "status" }
-            }
-            Err(error) => {
-                attempt.fail(error.kind());
-                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                let harmless = repeatable || !error.may_have_been_processed();
-                if !(harmless && may_try_again()) {
-                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                Err(error) => {
+                    attempt.fail(error.kind());
+                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                    let harmless = repeatable || !error.may_have_been_processed();
+                    if !(harmless && may_try_again()) {
+                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                    }
+                    error.kind()
                 }
-                error.kind()
-            }
-        };
+            };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose::choose(shared, &context.scratch, &plan, &tried).ok_or(GatewayError::NoWorker)?;
@@ -151,14 +148,14 @@ fn is_worth_another_worker(status: StatusCode) -> bool {
 impl Answer {
     /// The worker's response with our headers, its body relayed.
     fn relay(self, account: RequestAccount) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, attempt, policy, reason, matched_tokens } = self;
+        let Self { sent: upstream::Sent { response, lease }, attempt, decision } = self;
         let (mut parts, body) = response.into_parts();
         parts.version = Version::HTTP_11;
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
-        parts.headers.insert(headers::POLICY, HeaderValue::from_static(policy.label()));
-        parts.headers.insert(headers::REASON, HeaderValue::from_static(reason.label()));
-        parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(matched_tokens));
+        parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
+        parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
+        parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));

@@ -145,7 +145,12 @@ async fn run(
     }
 }
 
-fn accept(context: &Rc<ThreadContext>, stream: TcpStream, client: SocketAddr, phase: &watch::Receiver<Phase>) {
+fn accept(
+    context: &Rc<ThreadContext>,
+    stream: TcpStream,
+    client: SocketAddr,
+    phase: &watch::Receiver<Phase>,
+) {
     context.shared.metrics.accepted.inc();
     if !context.shared.enter() {
         context.shared.metrics.refused.inc();

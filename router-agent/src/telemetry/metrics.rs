@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::{fleet::Worker, routing::Reason};
@@ -294,7 +294,7 @@ impl Metrics {
     }
 
     /// Copies a worker's figures of this moment into its gauges.
-    pub fn refresh_worker(&self, worker: &Worker, index_blocks: usize) {
+    pub fn refresh_worker(&self, worker: &Worker, index_blocks: u64) {
         use std::sync::atomic::Ordering::Relaxed;
 
         use crate::fleet::{BreakerState, Health};

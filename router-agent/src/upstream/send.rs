@@ -97,7 +97,8 @@ async fn exchange(
             SendError::Broken { source: error.into_error(), sent }
         })
     };
-    let response =
-        tokio::time::timeout(head_timeout, exchange).await.map_err(|_| SendError::Timeout(head_timeout))??;
+    let response = tokio::time::timeout(head_timeout, exchange)
+        .await
+        .map_err(|_| SendError::Timeout(head_timeout))??;
     Ok(Sent { response, lease })
 }
