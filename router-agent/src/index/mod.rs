@@ -1,1 +1,123 @@
-//! index
+//! The prefix index: which worker holds how many leading blocks of a prompt.
+//!
+//! Promises: [`PrefixIndex::lookup`] is exact for what [`PrefixIndex::insert`] was told, less what capacity has
+//! evicted; it allocates nothing. Blocks are evicted least recently used first and from the end of a prefix, per
+//! worker by its own capacity (as the engine does) and over all workers by a bound in bytes. Every write lock is
+//! held for a bounded piece of work; what takes longer (a worker's removal) gives way to readers in between.
+//!
+//! A block's hash names the whole prefix that it ends (see [`crate::prompt::hash_into`]). So two sequences that
+//! share the hash at a place share everything before it, and a lookup compares one hash per run, not one per block.
+//!
+//! The structure, its cost and the figures are in `docs/routing.md`. Shared by all data threads.
+
+mod audit;
+mod holders;
+mod matches;
+#[cfg(test)]
+mod model;
+mod table;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use parking_lot::RwLock;
+
+use self::tree::Tree;
+pub use self::{holders::WORKERS_MAX, matches::Matches};
+
+/// Default bound of the index: DESIGN's table of limits.
+pub const INDEX_BYTES_MAX: usize = 256 << 20;
+
+/// Blocks or runs that are evicted under one write lock, at most, where the work is not bounded by the prompt.
+const STEP: usize = 512;
+
+/// A worker's place in the index, given out by the fleet. Below [`WORKERS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerSlot(pub u16);
+
+/// What the index holds, at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IndexStats {
+    /// Memory of all live structures.
+    pub bytes: usize,
+    /// Stretches of blocks held by the same workers.
+    pub runs: usize,
+    /// Different blocks.
+    pub blocks: u64,
+    /// Pairs of a block and a worker that holds it.
+    pub held_blocks: u64,
+    /// Pairs evicted for a worker's capacity, since the start.
+    pub evicted_by_capacity: u64,
+    /// Pairs evicted for the bound in bytes, since the start.
+    pub evicted_by_bytes: u64,
+}
+
+/// See the module.
+pub struct PrefixIndex {
+    tree: RwLock<Tree>,
+}
+
+impl Default for PrefixIndex {
+    fn default() -> Self {
+        Self::new(INDEX_BYTES_MAX)
+    }
+}
+
+impl PrefixIndex {
+    /// An empty index that stays below `bytes_max`.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { tree: RwLock::new(Tree::new(bytes_max)) }
+    }
+
+    /// For every worker: how many leading blocks of `hashes` it holds.
+    pub fn lookup(&self, hashes: &[u64], out: &mut Matches) {
+        out.reset();
+        self.tree.read().lookup(hashes, out);
+    }
+
+    /// Records that the worker holds these blocks, and that it has just used them.
+    ///
+    /// # Panics
+    /// If the slot is not below [`WORKERS_MAX`].
+    pub fn insert(&self, slot: WorkerSlot, hashes: &[u64]) {
+        self.tree.write().insert(slot, hashes);
+    }
+
+    /// The worker is gone: forgets its blocks and its capacity. Call it (or [`PrefixIndex::clear`]) once more when
+    /// the slot is given to another worker: a request that was decided before may have been recorded since.
+    pub fn remove_worker(&self, slot: WorkerSlot) {
+        self.clear(slot);
+        self.tree.write().set_capacity(slot, u64::MAX);
+    }
+
+    /// The worker's cache is empty (restart, reset): forgets what it held when this was called.
+    pub fn clear(&self, slot: WorkerSlot) {
+        let now = self.tree.read().clock();
+        while self.tree.write().clear_step(slot, now, STEP) {}
+    }
+
+    /// Bounds what the worker is believed to hold, as its KV cache does. Unbounded at first.
+    pub fn set_capacity_blocks(&self, slot: WorkerSlot, blocks: u64) {
+        self.tree.write().set_capacity(slot, blocks);
+        while self.tree.write().shrink_step_bounded(slot, STEP) {}
+    }
+
+    /// Blocks that the worker holds.
+    pub fn blocks(&self, slot: WorkerSlot) -> u64 {
+        self.tree.read().blocks(slot)
+    }
+
+    /// Memory of all live structures: runs, hashes, holders, table.
+    pub fn bytes(&self) -> usize {
+        self.tree.read().bytes()
+    }
+
+    pub fn stats(&self) -> IndexStats {
+        self.tree.read().stats()
+    }
+
+    /// Walks the whole structure and recomputes what it says of itself. For tests and diagnosis: it holds the lock.
+    pub fn audit(&self) -> Result<(), String> {
+        self.tree.read().audit()
+    }
+}

@@ -1,1 +1,144 @@
-//! prompt
+//! What routing needs to know of a request body: model, stream, length limits, and the prompt's bytes in the order
+//! in which the engine will see them.
+//!
+//! [`parse`] checks the whole body (UTF-8, JSON, nothing after it) and borrows from it; the body itself goes to the
+//! worker untouched. [`hash_into`] cuts the prompt into blocks for the prefix index.
+//!
+//! The order is: tools, then system or instructions, then every message (role, name, reasoning, content, calls),
+//! then the options that change the end of the chat template. So the blocks of a conversation's turn are a prefix
+//! of its next turn's blocks, whatever order the client writes its keys in. What changes a prompt from the start
+//! (model, cache salt, a chat template of the request's own) is in [`Request::root_seed`], in front of block one.
+//!
+//! Of a body's repeated keys the last one counts, as in Python's `json`. Unknown fields pass.
+
+mod blocks;
+mod error;
+mod fields;
+mod messages;
+mod piece;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod unescape;
+
+use std::borrow::Cow;
+
+use xxhash_rust::xxh3::Xxh3;
+
+pub use self::{
+    blocks::{BLOCK_BYTES, BLOCK_BYTES_MAX, PromptSize, hash_into},
+    error::ParseError,
+    piece::{BYTES_PER_TOKEN, Form, MEDIA_TOKENS, Piece, Tag},
+};
+use self::{fields::Fields, scan::Scanner};
+
+/// Which API the body belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApiKind {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completions,
+    /// `/v1/responses`
+    Responses,
+    /// `/v1/messages`, Anthropic's
+    Messages,
+}
+
+/// A request body, as far as routing reads it. Borrows from the body.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Request<'a> {
+    pub model: Option<Cow<'a, str>>,
+    pub stream: bool,
+    /// The client's bound on the answer, in tokens.
+    pub max_tokens: Option<u32>,
+    /// `session_id`, else OpenAI's `prompt_cache_key`.
+    pub session: Option<Cow<'a, str>>,
+    /// `user`, else Anthropic's `metadata.user_id`.
+    pub user: Option<Cow<'a, str>>,
+    /// vLLM's `priority`: lower is sooner.
+    pub priority: Option<i64>,
+    /// The response that this one goes on from (Responses API). Only the worker that made it has it.
+    pub previous_response: Option<Cow<'a, str>>,
+    pub cache_salt: Option<Cow<'a, str>>,
+    /// The prompt, in the engine's order. Of several prompts: the first.
+    pub pieces: Vec<Piece<'a>>,
+    /// Of several prompts: the others together. Zero for one prompt.
+    pub further_prompts: PromptSize,
+    /// Hash of the request's own settings that change the prompt from its first token.
+    template: u64,
+    domain: Domain,
+}
+
+/// Prompts of different domains never share a prefix, even if their bytes are alike.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Domain {
+    #[default]
+    Templated,
+    Plain,
+    TokenIds,
+}
+
+impl Request<'_> {
+    /// What stands in front of the first block, for the model that the body names.
+    pub fn root_seed(&self) -> u64 {
+        self.root_seed_as(self.model.as_deref().unwrap_or_default())
+    }
+
+    /// As [`Request::root_seed`], where the request is served by another model than it names (alias, default).
+    /// An adapter is a model of its own here, as it is in vLLM.
+    pub fn root_seed_as(&self, model: &str) -> u64 {
+        let mut root = Xxh3::new();
+        root.update(&[self.domain as u8]);
+        root.update(&self.template.to_le_bytes());
+        root.update(model.as_bytes());
+        root.update(&[0xff]);
+        if let Some(salt) = &self.cache_salt {
+            root.update(salt.as_bytes());
+            root.update(&[0xff]);
+        }
+        root.digest()
+    }
+
+    /// Hashes the prompt's blocks into `out` (emptied first) and measures all prompts.
+    pub fn hash_into(&self, block_bytes: usize, root: u64, out: &mut Vec<u64>) -> PromptSize {
+        let first = hash_into(&self.pieces, block_bytes, root, out);
+        PromptSize {
+            bytes: first.bytes + self.further_prompts.bytes,
+            tokens_exact: match (first.tokens_exact, self.further_prompts.tokens_exact) {
+                (Some(first), further) => Some(first + further.unwrap_or(0)),
+                (None, _) => None,
+            },
+        }
+    }
+}
+
+/// Reads a request body. Cost: one pass over it; see `docs/routing.md`.
+pub fn parse(kind: ApiKind, body: &[u8]) -> Result<Request<'_>, ParseError> {
+    let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body); // Python's json takes the mark, too
+    let skipped = body.len() - text.len();
+    parse_text(kind, text).map_err(|error| match error {
+        ParseError::NotJson { at_byte, why } => ParseError::NotJson { at_byte: at_byte + skipped, why },
+        other => other,
+    })
+}
+
+fn parse_text(kind: ApiKind, text: &[u8]) -> Result<Request<'_>, ParseError> {
+    if simdutf8::basic::from_utf8(text).is_err() {
+        let at_byte = std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);
+        return Err(ParseError::NotJson { at_byte, why: "not UTF-8" });
+    }
+    let mut scanner = Scanner::new(text);
+    if scanner.peek().is_none() {
+        return Err(ParseError::NotJson { at_byte: text.len(), why: "the body is empty" });
+    }
+    if scanner.peek() != Some(b'{') {
+        let found = scanner.value()?.describe();
+        scanner.end()?;
+        return Err(ParseError::NotAnObject { found });
+    }
+    let mut fields = Fields::new(kind);
+    scanner.object(|key, scanner| fields.read(key, scanner))?;
+    scanner.end()?;
+    fields.finish()
+}

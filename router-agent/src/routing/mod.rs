@@ -1,1 +1,187 @@
-//! routing
+//! Which worker gets the request.
+//!
+//! [`Router::decide`] is a pure choice over the candidates that the caller lists: no clock, no lock, no I/O, no
+//! allocation, about a microsecond for 256 workers. It keeps only what ties need (who was chosen last) and a seeded
+//! generator for the random policies, so the same calls give the same choices.
+//!
+//! The default policy, `warm`, is LMetric's product (arXiv 2603.15202): the least of
+//! `(queued prefill + new prefill) × (batch + 1)`, in tokens and requests, with no threshold. [`warm`] says where it
+//! departs from the paper.
+//!
+//! The caller takes the chosen worker's counts (in flight +1, prefill + [`Decision::new_tokens`]) under the same
+//! lock as the decision. Counted later, a burst herds: every request in it sees the same idle worker.
+
+mod decision;
+mod policy;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod warm;
+
+use fastrand::Rng;
+
+pub use self::{
+    decision::{Ask, Candidate, Decision, Reason, Score},
+    policy::{Policy, UnknownPolicy},
+};
+use crate::index::{WORKERS_MAX, WorkerSlot};
+
+/// A policy and what it remembers between decisions.
+pub struct Router {
+    policy: Policy,
+    random: Rng,
+    /// Counts decisions.
+    clock: u64,
+    /// The decision that last chose the slot; 0 for never.
+    last_chosen: Box<[u64; WORKERS_MAX]>,
+    /// The slot of the last decision of all, for `round_robin`.
+    last_slot: Option<WorkerSlot>,
+}
+
+impl Router {
+    pub fn new(policy: Policy, seed: u64) -> Self {
+        Self {
+            policy,
+            random: Rng::with_seed(seed),
+            clock: 0,
+            last_chosen: Box::new([0; WORKERS_MAX]),
+            last_slot: None,
+        }
+    }
+
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Chooses one of the candidates; none only if there are none.
+    ///
+    /// # Panics
+    /// If a candidate's slot is not below [`WORKERS_MAX`].
+    pub fn decide(&mut self, ask: &Ask, candidates: &[Candidate]) -> Option<Decision> {
+        let decision = match self.policy {
+            Policy::Warm => self.least(candidates, |candidate| (warm::cost(*ask, candidate), 0)),
+            Policy::LeastLoaded => self.least(candidates, load),
+            Policy::RoundRobin => self.next_in_turn(candidates),
+            Policy::Random => self.any(candidates),
+            Policy::PowerOfTwo => self.better_of_two(candidates),
+        }?;
+        let Choice { at, cost, runner_up, tied } = decision;
+        let chosen = &candidates[at];
+        self.clock += 1;
+        self.last_chosen[usize::from(chosen.slot.0)] = self.clock;
+        self.last_slot = Some(chosen.slot);
+        let best_match = candidates.iter().map(|candidate| candidate.matched_tokens).max().unwrap_or(0);
+        let reason = if candidates.len() == 1 {
+            Reason::OnlyCandidate
+        } else {
+            match self.policy {
+                Policy::Warm if best_match > 0 && chosen.matched_tokens == best_match => Reason::PrefixHit,
+                Policy::Warm if best_match > 0 => Reason::LoadOverPrefix,
+                Policy::Warm | Policy::LeastLoaded if tied > 1 => Reason::TieLru,
+                Policy::Warm => Reason::LeastCost,
+                Policy::LeastLoaded => Reason::LeastLoaded,
+                Policy::RoundRobin => Reason::RoundRobin,
+                Policy::Random => Reason::Random,
+                Policy::PowerOfTwo => Reason::PowerOfTwo,
+            }
+        };
+        Some(Decision {
+            slot: chosen.slot,
+            policy: self.policy,
+            reason,
+            matched_tokens: chosen.matched_tokens.min(ask.prompt_tokens),
+            new_tokens: warm::new_tokens(*ask, chosen),
+            best_matched_tokens: best_match.min(ask.prompt_tokens),
+            cost,
+            runner_up: runner_up.map(|at| candidates[at].slot),
+            tied,
+        })
+    }
+
+    /// How every candidate scored: what [`Router::decide`] compared, computed anew from the same figures. `out` is
+    /// emptied first and ends up in the order of `candidates`.
+    pub fn explain(&self, ask: &Ask, candidates: &[Candidate], out: &mut Vec<Score>) {
+        out.clear();
+        out.extend(candidates.iter().map(|candidate| Score {
+            slot: candidate.slot,
+            matched_tokens: candidate.matched_tokens.min(ask.prompt_tokens),
+            new_tokens: warm::new_tokens(*ask, candidate),
+            queued_prefill_tokens: candidate.queued_prefill_tokens,
+            batch: candidate.batch(),
+            cost: match self.policy {
+                Policy::Warm => warm::cost(*ask, candidate),
+                Policy::LeastLoaded | Policy::PowerOfTwo => load(candidate).0,
+                Policy::RoundRobin | Policy::Random => 0,
+            },
+        }));
+    }
+
+    /// The least by cost; of equals, the one that was chosen longest ago.
+    fn least(&self, candidates: &[Candidate], cost: impl Fn(&Candidate) -> (u64, u64)) -> Option<Choice> {
+        let mut best: Option<(usize, (u64, u64), u64)> = None;
+        let mut second: Option<(usize, (u64, u64), u64)> = None;
+        let mut tied = 0;
+        for (at, candidate) in candidates.iter().enumerate() {
+            let entry = (at, cost(candidate), self.last_chosen[usize::from(candidate.slot.0)]);
+            match best {
+                Some(leader) if entry.1 > leader.1 || (entry.1 == leader.1 && entry.2 >= leader.2) => {
+                    tied += u32::from(entry.1 == leader.1);
+                    if second.is_none_or(|second| (entry.1, entry.2) < (second.1, second.2)) {
+                        second = Some(entry);
+                    }
+                }
+                _ => {
+                    tied = if best.is_some_and(|leader| leader.1 == entry.1) { tied + 1 } else { 1 };
+                    second = best;
+                    best = Some(entry);
+                }
+            }
+        }
+        let (at, (cost, _), _) = best?;
+        Some(Choice { at, cost, runner_up: second.map(|second| second.0), tied })
+    }
+
+    /// The next slot after the last one chosen, whichever candidates there are this time.
+    fn next_in_turn(&self, candidates: &[Candidate]) -> Option<Choice> {
+        let last = self.last_slot.map_or(-1, |slot| i32::from(slot.0));
+        let (at, _) = candidates.iter().enumerate().min_by_key(|(_, candidate)| {
+            let slot = i32::from(candidate.slot.0);
+            (slot <= last, slot)
+        })?;
+        Some(Choice { at, cost: 0, runner_up: None, tied: 1 })
+    }
+
+    fn any(&mut self, candidates: &[Candidate]) -> Option<Choice> {
+        if candidates.is_empty() {
+            return None;
+        }
+        Some(Choice { at: self.random.usize(..candidates.len()), cost: 0, runner_up: None, tied: 1 })
+    }
+
+    /// Two different candidates at random, and of them the less loaded one.
+    fn better_of_two(&mut self, candidates: &[Candidate]) -> Option<Choice> {
+        if candidates.len() < 2 {
+            return self.least(candidates, load);
+        }
+        let first = self.random.usize(..candidates.len());
+        let second = (first + self.random.usize(1..candidates.len())) % candidates.len();
+        let key = |at: usize| (load(&candidates[at]), self.last_chosen[usize::from(candidates[at].slot.0)]);
+        let (at, other) = if key(second) < key(first) { (second, first) } else { (first, second) };
+        let tied = 1 + u32::from(key(at).0 == key(other).0);
+        Some(Choice { at, cost: load(&candidates[at]).0, runner_up: Some(other), tied })
+    }
+}
+
+/// Load as `least_loaded` and `power_of_two` see it: requests, then prefill tokens that wait.
+fn load(candidate: &Candidate) -> (u64, u64) {
+    (u64::from(candidate.batch()), candidate.queued_prefill_tokens)
+}
+
+/// What a policy says: places in the list of candidates.
+struct Choice {
+    at: usize,
+    cost: u64,
+    runner_up: Option<usize>,
+    tied: u32,
+}

@@ -1,0 +1,139 @@
+//! What goes into a decision and what comes out of it.
+
+use super::Policy;
+use crate::index::WorkerSlot;
+
+/// The request, as far as the decision needs it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Tokens of the prompt, estimated or exact. 0 where there is no prompt to speak of.
+    pub prompt_tokens: u32,
+}
+
+/// A worker that may get the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    pub slot: WorkerSlot,
+    /// Leading tokens of the prompt that the worker is believed to have cached.
+    pub matched_tokens: u32,
+    /// Requests that this gateway has sent there and that have not ended.
+    pub in_flight: u32,
+    /// Prefill tokens sent there by this gateway for requests whose first body byte has not come.
+    pub queued_prefill_tokens: u64,
+    /// `vllm:num_requests_running` at the last scrape; 0 if there was none.
+    pub running: u32,
+    /// `vllm:num_requests_waiting` at the last scrape; 0 if there was none.
+    pub waiting: u32,
+    /// `in_flight` as it was at the moment of that scrape.
+    pub in_flight_at_scrape: u32,
+}
+
+impl Candidate {
+    /// A worker of which nothing is known but its slot.
+    pub fn idle(slot: WorkerSlot) -> Self {
+        Self {
+            slot,
+            matched_tokens: 0,
+            in_flight: 0,
+            queued_prefill_tokens: 0,
+            running: 0,
+            waiting: 0,
+            in_flight_at_scrape: 0,
+        }
+    }
+
+    /// Requests that the worker has now: ours, which are exact, and those of others (another gateway, a client of
+    /// its own), which are what the last scrape showed beyond ours. With `in_flight_at_scrape` left equal to
+    /// `in_flight` this is the larger of the two counts.
+    pub fn batch(&self) -> u32 {
+        let scraped = self.running.saturating_add(self.waiting);
+        self.in_flight.saturating_add(scraped.saturating_sub(self.in_flight_at_scrape))
+    }
+}
+
+/// A worker, and why it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    pub slot: WorkerSlot,
+    pub policy: Policy,
+    pub reason: Reason,
+    /// Tokens that the worker is believed to have.
+    pub matched_tokens: u32,
+    /// Tokens that it will have to prefill: what the caller adds to its queue until the first body byte.
+    pub new_tokens: u32,
+    /// The longest match of any candidate.
+    pub best_matched_tokens: u32,
+    /// What the policy minimised, in its own unit; 0 for policies that do not.
+    pub cost: u64,
+    /// The worker that would have been next.
+    pub runner_up: Option<WorkerSlot>,
+    /// Candidates that cost the same as the chosen one, itself included.
+    pub tied: u32,
+}
+
+/// Why a worker was chosen. A bounded set: it labels metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// There was no choice.
+    OnlyCandidate,
+    /// No other worker has a longer part of the prompt, and waiting there costs less than prefilling elsewhere.
+    PrefixHit,
+    /// Another worker has more of the prompt, but it is too busy for that to pay.
+    LoadOverPrefix,
+    /// No worker has any of the prompt: the least work and the smallest batch.
+    LeastCost,
+    /// Several workers were equally good: the one that was chosen longest ago.
+    TieLru,
+    LeastLoaded,
+    PowerOfTwo,
+    RoundRobin,
+    Random,
+}
+
+impl Reason {
+    pub const ALL: [Self; 9] = [
+        Self::OnlyCandidate,
+        Self::PrefixHit,
+        Self::LoadOverPrefix,
+        Self::LeastCost,
+        Self::TieLru,
+        Self::LeastLoaded,
+        Self::PowerOfTwo,
+        Self::RoundRobin,
+        Self::Random,
+    ];
+
+    /// The name in metrics, headers and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::OnlyCandidate => "only_candidate",
+            Self::PrefixHit => "prefix_hit",
+            Self::LoadOverPrefix => "load_over_prefix",
+            Self::LeastCost => "least_cost",
+            Self::TieLru => "tie_lru",
+            Self::LeastLoaded => "least_loaded",
+            Self::PowerOfTwo => "power_of_two",
+            Self::RoundRobin => "round_robin",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.label())
+    }
+}
+
+/// One candidate's part in a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Score {
+    pub slot: WorkerSlot,
+    pub matched_tokens: u32,
+    pub new_tokens: u32,
+    pub queued_prefill_tokens: u64,
+    /// Requests that the worker has ([`Candidate::batch`]).
+    pub batch: u32,
+    /// What the policy minimises; 0 for policies that do not.
+    pub cost: u64,
+}
