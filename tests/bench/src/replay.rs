@@ -154,7 +154,7 @@ impl Replay<'_> {
             span_s,
             speed_up: args.speed_up,
             rate: args.rate,
-            workers: usize::from(args.workers),
+            workers: if args.direct.is_some() { 1 } else { usize::from(args.workers) },
             prompt_tokens: ceiling.prompt_tokens,
             output_tokens: self.requests.iter().map(|request| request.output_tokens).sum(),
             ceiling_share: ceiling.share(),

@@ -179,7 +179,7 @@ struct Row {
     output_tokens_per_s: f64,
     /// The busiest worker over the mean of all, mean of the repeats.
     requests_max_over_mean: f64,
-    prefilled_max_over_mean: f64,
+    prefill_max_over_mean: f64,
     errors: usize,
     gateway_cpu_ms_per_request: Option<f64>,
     late_p99_s: f64,
@@ -205,7 +205,7 @@ impl Row {
             requests_max_over_mean: over(&|trial| {
                 max_over_mean(by_worker(&trial.records).values().map(|worker| worker.0), workers)
             }),
-            prefilled_max_over_mean: over(&|trial| {
+            prefill_max_over_mean: over(&|trial| {
                 max_over_mean(by_worker(&trial.records).values().map(|worker| worker.1), workers)
             }),
             errors: trials.iter().map(|trial| trial.errors()).sum(),
@@ -235,7 +235,7 @@ impl Row {
             format!("{:.0}", self.output_tokens_per_s),
             format!("{:.1} ms", 1e3 * self.itl_mean_s),
             format!("{:.2}", self.requests_max_over_mean),
-            format!("{:.2}", self.prefilled_max_over_mean),
+            format!("{:.2}", self.prefill_max_over_mean),
             self.errors.to_string(),
             self.gateway_cpu_ms_per_request.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2} ms")),
             format!("{:.0} ms", 1e3 * self.late_p99_s),
@@ -328,5 +328,97 @@ impl fmt::Display for Report {
             writeln!(f, "INVALID {reason}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(ttft_s: f64, late_s: f64, worker: &str, prompt_tokens: u64, cached_tokens: u64) -> Record {
+        Record {
+            index: 0,
+            intended_s: 0.0,
+            late_s,
+            ttft_s: Some(ttft_s),
+            itl_s: Some(0.01),
+            end_s: 10.0,
+            prompt_tokens,
+            cached_tokens,
+            output_tokens: 50,
+            worker: Some(worker.to_owned()),
+            error: None,
+        }
+    }
+
+    fn trial(policy: &str, records: Vec<Record>) -> Trial {
+        Trial {
+            policy: policy.to_owned(),
+            repeat: 0,
+            seed: 1,
+            wall_s: 10.0,
+            gateway_cpu_ms_per_request: Some(0.5),
+            workers_cpu_ms_per_request: None,
+            generator_cpu_ms_per_request: None,
+            host_cpu_busy_share: 0.5,
+            records,
+        }
+    }
+
+    fn setup() -> Setup {
+        Setup {
+            file: "trace".to_owned(),
+            requests: 4,
+            span_s: 10.0,
+            speed_up: 2.0,
+            rate: 1.0,
+            workers: 4,
+            prompt_tokens: 4_000,
+            output_tokens: 200,
+            ceiling_share: 0.5,
+            prefill_tokens_per_s: 100.0,
+            kv_blocks: 10,
+            capacity_tokens_per_s: Some(400.0),
+        }
+    }
+
+    #[test]
+    fn a_row_counts_idle_workers_and_leaves_failures_out_of_the_figures() {
+        let mut failed = record(99.0, 0.0, "a", 0, 0);
+        failed.error = Some("status 503".to_owned());
+        let records = vec![record(1.0, 0.0, "a", 1_000, 0), record(3.0, 0.0, "b", 1_000, 500), failed];
+        let report = Report::new(setup(), &["warm".to_owned()], vec![trial("warm", records)]);
+        let row = &report.table[0];
+        assert!((row.ttft.mean - 2.0).abs() < 1e-9);
+        assert!((row.cached_share - 0.25).abs() < 1e-9);
+        assert!((row.output_tokens_per_s - 10.0).abs() < 1e-9, "100 tokens in 10 s");
+        assert!(
+            (row.requests_max_over_mean - 2.0 / 0.75).abs() < 1e-9,
+            "2 of 3 requests on one of 4 workers"
+        );
+        assert!((row.prefill_max_over_mean - 1_000.0 / 375.0).abs() < 1e-9);
+        assert_eq!(row.errors, 1);
+        assert!(!report.is_clean());
+        assert!(report.to_string().contains("ERROR 1 x warm: status 503"), "{report}");
+    }
+
+    #[test]
+    fn a_late_generator_or_a_full_machine_is_invalid() {
+        let good = trial("warm", vec![record(1.0, 0.05, "a", 1, 0)]);
+        assert!(good.invalid().is_empty());
+        let late = trial("warm", vec![record(1.0, 0.2, "a", 1, 0)]);
+        assert!(late.invalid()[0].contains("sent late"));
+        let mut full = good;
+        full.host_cpu_busy_share = 0.97;
+        assert_eq!(full.invalid(), ["the machine was 97 % busy"]);
+        let report = Report::new(setup(), &["warm".to_owned()], vec![full]);
+        assert!(!report.is_clean() && report.to_string().contains("INVALID warm, repeat 0"));
+    }
+
+    #[test]
+    fn the_load_is_printed_as_a_share_of_capacity() {
+        let text = setup().to_string();
+        assert!(text.contains("400 prompt tokens/s = 100 % of"), "{text}");
+        assert!(text.contains("50 % at the ceiling"), "{text}");
     }
 }
