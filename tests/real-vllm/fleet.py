@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--model", help="model directory (default: DIR/models/small)")
     parser.add_argument("--name", default="small", help="served model name")
     parser.add_argument("--context", type=int, default=4096, help="longest sequence, tokens")
-    parser.add_argument("--kv-cache", default="24M", help="KV cache per server; the small model takes 1 KiB per token")
+    parser.add_argument("--kv-cache", default="16M", help="KV cache per server; the small model takes 1 KiB per token")
     parser.add_argument("--with-parent", action="store_true")
     args = parser.parse_args(argv[:split])
     args.extra = argv[split + 1 :]
