@@ -1,2 +1,45 @@
+//! `warmpath-bench`: benchmarks of the whole gateway, every part a process of its own and real HTTP in between.
+//!
+//! `cargo xtask bench replay` builds what it needs and runs `warmpath-bench replay`; docs/replay.md says what the
+//! numbers mean and where the method is weak.
+
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod client;
+mod processes;
+mod prompt;
+mod replay;
+mod report;
+mod schedule;
+mod sse;
+mod stats;
+mod trace;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "warmpath-bench", about = "Benchmarks of the whole gateway")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Replay a request trace against simulated workers, once per policy, and compare
+    Replay(replay::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::Replay(args) => replay::run(&args),
+    };
+    match result {
+        Ok(true) => std::process::ExitCode::SUCCESS,
+        Ok(false) => std::process::ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("warmpath-bench: {error:#}");
+            std::process::ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The processes of a trial: started fresh, awaited until they answer, stopped by their own id.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Linux accounts a process's CPU time to user space in ticks of this length, on every architecture.
+const TICK: Duration = Duration::from_millis(10);
+
+/// A child process, its output in a log file. Dropped, it is asked to stop (SIGTERM), then killed.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn start(program: &Path, args: &[String], log: PathBuf) -> Result<Self> {
+        let output = File::create(&log).with_context(|| log.display().to_string())?;
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        Ok(Self { child, log })
+    }
+
+    /// Waits until `GET path` answers 200.
+    pub(crate) fn await_ready(&mut self, address: SocketAddr, path: &str) -> Result<()> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        while !answers(address, path) {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("ended at once ({status}): see {}", self.log.display());
+            }
+            if Instant::now() > deadline {
+                bail!("http://{address}{path} does not answer 200: see {}", self.log.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// User and system time so far, all threads.
+    pub(crate) fn cpu(&self) -> Duration {
+        cpu_of(&self.child.id().to_string())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return; // its id may be somebody else's by now
+        }
+        let pid = self.child.id().to_string();
+        // std can only SIGKILL; the shell's built-in `kill` is there on every system.
+        let _ = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &pid]).status();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("process {pid} did not stop on SIGTERM within {STOP_TIMEOUT:?}: killed");
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn answers(address: SocketAddr, path: &str) -> bool {
+    let attempt = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head)?;
+        Ok(head == *b"HTTP/1.1 200")
+    };
+    attempt().unwrap_or(false)
+}
+
+/// User and system time of process `pid` (or "self"); zero when it is gone.
+pub(crate) fn cpu_of(pid: &str) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is the name in parentheses and may hold spaces: count from behind it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).map(|ticks| TICK * ticks).sum()
+}
+
+/// Busy and total time of all CPUs since boot, in ticks.
+pub(crate) fn host_cpu() -> (u64, u64) {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first.split_whitespace().skip(1).take(8).filter_map(|t| t.parse().ok()).collect();
+    let total: u64 = ticks.iter().sum();
+    let idle: u64 = ticks.iter().skip(3).take(2).sum(); // idle and iowait
+    (total - idle, total)
+}
+
+/// The first of `count` neighbouring ports that are free on the loopback interface now.
+pub(crate) fn free_ports(count: u16) -> Result<u16> {
+    for _ in 0..50 {
+        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let first = probe.local_addr()?.port();
+        let rest: Vec<_> = (1..count)
+            .map_while(|i| first.checked_add(i))
+            .map_while(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())
+            .collect();
+        if rest.len() + 1 == usize::from(count) {
+            return Ok(first);
+        }
+    }
+    bail!("no {count} neighbouring ports are free")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_cpu_time_grows_with_work() {
+        let before = cpu_of("self");
+        let started = Instant::now();
+        let mut sum = 0_u64;
+        while cpu_of("self") < before + TICK {
+            sum = std::hint::black_box(sum.wrapping_mul(31) + 1);
+            assert!(started.elapsed() < Duration::from_secs(30), "no CPU time was counted");
+        }
+    }
+
+    #[test]
+    fn a_process_that_ends_at_once_is_reported() {
+        let log = std::env::temp_dir().join(format!("warmpath-bench-{}.log", std::process::id()));
+        let mut process = Process::start(Path::new("false"), &[], log.clone()).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports(1).unwrap()));
+        let error = process.await_ready(address, "/health").unwrap_err().to_string();
+        assert!(error.contains("ended at once"), "{error}");
+        std::fs::remove_file(log).unwrap();
+    }
+}

@@ -1,0 +1,43 @@
+//! `cargo xtask bench replay [ARGS]`: builds the gateway, the simulated workers and the load generator in release mode
+//! and runs the trace replay. All measuring is done in `tests/bench`; docs/replay.md explains it.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Benchmark {
+    /// Replay a request trace against simulated workers under each policy (`-- --help` lists the options)
+    Replay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+/// Runs from the root of the workspace.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let Benchmark::Replay { args } = &args.benchmark;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--release", "-p", "router-agent", "-p", "vllm-sim", "-p", "warmpath-bench"])
+        .current_dir(&root)
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(built.success(), "the build failed");
+    let status = Command::new(root.join("target/release/warmpath-bench"))
+        .arg("replay")
+        .args(args)
+        .current_dir(&root)
+        .status()
+        .context("cannot start warmpath-bench")?;
+    ensure!(status.success(), "the replay had errors or invalid trials (see above)");
+    Ok(())
+}
