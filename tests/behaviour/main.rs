@@ -1,1 +1,14 @@
+//! How the gateway behaves, told by running it: a `warmpath` process in front of simulated workers.
 #![forbid(unsafe_code)]
+
+mod command;
+mod drain;
+mod errors;
+mod failover;
+mod hang_up;
+mod kernel;
+mod keep_alive;
+mod limits;
+mod observe;
+mod passthrough;
+mod routing;

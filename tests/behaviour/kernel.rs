@@ -1,0 +1,88 @@
+//! What the gateway does with the kernel, as an operator sees it. Needs root and bpffs; says "skipped: why" without.
+
+use std::process::{Command, Output};
+
+use warmpath_tests::{Gateway, eventually, sims, urls};
+
+fn run(program: &str, args: &[&str]) -> std::io::Result<Output> {
+    Command::new(program).args(args).output()
+}
+
+/// A gateway with pins of its own, or why there can be none here.
+async fn pinned(sims: &[warmpath_tests::SimHandle], instance: &str) -> Result<Gateway, String> {
+    let gateway = Gateway::start(&urls(sims), &["--instance", instance]).await;
+    let output = gateway.output();
+    let pins = output.lines().find(|line| line.contains("pins")).unwrap_or_default().trim().to_owned();
+    if pins.contains("yes") { Ok(gateway) } else { Err(pins) }
+}
+
+#[tokio::test]
+async fn the_workers_map_has_named_fields_in_bpftool_and_rows_in_warmpath_maps() {
+    let sims = sims(2).await;
+    let instance = format!("test-maps-{}", std::process::id());
+    let mut gateway = match pinned(&sims, &instance).await {
+        Ok(gateway) => gateway,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    gateway.chat("hello").await;
+    let binary = warmpath_tests::binary().to_str().unwrap();
+    let table = eventually("a row with a request", || async {
+        let output = run(binary, &["maps", "workers", "--instance", &instance]).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        sims.iter().all(|sim| text.contains(&sim.addr().to_string())).then_some(text)
+    })
+    .await;
+    assert!(table.contains("healthy") || table.contains("Healthy"), "{table}");
+    let directory = format!("/sys/fs/bpf/warmpath-{instance}");
+    match run("bpftool", &["map", "dump", "pinned", &format!("{directory}/workers")]) {
+        Ok(dump) if dump.status.success() => {
+            let text = String::from_utf8(dump.stdout).unwrap();
+            for field in ["\"in_flight\"", "\"queued_prefill_tokens\"", "\"state\"", "\"breaker\""] {
+                assert!(text.contains(field), "{field} is not in {text}");
+            }
+        }
+        Ok(dump) => panic!("bpftool: {}", String::from_utf8_lossy(&dump.stderr)),
+        Err(error) => println!("skipped: bpftool: {error}"),
+    }
+    gateway.signal("TERM").await;
+    assert_eq!(gateway.ended().await, Some(0));
+    assert!(!std::path::Path::new(&directory).exists(), "pins go with the gateway");
+}
+
+#[tokio::test]
+async fn new_connections_are_steered_over_the_data_threads() {
+    let sims = sims(1).await;
+    let instance = format!("test-steer-{}", std::process::id());
+    let gateway = match pinned(&sims, &instance).await {
+        Ok(gateway) => gateway,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    assert!(gateway.output().lines().any(|line| line.contains("steering") && line.contains("yes")));
+    for _ in 0..50 {
+        gateway.chat("hello").await;
+    }
+    let steered = gateway.metric("warmpath_steering_connections_total{result=\"selected\"}").await;
+    assert!(steered >= 40.0, "{steered}");
+}
+
+#[tokio::test]
+async fn without_privileges_one_line_says_so_and_the_gateway_serves() {
+    let setpriv = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
+    if !run("setpriv", &[&setpriv[..], &["true"]].concat()).is_ok_and(|output| output.status.success()) {
+        return println!("skipped: setpriv cannot drop privileges here");
+    }
+    // The binary may lie where only root can go.
+    let directory = tempfile::tempdir().unwrap();
+    let binary = directory.path().join("warmpath");
+    std::fs::copy(warmpath_tests::binary(), &binary).unwrap();
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let sims = sims(1).await;
+    let mut command = tokio::process::Command::new("setpriv");
+    command.args(setpriv).arg(&binary).args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.args(["--instance", "test-unprivileged", "--worker", &urls(&sims)[0]]);
+    let gateway = Gateway::spawn(command).await;
+    assert_eq!(gateway.chat("hello").await.status, 200);
+    let output = gateway.output();
+    assert!(output.contains("CAP_BPF"), "what is missing is named: {output}");
+}
