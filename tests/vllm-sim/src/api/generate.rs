@@ -1,0 +1,323 @@
+//! The generating endpoints: from a request body to a whole response or a stream of events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{ApiError, stream_error_event};
+use super::events::{EventWriter, Events};
+use super::exchange::Exchange;
+use super::fields::Fields;
+use super::job::Job;
+use super::params::{Api, Params};
+use super::prompt::PromptReader;
+use super::routes::Endpoint;
+use super::{chat, completions};
+use crate::engine::hashing::ExtraKeys;
+use crate::engine::sequence::{Finish, Generation, OutputText, Progress, SequenceSpec};
+use crate::faults::{Ending, FaultKind};
+use crate::http::connection::{Gone, frame_chunk};
+use crate::http::response::now_s;
+use crate::rng::mix64;
+
+/// Output that the model makes when nobody limits it, tokens.
+const NATURAL_OUTPUT_TOKENS: std::ops::Range<u64> = 32..256;
+
+impl Exchange<'_> {
+    pub(super) async fn generate(&mut self, endpoint: Endpoint, body: &[u8]) -> Result<(), Gone> {
+        let worker = self.worker;
+        let _in_flight = worker.stats.generating.enter();
+        let fault = worker.faults.on_request(&worker.rng);
+        match &fault {
+            Some(FaultKind::Hang) => {
+                self.connection.gone().await;
+                return Err(self.aborted());
+            }
+            Some(FaultKind::ResetAfterRequest) => {
+                self.connection.reset_on_close();
+                return Err(Gone);
+            }
+            Some(FaultKind::SlowHead { delay_ms }) => {
+                self.pause(Duration::from_millis(*delay_ms)).await?;
+            }
+            Some(FaultKind::Status { status, retry_after_s }) => {
+                return self.error(&ApiError::injected(*status, *retry_after_s)).await;
+            }
+            _ => {}
+        }
+        match self.launch(endpoint, body) {
+            Err(error) => self.error(&error).await,
+            Ok((job, generation)) if job.params.stream => self.stream(job, generation, fault).await,
+            Ok((job, generation)) => self.whole(job, generation, fault).await,
+        }
+    }
+
+    /// Reads the request and hands it to the engine.
+    fn launch(&self, endpoint: Endpoint, body: &[u8]) -> Result<(Job, Generation), ApiError> {
+        let worker = self.worker;
+        let api = match endpoint {
+            Endpoint::Chat => Api::Chat,
+            Endpoint::Responses => Api::Responses,
+            Endpoint::Messages => Api::Messages,
+            _ => Api::Completions,
+        };
+        let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
+        let params = Params::read(api, &fields, self.head, &worker.config)?;
+        let reader = worker.prompt_reader();
+        let prompts = match api {
+            Api::Completions => reader.completion(fields.raw("prompt"))?,
+            Api::Chat => vec![reader.chat(&fields)?],
+            Api::Responses | Api::Messages => return Err(ApiError::injected(501, None)),
+        };
+        if worker.is_draining() {
+            return Err(ApiError::shutting_down());
+        }
+        if worker.config.max_num_queued_reqs.is_some_and(|limit| worker.engine.queued() >= limit) {
+            worker.engine.metrics().lock().rejected += 1;
+            return Err(ApiError::busy());
+        }
+        self.submit(params, prompts, reader)
+    }
+
+    fn submit(
+        &self,
+        params: Params,
+        prompts: Vec<Vec<u32>>,
+        reader: PromptReader,
+    ) -> Result<(Job, Generation), ApiError> {
+        let worker = self.worker;
+        let prompts: Vec<_> = prompts.into_iter().map(Arc::new).collect();
+        let (mut specs, mut texts) = (Vec::new(), Vec::new());
+        for prompt in &prompts {
+            let room = reader.max_model_len.saturating_sub(prompt.len());
+            if room == 0 {
+                return Err(ApiError::too_long(reader.max_model_len, prompt.len(), false));
+            }
+            let key = prompt.iter().fold(worker.config.seed, |key, token| mix64(key ^ u64::from(*token)));
+            for choice in 0..params.n as u64 {
+                let text = OutputText { key: mix64(key ^ mix64(params.seed) ^ choice) };
+                texts.push(text);
+                let ends_itself = params.max_tokens.is_none() && !params.ignore_eos;
+                let natural = NATURAL_OUTPUT_TOKENS.end - NATURAL_OUTPUT_TOKENS.start;
+                let natural = (NATURAL_OUTPUT_TOKENS.start + mix64(text.key) % natural) as usize;
+                specs.push(SequenceSpec {
+                    prompt: prompt.clone(),
+                    extra: ExtraKeys {
+                        lora: params.lora.clone().map(|lora| (lora.name, lora.path)),
+                        cache_salt: params.cache_salt.clone(),
+                    },
+                    session_id: params.session_id.clone(),
+                    report_hits: params.report_hits,
+                    max_tokens: params.max_tokens.unwrap_or(room).min(room),
+                    stop_after: ends_itself.then_some(natural.max(params.min_tokens)),
+                    text,
+                });
+            }
+        }
+        let prefix = match params.api {
+            Api::Completions => "cmpl-",
+            Api::Chat | Api::Messages => "chatcmpl-",
+            Api::Responses => "resp_",
+        };
+        let invent = || format!("{:016x}", worker.rng.next_u64());
+        let id = format!("{prefix}{}", self.head.request_id.clone().unwrap_or_else(invent));
+        let generation = worker.engine.generate(specs, params.stream);
+        let job = Job {
+            id,
+            created_s: now_s(),
+            fingerprint: worker.fingerprint.clone(),
+            progress: vec![Progress::default(); texts.len()],
+            prompts,
+            texts,
+            tokenizer: reader.tokenizer,
+            block_size: worker.config.engine.block_size,
+            prompt_details: worker.config.enable_prompt_tokens_details,
+            params,
+        };
+        Ok((job, generation))
+    }
+
+    async fn whole(
+        &mut self,
+        mut job: Job,
+        mut generation: Generation,
+        fault: Option<FaultKind>,
+    ) -> Result<(), Gone> {
+        if self.connection.until(generation.finished()).await.is_err() {
+            return Err(self.aborted());
+        }
+        job.progress.clone_from(&generation.seen);
+        let died = job.progress.iter().any(|progress| progress.finish == Some(Finish::Error));
+        match fault {
+            Some(FaultKind::Die { how, .. }) => return Err(self.die(how)),
+            Some(FaultKind::TruncatedChunk { .. }) => return Err(self.die(Ending::Fin)),
+            Some(FaultKind::ErrorEvent { .. }) => return self.error(&ApiError::engine_dead()).await,
+            Some(FaultKind::Stall { for_ms, .. }) => self.stall(for_ms).await?,
+            _ if died => return self.error(&ApiError::engine_dead()).await,
+            _ => {}
+        }
+        let body = match job.params.api {
+            Api::Completions => completions::body(&job),
+            _ => chat::body(&job),
+        };
+        let mut head = self.response_head(200, "application/json");
+        head.first.extend(self.load_metrics());
+        self.respond(head, body.as_bytes()).await
+    }
+
+    async fn stream(
+        &mut self,
+        mut job: Job,
+        mut generation: Generation,
+        fault: Option<FaultKind>,
+    ) -> Result<(), Gone> {
+        let mut writer: Box<dyn EventWriter> = match job.params.api {
+            Api::Completions => Box::new(completions::Stream::default()),
+            _ => Box::new(chat::Stream::default()),
+        };
+        self.begin_stream().await?;
+        let (mut deltas, mut events, mut fault) = (Vec::new(), Events::default(), StreamFault::new(fault));
+        writer.start(&job, &mut events);
+        loop {
+            for event in events.iter() {
+                match fault.next() {
+                    None => {}
+                    Some(FaultKind::Die { how, .. }) => return Err(self.die(*how)),
+                    Some(FaultKind::TruncatedChunk { .. }) => return self.truncate(event).await,
+                    Some(FaultKind::ErrorEvent { .. }) => return self.end_with_error().await,
+                    Some(FaultKind::Stall { for_ms, .. }) => {
+                        let for_ms = *for_ms;
+                        self.stall(for_ms).await?;
+                    }
+                    Some(_) => {}
+                }
+                if self.connection.write_chunk(event.as_bytes()).await.is_err() {
+                    return Err(self.aborted());
+                }
+            }
+            events.clear();
+            if generation.is_finished() {
+                return self.end_stream().await;
+            }
+            if self.next(&mut generation, &mut deltas).await.is_err() {
+                return Err(self.aborted());
+            }
+            if deltas.iter().any(|delta| delta.finish == Some(Finish::Error)) {
+                return self.end_with_error().await;
+            }
+            for delta in &deltas {
+                job.note(delta);
+                writer.delta(&job, delta, &mut events);
+            }
+            if generation.is_finished() {
+                writer.end(&job, &mut events);
+            }
+        }
+    }
+
+    /// Waits for tokens, with comments while there are none, if configured.
+    async fn next(
+        &mut self,
+        generation: &mut Generation,
+        deltas: &mut Vec<crate::engine::sequence::Delta>,
+    ) -> Result<(), Gone> {
+        let Some(interval) = self.worker.config.sse_keep_alive_interval else {
+            return self.connection.until(generation.next(deltas)).await;
+        };
+        loop {
+            let next = tokio::time::timeout(interval, generation.next(deltas));
+            if self.connection.until(next).await?.is_ok() {
+                return Ok(());
+            }
+            self.connection.write_chunk(b": keep-alive\n\n").await?;
+        }
+    }
+
+    async fn end_with_error(&mut self) -> Result<(), Gone> {
+        self.connection.write_chunk(stream_error_event().as_bytes()).await?;
+        self.connection.write_chunk(b"data: [DONE]\n\n").await?;
+        self.end_stream().await
+    }
+
+    /// Waits, unless the client leaves.
+    async fn pause(&mut self, time: Duration) -> Result<(), Gone> {
+        self.connection.until(tokio::time::sleep(time)).await.map_err(|Gone| self.aborted())
+    }
+
+    async fn stall(&mut self, for_ms: Option<u64>) -> Result<(), Gone> {
+        match for_ms {
+            Some(for_ms) => self.pause(Duration::from_millis(for_ms)).await,
+            None => {
+                self.connection.gone().await;
+                Err(self.aborted())
+            }
+        }
+    }
+
+    async fn truncate(&mut self, event: &str) -> Result<(), Gone> {
+        let mut chunk = Vec::new();
+        frame_chunk(event.as_bytes(), &mut chunk);
+        self.connection.write(&chunk[..chunk.len() / 2]).await?;
+        Err(Gone)
+    }
+
+    fn die(&mut self, how: Ending) -> Gone {
+        if how == Ending::Rst {
+            self.connection.reset_on_close();
+        }
+        Gone
+    }
+
+    fn aborted(&self) -> Gone {
+        self.worker.stats.aborts.add();
+        Gone
+    }
+
+    /// ORCA-style load report, on request.
+    fn load_metrics(&self) -> Option<(&'static str, String)> {
+        let format = self.head.load_metrics_format.as_deref()?;
+        let metrics = self.worker.engine.metrics().lock();
+        let (waiting, usage) = (metrics.waiting as f64, metrics.kv_usage);
+        let value = if format.eq_ignore_ascii_case("json") {
+            format!(
+                "JSON {{\"named_metrics\": {{\"num_requests_waiting\": {waiting:?}, \"kv_cache_usage_perc\": \
+                 {usage:?}}}}}"
+            )
+        } else if format.eq_ignore_ascii_case("text") {
+            format!(
+                "TEXT named_metrics.num_requests_waiting={waiting:?}, named_metrics.kv_cache_usage_perc={usage:?}"
+            )
+        } else {
+            return None;
+        };
+        Some(("endpoint-load-metrics", value))
+    }
+}
+
+/// A fault that strikes a stream at one of its events.
+struct StreamFault {
+    kind: Option<FaultKind>,
+    events: u64,
+}
+
+impl StreamFault {
+    fn new(kind: Option<FaultKind>) -> Self {
+        Self { kind, events: 0 }
+    }
+
+    /// Counts an event about to be sent; the fault, if this is its moment.
+    fn next(&mut self) -> Option<&FaultKind> {
+        let position = self.events;
+        self.events += 1;
+        match self.kind.as_ref()? {
+            FaultKind::Die { after_events, .. }
+            | FaultKind::ErrorEvent { after_events }
+            | FaultKind::Stall { after_events, .. }
+            | FaultKind::TruncatedChunk { after_events }
+                if *after_events == position =>
+            {
+                self.kind.as_ref()
+            }
+            _ => None,
+        }
+    }
+}

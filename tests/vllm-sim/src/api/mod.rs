@@ -1,0 +1,17 @@
+//! The HTTP API: routes, parameters, bodies.
+
+mod chat;
+mod completions;
+mod error;
+mod events;
+mod exchange;
+mod fields;
+mod generate;
+mod info;
+mod job;
+mod params;
+mod prompt;
+mod routes;
+
+pub(crate) use exchange::{Exchange, Outcome};
+pub(crate) use prompt::PromptReader;
