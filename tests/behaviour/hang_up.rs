@@ -34,7 +34,7 @@ async fn in_the_middle_of_a_stream() {
 async fn send(gateway: &Gateway, max_tokens: u32, stream: bool) -> TcpStream {
     let body = json!({"prompt": "x", "max_tokens": max_tokens, "ignore_eos": true, "stream": stream}).to_string();
     let mut socket = TcpStream::connect(gateway.address).await.unwrap();
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     socket
 }

@@ -28,7 +28,8 @@ async fn last_words(socket: &mut TcpStream) -> String {
 async fn a_body_above_the_limit_is_refused_by_its_declared_length_and_by_its_bytes() {
     let (_sims, gateway) = gateway("limits: {body_bytes: 10KiB}\n").await;
     let fits = format!("{{\"prompt\":\"{}\",\"max_tokens\":1}}", "x".repeat(10_000));
-    assert_eq!(request(gateway.address, "POST", "/v1/completions", &[], fits).await.status, 200);
+    let json = [("content-type", "application/json")];
+    assert_eq!(request(gateway.address, "POST", "/v1/completions", &json, fits).await.status, 200);
     let too_long = format!("{{\"prompt\":\"{}\"}}", "x".repeat(11_000));
     let reply = request(gateway.address, "POST", "/v1/completions", &[], too_long).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (413, &"request_too_large".into()));

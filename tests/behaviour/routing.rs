@@ -126,7 +126,7 @@ async fn prefixes_are_found_for_every_api_and_every_form_of_prompt() {
         let second = gateway.post(path, &body).await;
         let shape = body.to_string().chars().take(60).collect::<String>();
         assert_eq!((first.status, second.status), (200, 200), "{path} {shape}: {}", second.text());
-        assert!(matched(&second) > 400, "{path} {shape}: {} then {}", matched(&first), matched(&second));
+        assert!(matched(&second) > 250, "{path} {shape}: {} then {}", matched(&first), matched(&second));
         assert_eq!(first.header("x-warmpath-worker"), second.header("x-warmpath-worker"), "{path} {shape}");
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `GET /metrics` | Prometheus text format |
 //! | `GET /health` | 200 while the process runs |
-//! | `GET /ready` | 200 while at least one worker is healthy and the gateway is not draining, else 503 |
+//! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
 //! | `GET /workers` | the fleet as JSON |
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
@@ -74,7 +74,7 @@ async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     } else if admin.shared.fleet.is_ready() {
         (StatusCode::OK, "ready\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no healthy worker\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "no worker is available\n")
     }
 }
 

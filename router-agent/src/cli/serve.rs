@@ -27,6 +27,7 @@ use crate::{
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
 #[derive(Debug, Default, Args)]
+#[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
     warmpath serve --worker http://127.0.0.1:8001 --worker http://127.0.0.1:8002\n  \
     warmpath serve --config /etc/warmpath/warmpath.yaml --log-format json")]

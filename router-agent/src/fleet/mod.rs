@@ -9,7 +9,7 @@ mod monitor;
 mod scrape;
 mod worker;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -35,8 +35,9 @@ impl Fleet {
         self.workers.load()
     }
 
-    /// Whether at least one worker is known to be healthy.
+    /// Whether a request that came now would find a worker.
     pub fn is_ready(&self) -> bool {
-        self.workers().iter().any(|worker| worker.health() == Health::Healthy)
+        let now = Instant::now();
+        self.workers().iter().any(|worker| worker.is_routable(now))
     }
 }

@@ -80,7 +80,9 @@ pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, config: &Config) -> JoinSe
 async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, settings: Settings) {
     index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
     let mut history = History::default();
-    let mut checks = tokio::time::interval(settings.health.interval);
+    // The first check was made before the gateway said that it is ready; the first scrape was not.
+    let interval = settings.health.interval;
+    let mut checks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     let mut scrapes = tokio::time::interval(settings.scrape_interval);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     scrapes.set_missed_tick_behavior(MissedTickBehavior::Delay);

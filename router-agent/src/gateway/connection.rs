@@ -35,6 +35,7 @@ pub(super) async fn serve(
     });
     let connection = http1::Builder::new()
         .max_headers(limits::HEADERS_MAX)
+        .max_header_size(limits::HEAD_BYTES_MAX)
         .max_buf_size(limits::HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(ClientIo::new(stream, phases.clone())), service);
     let mut connection = std::pin::pin!(connection);
