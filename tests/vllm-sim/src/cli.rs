@@ -49,6 +49,9 @@ pub(crate) struct Cli {
     /// Let /load count.
     #[arg(long)]
     enable_server_load_tracking: bool,
+    /// Offer /v1/completions/render and /v1/chat/completions/render.
+    #[arg(long)]
+    enable_scale_out: bool,
     /// Leave cached_tokens out of the usage, as vLLM does without --enable-prompt-tokens-details.
     #[arg(long)]
     no_prompt_tokens_details: bool,
@@ -277,6 +280,7 @@ impl Cli {
             api_key: self.api_key.clone(),
             enable_request_id_headers: self.enable_request_id_headers,
             enable_server_load_tracking: self.enable_server_load_tracking,
+            enable_scale_out: self.enable_scale_out,
             enable_prompt_tokens_details: !self.no_prompt_tokens_details,
             max_num_queued_reqs: self.max_num_queued_reqs,
             keep_alive_timeout: duration(self.timeout_keep_alive_s)?,

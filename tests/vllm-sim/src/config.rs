@@ -23,6 +23,8 @@ pub struct SimConfig {
     pub enable_request_id_headers: bool,
     /// `--enable-server-load-tracking`: `/load` counts, instead of always saying 0.
     pub enable_server_load_tracking: bool,
+    /// `--enable-scale-out`: `/v1/…/render`, which is 403 without.
+    pub enable_scale_out: bool,
     /// `--enable-prompt-tokens-details`: `usage.prompt_tokens_details.cached_tokens`. On here, unlike in vLLM, because
     /// a router wants it on.
     pub enable_prompt_tokens_details: bool,
@@ -50,6 +52,7 @@ impl Default for SimConfig {
             api_key: None,
             enable_request_id_headers: false,
             enable_server_load_tracking: false,
+            enable_scale_out: false,
             enable_prompt_tokens_details: true,
             max_num_queued_reqs: None,
             keep_alive_timeout: Duration::from_secs(5),

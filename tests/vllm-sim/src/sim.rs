@@ -33,6 +33,8 @@ pub enum StartError {
     BlockSize(usize),
     #[error("{name} must be positive")]
     NotPositive { name: &'static str },
+    #[error("KV events: {0}")]
+    Events(#[from] crate::kv_events::PublishError),
     #[error("cannot start the worker's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -46,7 +48,7 @@ impl Sim {
     pub async fn start(config: SimConfig) -> Result<SimHandle, StartError> {
         let config = checked(config)?;
         let listener = listen(config.listen)?;
-        Ok(run(config, listener))
+        run(config, listener).await
     }
 
     /// Starts a worker on a thread and a runtime of its own, for callers that have no runtime or a busy one.
@@ -106,21 +108,28 @@ fn listen(addr: SocketAddr) -> Result<TcpListener, StartError> {
     bind().map_err(|source| StartError::Listen { addr, source })
 }
 
-fn run(mut config: SimConfig, listener: TcpListener) -> SimHandle {
+async fn run(mut config: SimConfig, listener: TcpListener) -> Result<SimHandle, StartError> {
     let addr = listener.local_addr().unwrap_or(config.listen);
     config.listen = addr;
     let event_batches = Arc::new(AtomicU64::new(0));
-    let sink = config.kv_events.clone().map(|events| crate::kv_events::start(events, event_batches.clone()));
+    let sink = match &mut config.kv_events {
+        Some(events) => {
+            let loras = config.loras.iter().map(|lora| lora.name.clone()).collect();
+            Some(crate::kv_events::start(events, loras, event_batches.clone()).await?)
+        }
+        None => None,
+    };
     let engine = EngineHandle::start(config.engine.clone(), sink);
     let worker = Arc::new(Worker::new(config, engine, event_batches));
     let (kill, killed) = oneshot::channel();
     let (done, ended) = tokio::sync::watch::channel(false);
     let serving = worker.clone();
     tokio::spawn(async move {
-        serve(serving, listener, killed).await;
+        serve(serving.clone(), listener, killed).await;
+        serving.engine.exit();
         done.send_replace(true);
     });
-    SimHandle { addr, worker, kill: parking_lot::Mutex::new(Some(kill)), ended }
+    Ok(SimHandle { addr, worker, kill: parking_lot::Mutex::new(Some(kill)), ended })
 }
 
 async fn serve(worker: Arc<Worker>, listener: TcpListener, mut killed: oneshot::Receiver<()>) {
@@ -173,6 +182,11 @@ impl SimHandle {
     /// `http://host:port`.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Where KV events are published and replayed, with the ports that were bound.
+    pub fn kv_events(&self) -> Option<&crate::KvEventsConfig> {
+        self.worker.config.kv_events.as_ref()
     }
 
     /// The worker's counters now.

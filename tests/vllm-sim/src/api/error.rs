@@ -106,6 +106,18 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// The body as `/v1/messages` has it; what pydantic refuses keeps OpenAI's shape there too.
+    pub(crate) fn anthropic_body(&self) -> Vec<u8> {
+        if self.kind == "Bad Request" {
+            return self.body();
+        }
+        let quoted = |text: &str| serde_json::to_string(text).expect("a string serialises");
+        let (kind, message) = (quoted(&self.kind), quoted(&self.message));
+        format!("{{\"type\":\"error\",\"error\":{{\"type\":{kind},\"message\":{message}}}}}").into_bytes()
+    }
+}
+
 const ENGINE_DEAD: &str = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
 
 /// The SSE event with which a broken engine ends a stream, in `json.dumps`' spacing.

@@ -157,9 +157,18 @@ impl<'a> Exchange<'a> {
     }
 
     pub(crate) async fn error(&mut self, error: &ApiError) -> Result<(), Gone> {
+        self.respond(self.error_head(error), &error.body()).await
+    }
+
+    /// As [`Exchange::error`], in Anthropic's shape.
+    pub(crate) async fn anthropic_error(&mut self, error: &ApiError) -> Result<(), Gone> {
+        self.respond(self.error_head(error), &error.anthropic_body()).await
+    }
+
+    fn error_head(&self, error: &ApiError) -> ResponseHead {
         let mut head = self.response_head(error.status, JSON);
         head.first.extend(error.retry_after_s.map(|after_s| ("retry-after", after_s.to_string())));
-        self.respond(head, &error.body()).await
+        head
     }
 
     /// Sends the head of a stream, as a write of its own.

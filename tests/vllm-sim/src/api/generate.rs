@@ -11,7 +11,8 @@ use super::job::Job;
 use super::params::{Api, Params};
 use super::prompt::PromptReader;
 use super::routes::Endpoint;
-use super::{chat, completions};
+use super::responses::{self, Echo};
+use super::{chat, completions, messages};
 use crate::engine::hashing::ExtraKeys;
 use crate::engine::sequence::{Finish, Generation, OutputText, Progress, SequenceSpec};
 use crate::faults::{Ending, FaultKind};
@@ -45,6 +46,7 @@ impl Exchange<'_> {
             _ => {}
         }
         match self.launch(endpoint, body) {
+            Err(error) if endpoint == Endpoint::Messages => self.anthropic_error(&error).await,
             Err(error) => self.error(&error).await,
             Ok((job, generation)) if job.params.stream => self.stream(job, generation, fault).await,
             Ok((job, generation)) => self.whole(job, generation, fault).await,
@@ -66,8 +68,11 @@ impl Exchange<'_> {
         let prompts = match api {
             Api::Completions => reader.completion(fields.raw("prompt"))?,
             Api::Chat => vec![reader.chat(&fields)?],
-            Api::Responses | Api::Messages => return Err(ApiError::injected(501, None)),
+            Api::Responses => vec![responses::prompt(reader, &fields)?],
+            Api::Messages => vec![messages::prompt(reader, &fields)?],
         };
+        let message_id = || format!("msg_{:016x}", worker.rng.next_u64());
+        let echo = (api == Api::Responses).then(|| Echo::read(&fields, message_id())).transpose()?;
         if worker.is_draining() {
             return Err(ApiError::shutting_down());
         }
@@ -75,7 +80,7 @@ impl Exchange<'_> {
             worker.engine.metrics().lock().rejected += 1;
             return Err(ApiError::busy());
         }
-        self.submit(params, prompts, reader)
+        self.submit(params, prompts, reader, echo)
     }
 
     fn submit(
@@ -83,6 +88,7 @@ impl Exchange<'_> {
         params: Params,
         prompts: Vec<Vec<u32>>,
         reader: PromptReader,
+        echo: Option<Echo>,
     ) -> Result<(Job, Generation), ApiError> {
         let worker = self.worker;
         let prompts: Vec<_> = prompts.into_iter().map(Arc::new).collect();
@@ -119,6 +125,7 @@ impl Exchange<'_> {
             Api::Responses => "resp_",
         };
         let invent = || format!("{:016x}", worker.rng.next_u64());
+        let max_tokens = specs.first().map_or(0, |spec| spec.max_tokens);
         let id = format!("{prefix}{}", self.head.request_id.clone().unwrap_or_else(invent));
         let generation = worker.engine.generate(specs, params.stream);
         let job = Job {
@@ -131,6 +138,8 @@ impl Exchange<'_> {
             tokenizer: reader.tokenizer,
             block_size: worker.config.engine.block_size,
             prompt_details: worker.config.enable_prompt_tokens_details,
+            max_tokens,
+            echo,
             params,
         };
         Ok((job, generation))
@@ -157,7 +166,9 @@ impl Exchange<'_> {
         }
         let body = match job.params.api {
             Api::Completions => completions::body(&job),
-            _ => chat::body(&job),
+            Api::Chat => chat::body(&job),
+            Api::Responses => responses::body(&job),
+            Api::Messages => messages::body(&job),
         };
         let mut head = self.response_head(200, "application/json");
         head.first.extend(self.load_metrics());
@@ -172,7 +183,9 @@ impl Exchange<'_> {
     ) -> Result<(), Gone> {
         let mut writer: Box<dyn EventWriter> = match job.params.api {
             Api::Completions => Box::new(completions::Stream::default()),
-            _ => Box::new(chat::Stream::default()),
+            Api::Chat => Box::new(chat::Stream::default()),
+            Api::Responses => Box::new(responses::Stream::default()),
+            Api::Messages => Box::new(messages::Stream::default()),
         };
         self.begin_stream().await?;
         let (mut deltas, mut events, mut fault) = (Vec::new(), Events::default(), StreamFault::new(fault));

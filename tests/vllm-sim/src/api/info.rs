@@ -49,7 +49,18 @@ impl Exchange<'_> {
                 worker.stats.reset();
                 json!({ "prefix_cache_cleared": cleared }).to_string()
             }
+            Endpoint::RenderCompletion | Endpoint::RenderChat if !worker.config.enable_scale_out => {
+                return self.body(403, "application/json", b"{\"detail\":\"Forbidden\"}").await;
+            }
             Endpoint::SimFault => return self.fault(body).await,
+            Endpoint::RenderCompletion | Endpoint::RenderChat => match self.render(endpoint, body) {
+                Ok(text) => text,
+                Err(error) => return self.error(&error).await,
+            },
+            Endpoint::CountTokens => match self.count_tokens(body) {
+                Ok(text) => text,
+                Err(error) => return self.anthropic_error(&error).await,
+            },
             _ => match self.from_fields(endpoint, body) {
                 Ok(text) => text,
                 Err(error) => return self.error(&error).await,
@@ -95,6 +106,13 @@ impl Exchange<'_> {
                 ))
             }
         }
+    }
+
+    fn count_tokens(&self, body: &[u8]) -> Result<String, ApiError> {
+        let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
+        find_model(&fields, &self.worker.config)?;
+        let tokens = super::messages::prompt(self.worker.prompt_reader(), &fields)?.len();
+        Ok(format!("{{\"input_tokens\":{tokens},\"context_management\":{{\"original_input_tokens\":{tokens}}}}}"))
     }
 
     fn models(&self) -> String {

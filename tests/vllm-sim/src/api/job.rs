@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::params::{Api, Params};
+use super::responses::Echo;
 use crate::engine::sequence::{Delta, Finish, OutputText, Progress};
 use crate::rng::mix64;
 use crate::tokenizer::{IM_END, Tokenizer};
@@ -21,9 +22,17 @@ pub(crate) struct Job {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) block_size: usize,
     pub(crate) prompt_details: bool,
+    /// The limit that the first choice got.
+    pub(crate) max_tokens: usize,
+    /// Set for `/v1/responses` alone.
+    pub(crate) echo: Option<Echo>,
 }
 
 impl Job {
+    pub(crate) fn echo(&self) -> &Echo {
+        self.echo.as_ref().expect("a job of /v1/responses keeps what it repeats")
+    }
+
     pub(crate) fn prompt_of(&self, choice: usize) -> &[u32] {
         &self.prompts[choice / self.params.n]
     }

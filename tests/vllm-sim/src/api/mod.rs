@@ -9,8 +9,11 @@ mod fields;
 mod generate;
 mod info;
 mod job;
+mod messages;
 mod params;
 mod prompt;
+mod render;
+mod responses;
 mod routes;
 
 pub(crate) use exchange::{Exchange, Outcome};

@@ -10,6 +10,7 @@ pub(crate) mod core;
 pub mod hashing;
 pub(crate) mod sequence;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,6 +35,7 @@ enum Command {
     Submit(Vec<Sequence>),
     ResetPrefixCache(oneshot::Sender<bool>),
     EndAll(Finish),
+    Exit,
 }
 
 /// The way to the engine task; dropping every handle ends it.
@@ -154,6 +156,12 @@ impl EngineHandle {
         let _ = self.commands.send(Command::EndAll(finish)); // an engine that has gone has nothing in flight
     }
 
+    /// Ends the engine, and with it the KV events.
+    pub(crate) fn exit(&self) {
+        self.set_frozen(false);
+        let _ = self.commands.send(Command::Exit); // it may have ended
+    }
+
     /// Stops (or resumes) the engine where it is, as SIGSTOP does to the engine process.
     pub(crate) fn set_frozen(&self, frozen: bool) {
         self.frozen.send_replace(frozen);
@@ -182,7 +190,9 @@ impl EngineTask {
                 return; // every handle is gone
             }
             while let Ok(command) = self.commands.try_recv() {
-                self.obey(command);
+                if self.obey(command).is_break() {
+                    return;
+                }
             }
             if self.pending_aborts.swap(0, Ordering::AcqRel) > 0 {
                 self.core.reap_aborted();
@@ -196,7 +206,9 @@ impl EngineTask {
             let Some(step) = step else {
                 debug_assert!(self.core.is_idle(), "whatever waits fits an empty pool");
                 let Some(command) = self.commands.recv().await else { return };
-                self.obey(command);
+                if self.obey(command).is_break() {
+                    return;
+                }
                 clock = Instant::now();
                 continue;
             };
@@ -217,7 +229,7 @@ impl EngineTask {
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command) -> ControlFlow<()> {
         match command {
             Command::Submit(sequences) => {
                 for sequence in sequences {
@@ -228,6 +240,8 @@ impl EngineTask {
                 let _ = reply.send(self.core.reset_prefix_cache()); // the client may have gone
             }
             Command::EndAll(finish) => self.core.end_all(finish),
+            Command::Exit => return ControlFlow::Break(()),
         }
+        ControlFlow::Continue(())
     }
 }

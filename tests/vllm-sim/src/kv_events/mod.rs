@@ -1,6 +1,10 @@
 //! vLLM's KV cache events: what the engine stored and evicted, published over ZMQ.
 
+mod publisher;
 pub mod wire;
+
+pub(crate) use publisher::start;
+pub use publisher::{PublishError, binds};
 
 use crate::engine::hashing::BlockHash;
 use crate::engine::sequence::Sequence;
@@ -56,14 +60,4 @@ impl EventSink {
     pub(crate) fn publish(&self, events: Vec<KvEvent>) {
         let _ = self.batches.send(events); // the publisher ends only with the worker
     }
-}
-
-/// Starts the publisher of one worker on the current runtime.
-pub(crate) fn start(
-    _config: crate::config::KvEventsConfig,
-    _published: std::sync::Arc<std::sync::atomic::AtomicU64>,
-) -> EventSink {
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-    tokio::spawn(async move { while receiver.recv().await.is_some() {} });
-    EventSink::new(sender)
 }
