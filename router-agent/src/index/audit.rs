@@ -21,6 +21,7 @@ impl Tree {
     pub(super) fn audit(&self) -> Result<(), String> {
         let mut run_bytes = 0;
         let mut blocks = 0;
+        let mut held = [0_usize; WORKERS_MAX];
         let mut children =
             vec![(0_u32, 0_u32); self.table().iter().map(|(_, id)| id as usize + 1).max().unwrap_or(0)];
         for (key, id) in self.table().iter() {
@@ -34,6 +35,7 @@ impl Tree {
             );
             run_bytes += size_of::<Run>() + run.hashes.capacity() * 8 + run.holders.heap_bytes();
             blocks += run.hashes.len() as u64;
+            run.holders.slots().for_each(|slot| held[usize::from(slot.0)] += 1);
             if run.parent != NIL {
                 let parent = self.run(run.parent);
                 check!(
@@ -65,13 +67,12 @@ impl Tree {
             self.run_bytes()
         );
         check!(self.bytes() <= self.bytes_max() || stats.runs == 0, "the bound in bytes is broken");
-        (0..WORKERS_MAX).try_for_each(|slot| self.audit_worker(WorkerSlot(slot as u16)))
+        held.iter().enumerate().try_for_each(|(slot, held)| self.audit_worker(WorkerSlot(slot as u16), *held))
     }
 
     /// The list by last use: whole, in order, and every run after its parent.
-    fn audit_worker(&self, slot: WorkerSlot) -> Result<(), String> {
+    fn audit_worker(&self, slot: WorkerSlot, held: usize) -> Result<(), String> {
         let worker = self.worker(slot);
-        let held = self.table().iter().filter(|(_, id)| self.run(*id).holders.contains(slot)).count();
         let mut seen = HashSet::new();
         let (mut id, mut newer, mut blocks, mut stamp) = (worker.newest, NIL, 0, u64::MAX);
         while id != NIL {

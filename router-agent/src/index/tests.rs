@@ -66,16 +66,18 @@ fn step() -> impl Strategy<Value = Step> {
 fn run(steps: &[Step], bytes_max: Option<usize>) -> Result<(), TestCaseError> {
     let index = bytes_max.map_or_else(PrefixIndex::default, PrefixIndex::new);
     let mut model = Model::default();
-    let mut prompts: Vec<Vec<u8>> = vec![vec![]];
+    let mut prompts: Vec<(Vec<u8>, Vec<u64>)> = vec![(vec![], vec![])];
+    let mut matches = Matches::new();
     for (number, step) in steps.iter().enumerate() {
         match *step {
             Step::Insert { slot, from, keep, add } => {
-                let from = &prompts[from % prompts.len()];
+                let from = &prompts[from % prompts.len()].0;
                 let mut prompt = from[..from.len() * keep / 1000].to_vec();
                 prompt.extend((0..add).map(|place| (number * 31 + place) as u8));
-                index.insert(SLOTS[slot], &chain(&prompt));
-                model.insert(SLOTS[slot], &chain(&prompt));
-                prompts.push(prompt);
+                let hashes = chain(&prompt);
+                index.insert(SLOTS[slot], &hashes);
+                model.insert(SLOTS[slot], &hashes);
+                prompts.push((prompt, hashes));
             }
             Step::Clear { slot } => {
                 index.clear(SLOTS[slot]);
@@ -101,11 +103,10 @@ fn run(steps: &[Step], bytes_max: Option<usize>) -> Result<(), TestCaseError> {
         for slot in SLOTS {
             prop_assert_eq!(index.blocks(slot), model.blocks(slot), "{:?} after step {}", slot, number);
         }
-        for prompt in &prompts {
-            let hashes = chain(prompt);
-            let matches = lookup(&index, &hashes);
+        for (_, hashes) in &prompts {
+            index.lookup(hashes, &mut matches);
             for slot in SLOTS {
-                let expected = model.matched(slot, &hashes);
+                let expected = model.matched(slot, hashes);
                 prop_assert_eq!(matches.blocks(slot), expected, "{:?} after step {}", slot, number);
             }
             prop_assert!(matches.iter().all(|(slot, _)| SLOTS.contains(&slot)));

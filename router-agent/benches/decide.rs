@@ -1,0 +1,67 @@
+//! What one decision costs, by policy and number of candidates; and the whole way from body to worker.
+
+use fastrand::Rng;
+use router_agent::{
+    index::{Matches, PrefixIndex, WorkerSlot},
+    prompt::{ApiKind, BLOCK_BYTES, parse},
+    routing::{Ask, Candidate, Policy, Router},
+};
+use serde_json::json;
+
+mod support;
+use support::time;
+
+fn main() {
+    let mut random = Rng::with_seed(1);
+    for workers in [4_u16, 64, 256] {
+        let candidates: Vec<Candidate> = (0..workers)
+            .map(|slot| Candidate {
+                matched_tokens: random.u32(..8_000),
+                in_flight: random.u32(..20),
+                queued_prefill_tokens: random.u64(..30_000),
+                running: random.u32(..20),
+                ..Candidate::idle(WorkerSlot(slot))
+            })
+            .collect();
+        for policy in Policy::ALL {
+            let mut router = Router::new(policy, 1);
+            let ask = Ask { prompt_tokens: 8_000 };
+            // Sixteen at a time: one is below what the clock can tell.
+            time(&format!("16 decisions, {policy}, {workers} candidates"), 100, || {
+                (0..16)
+                    .filter_map(|_| router.decide(&ask, &candidates))
+                    .map(|d| u64::from(d.slot.0))
+                    .sum::<u64>()
+            });
+        }
+    }
+    println!();
+    for (name, bytes) in [("1 KB", 1_000), ("16 KB", 16_000), ("400 KB", 400_000)] {
+        let text: String = (0..)
+            .map(|n: u32| format!("The quick brown fox jumps over {n} dogs.\n"))
+            .take(bytes / 35)
+            .collect();
+        let body =
+            json!({"model": "m", "messages": [{"role": "user", "content": &text[..bytes.min(text.len())]}]})
+                .to_string();
+        for workers in [4_u16, 64, 256] {
+            let index = PrefixIndex::default();
+            let (mut hashes, mut matches, mut candidates) = (Vec::new(), Matches::new(), Vec::new());
+            let mut router = Router::new(Policy::Warm, 1);
+            let mut whole = || {
+                let request = parse(ApiKind::Chat, body.as_bytes()).expect("valid");
+                let size = request.hash_into(BLOCK_BYTES, request.root_seed(), &mut hashes);
+                index.lookup(&hashes, &mut matches);
+                candidates.clear();
+                candidates.extend((0..workers).map(WorkerSlot).map(|slot| Candidate {
+                    matched_tokens: size.tokens_of_blocks(matches.blocks(slot), BLOCK_BYTES, 4.0),
+                    ..Candidate::idle(slot)
+                }));
+                let decision = router.decide(&Ask { prompt_tokens: size.tokens(4.0) }, &candidates);
+                index.insert(decision.expect("there are workers").slot, &hashes);
+            };
+            (0..workers).for_each(|_| whole());
+            time(&format!("body {name}, {workers} workers: parse to insert"), 300, &mut whole);
+        }
+    }
+}
