@@ -57,6 +57,12 @@ pub(crate) struct Args {
     /// Prefill rate of one worker, tokens per second of trace time
     #[arg(long, default_value_t = 7_000.0)]
     prefill_tokens_per_s: f64,
+    /// Inter-token latency of one worker with nothing else to do, milliseconds of trace time
+    #[arg(long, default_value_t = 20.0)]
+    itl_base_ms: f64,
+    /// What each running sequence adds to it, milliseconds of trace time
+    #[arg(long, default_value_t = 0.2)]
+    itl_slope_ms: f64,
     /// KV cache of one worker, blocks of 16 tokens
     #[arg(long, default_value_t = 32_768)]
     kv_blocks: u64,
@@ -159,6 +165,8 @@ impl Replay<'_> {
             output_tokens: self.requests.iter().map(|request| request.output_tokens).sum(),
             ceiling_share: ceiling.share(),
             prefill_tokens_per_s: args.prefill_tokens_per_s,
+            itl_base_ms: args.itl_base_ms,
+            itl_slope_ms: args.itl_slope_ms,
             kv_blocks: args.kv_blocks,
             capacity_tokens_per_s,
         }
@@ -213,9 +221,11 @@ impl Replay<'_> {
         let mut sim_args: Vec<String> = [
             ("--port", port.to_string()),
             ("--count", args.workers.to_string()),
-            ("--model", args.model.clone()),
+            ("--served-model-name", args.model.clone()),
             ("--prefill-tokens-per-s", args.prefill_tokens_per_s.to_string()),
-            ("--kv-blocks", args.kv_blocks.to_string()),
+            ("--itl-base-ms", args.itl_base_ms.to_string()),
+            ("--itl-slope-ms", args.itl_slope_ms.to_string()),
+            ("--num-gpu-blocks", args.kv_blocks.to_string()),
             ("--time-scale", args.speed_up.to_string()),
             ("--seed", seed.to_string()),
         ]

@@ -27,6 +27,8 @@ pub(crate) struct Setup {
     /// Of the prompt tokens, in one infinite cache.
     pub(crate) ceiling_share: f64,
     pub(crate) prefill_tokens_per_s: f64,
+    pub(crate) itl_base_ms: f64,
+    pub(crate) itl_slope_ms: f64,
     pub(crate) kv_blocks: u64,
     /// Prefill of the whole fleet; none where the workers are somebody else's.
     pub(crate) capacity_tokens_per_s: Option<f64>,
@@ -52,8 +54,9 @@ impl fmt::Display for Setup {
         if let Some(capacity) = self.capacity_tokens_per_s {
             writeln!(
                 f,
-                "workers: {} x {:.0} prefill tokens/s, {} KV blocks each",
-                self.workers, self.prefill_tokens_per_s, self.kv_blocks
+                "workers: {} x {:.0} prefill tokens/s, {} ms between tokens (+ {} ms per running sequence), {} KV blocks \
+                 of 16 tokens",
+                self.workers, self.prefill_tokens_per_s, self.itl_base_ms, self.itl_slope_ms, self.kv_blocks
             )?;
             writeln!(
                 f,
@@ -377,6 +380,8 @@ mod tests {
             output_tokens: 200,
             ceiling_share: 0.5,
             prefill_tokens_per_s: 100.0,
+            itl_base_ms: 20.0,
+            itl_slope_ms: 0.2,
             kv_blocks: 10,
             capacity_tokens_per_s: Some(400.0),
         }
