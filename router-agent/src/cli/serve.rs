@@ -85,6 +85,10 @@ pub enum ServeError {
         /// The system's word.
         source: io::Error,
     },
+    /// A simulated worker did not start.
+    #[cfg(feature = "sim")]
+    #[error("simulated worker: {0}")]
+    Sim(#[from] vllm_sim::StartError),
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -152,7 +156,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     config.admin = admin_listener.local_addr().map_err(system("cannot read the admin address"))?;
 
     #[cfg(feature = "sim")]
-    let simulated = simulate(&mut config).await?;
+    let simulated = simulate(&mut config)?;
     #[cfg(not(feature = "sim"))]
     let simulated: Vec<()> = Vec::new();
 
@@ -237,12 +241,12 @@ impl Signals {
 }
 
 #[cfg(feature = "sim")]
-async fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError> {
+fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError> {
     let mut simulated = Vec::new();
     for number in 0..config.sim_workers {
-        let handle = vllm_sim::Sim::start(vllm_sim::SimConfig { seed: number as u64, ..Default::default() })
-            .await
-            .map_err(system("cannot start a simulated worker"))?;
+        let settings = vllm_sim::SimConfig { seed: number as u64, ..Default::default() };
+        // A thread of its own, as a worker is a process of its own: it must not slow down the control thread.
+        let handle = vllm_sim::Sim::start_thread(settings)?;
         let url = format!("http://{}", handle.addr());
         config.workers.push(config::worker_config(&url, Some(format!("sim-{number}")))?);
         simulated.push(handle);
