@@ -1,3 +1,47 @@
-//! What the kernel programs and user space share: map keys, values, names and limits.
+//! What the kernel programs and user space share: the keys and values of the BPF maps, their names and their
+//! limits, and the arithmetic both sides must agree on.
+//!
+//! Every value is a `#[repr(C)]` struct without implicit padding (checked when it is compiled) and every enum is
+//! fieldless and `#[repr(u32)]`, so that the BTF in the object lets `bpftool map dump pinned …` print field and
+//! variant names. User space never casts bytes to these types: [`MapValue`] writes and reads them field by field,
+//! so a foreign or damaged entry is an error, not undefined behaviour.
+//!
+//! A change to any layout here is a change of [`SCHEMA_VERSION`].
 #![no_std]
 #![forbid(unsafe_code)]
+
+mod bytes;
+pub mod cores;
+pub mod instance;
+pub mod limits;
+pub mod workers;
+
+#[cfg(not(target_arch = "bpf"))]
+pub use bytes::{Cell, Field, MapValue};
+
+/// The version of all layouts in this crate; stored in the `instance` map, checked by readers in other processes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Names of the maps, as the kernel, bpftool and the pin directory show them (at most 15 bytes: `BPF_OBJ_NAME_LEN`
+/// is 16 with its NUL).
+pub mod names {
+    /// `u32` worker index → [`WorkerValue`](crate::workers::WorkerValue); hash.
+    pub const WORKERS: &str = "workers";
+    /// `u32` data thread → [`CoreValue`](crate::cores::CoreValue); mmapable array.
+    pub const CORES: &str = "cores";
+    /// `0` → [`SteeringCounts`](crate::cores::SteeringCounts); per-CPU array.
+    pub const STEERING: &str = "steering";
+    /// `0` → [`InstanceValue`](crate::instance::InstanceValue); array.
+    pub const INSTANCE: &str = "instance";
+    /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
+    pub const LISTENERS: &str = "listeners";
+
+    const ALL: [&str; 5] = [WORKERS, CORES, STEERING, INSTANCE, LISTENERS];
+    const _: () = {
+        let mut i = 0;
+        while i < ALL.len() {
+            assert!(ALL[i].len() <= 15);
+            i += 1;
+        }
+    };
+}

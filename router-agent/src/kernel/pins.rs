@@ -1,0 +1,191 @@
+//! Pins: where other processes find the maps.
+//!
+//! The default instance pins straight into `/sys/fs/bpf/warmpath/`, an instance with a name into
+//! `/sys/fs/bpf/warmpath-NAME/`. The directory belongs to one live process at a time, by an exclusive `flock` on the
+//! directory itself: the kernel releases it however the process ends, so what lies in a directory that can be locked
+//! is stale, and is replaced. Pins are never reused, hence never of another version's shape. They are removed, with
+//! the directory, when [`Pins`] is dropped.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::Map;
+
+use super::{
+    capability::missing_privileges,
+    error::{KernelError, chain},
+};
+
+/// Where bpffs is mounted on every distribution.
+pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
+
+/// Longest instance name, bytes.
+const INSTANCE_NAME_MAX: usize = 32;
+
+/// The pin directory of an instance.
+pub fn directory(root: &Path, instance: Option<&str>) -> PathBuf {
+    match instance {
+        None => root.join("warmpath"),
+        Some(name) => root.join(format!("warmpath-{name}")),
+    }
+}
+
+/// A pin directory held by this process.
+#[derive(Debug)]
+pub(super) struct Pins {
+    directory: PathBuf,
+    /// Holds the lock; closing it releases it.
+    lock: File,
+}
+
+impl Pins {
+    /// Creates, locks and empties the directory of `instance`. The error is the reason to show.
+    pub(super) fn claim(root: &Path, instance: Option<&str>) -> Result<Self, String> {
+        if let Some(name) = instance
+            && !is_valid_name(name)
+        {
+            return Err(format!(
+                "instance name `{name}`: 1 to {INSTANCE_NAME_MAX} ASCII letters, digits, `-` and `_` (bpffs takes no dots)"
+            ));
+        }
+        if !is_bpffs(root) {
+            let root = root.display();
+            return Err(format!("no BPF file system at {root}: mount it with `mount -t bpf bpf {root}`"));
+        }
+        let directory = directory(root, instance);
+        let lock = Self::lock(&directory)?;
+        let pins = Self { directory, lock };
+        pins.clear().map_err(|error| chain(&error))?;
+        Ok(pins)
+    }
+
+    fn lock(directory: &Path) -> Result<File, String> {
+        let refused = |what: &str, error: &io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let fix = missing_privileges().map_or(String::new(), |fix| format!(": {fix}"));
+                format!("{what} {}: {error}{fix}", directory.display())
+            }
+            _ => format!("{what} {}: {error}", directory.display()),
+        };
+        // A process that ends cleanly removes the directory that the next one has just opened: then once more.
+        for _ in 0..16 {
+            fs::create_dir_all(directory).map_err(|error| refused("creating", &error))?;
+            let lock = match File::open(directory) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(refused("opening", &error)),
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(format!(
+                        "another running gateway holds {}: give this one a name of its own (`instance`)",
+                        directory.display()
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(refused("locking", &error)),
+            }
+            if is_same_file(&lock, directory) {
+                return Ok(lock);
+            }
+        }
+        Err(format!("{} keeps being removed by other processes", directory.display()))
+    }
+
+    /// Pins one map under its name.
+    pub(super) fn pin(&self, name: &'static str, map: &Map) -> Result<(), KernelError> {
+        map.pin(self.directory.join(name)).map_err(|source| KernelError::Pin { name, source })
+    }
+
+    /// Removes whatever is pinned: a killed process's maps live on for as long as a pin holds them.
+    fn clear(&self) -> Result<(), KernelError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| KernelError::Io { path, source }
+        };
+        for entry in fs::read_dir(&self.directory).map_err(io(&self.directory))? {
+            let path = entry.map_err(io(&self.directory))?.path();
+            fs::remove_file(&path).map_err(io(&path))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // Only if the path still names what we locked: someone may have removed it and another instance moved in.
+        if is_same_file(&self.lock, &self.directory) {
+            let _ = self.clear();
+            let _ = fs::remove_dir(&self.directory);
+        }
+    }
+}
+
+fn is_same_file(open: &File, path: &Path) -> bool {
+    match (open.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+fn is_valid_name(name: &str) -> bool {
+    (1..=INSTANCE_NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// Whether `path` lies on a BPF file system.
+fn is_bpffs(path: &Path) -> bool {
+    // Without /proc nobody can say: then the first pin tells.
+    fs::read_to_string("/proc/self/mounts").map_or(true, |mounts| file_system(&mounts, path) == Some("bpf"))
+}
+
+/// The type of the file system that `path` lies on, by a `/proc/self/mounts`.
+fn file_system<'a>(mounts: &'a str, path: &Path) -> Option<&'a str> {
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (_device, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            path.starts_with(point).then_some((Path::new(point).components().count(), kind))
+        })
+        // The deepest mount point wins; of two on the same point, the later one.
+        .max_by_key(|(depth, _)| *depth)
+        .map(|(_, kind)| kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_have_directories_of_their_own() {
+        let root = Path::new(DEFAULT_ROOT);
+        assert_eq!(directory(root, None), Path::new("/sys/fs/bpf/warmpath"));
+        assert_eq!(directory(root, Some("b")), Path::new("/sys/fs/bpf/warmpath-b"));
+    }
+
+    #[test]
+    fn names_that_bpffs_or_a_path_would_not_take_are_refused() {
+        assert!(is_valid_name("gateway-2_b"));
+        for name in ["", "a.b", "../x", "a/b", "é", &"x".repeat(33)] {
+            assert!(!is_valid_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_deepest_and_latest_mount_decides() {
+        let mounts = "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\ntmpfs /sys/fs/bpf/x tmpfs rw 0 0\n";
+        assert_eq!(file_system(mounts, Path::new("/sys/fs/bpf")), Some("bpf"));
+        assert_eq!(file_system(mounts, Path::new("/sys/fs/bpf/x")), Some("tmpfs"));
+        assert_eq!(file_system(mounts, Path::new("/sys/fs/bpfx")), Some("sysfs"));
+        assert_eq!(file_system("a /m bpf rw\nb /m tmpfs rw\n", Path::new("/m")), Some("tmpfs"));
+    }
+}

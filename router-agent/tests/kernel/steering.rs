@@ -1,0 +1,259 @@
+//! Steering, with real listeners and connections on loopback. The data threads here do what the gateway's do:
+//! accept what is there, then report.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use router_agent::kernel::Core;
+use router_common::limits::{CORE_LAG_FLOOR_US, CORE_STALLED_AFTER_MS};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::open;
+
+/// `count` listeners on one port of loopback, non-blocking.
+fn listeners(count: usize) -> Vec<TcpListener> {
+    let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    (0..count)
+        .map(|_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("socket");
+            socket.set_reuse_port(true).expect("SO_REUSEPORT");
+            socket.bind(&address.into()).expect("bind");
+            socket.listen(1024).expect("listen");
+            socket.set_nonblocking(true).expect("non-blocking");
+            let listener = TcpListener::from(socket);
+            address = listener.local_addr().expect("bound");
+            listener
+        })
+        .collect()
+}
+
+fn connect(address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| TcpStream::connect(address).expect("connect")).collect()
+}
+
+fn accept_all(listener: &TcpListener) -> Vec<TcpStream> {
+    std::iter::from_fn(|| listener.accept().ok().map(|(stream, _)| stream)).collect()
+}
+
+/// Waits until `condition` holds; panics after ten seconds.
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(10), "never came: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A data thread: accepts and reports every 2 ms until told to stop; can be told to hang.
+struct DataThread {
+    accepted: Arc<AtomicU32>,
+    hang: Arc<AtomicBool>,
+    lag_us: Arc<AtomicU32>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DataThread {
+    fn start(core: Core, listener: TcpListener) -> Self {
+        let (accepted, lag_us) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let (hang, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let mine = (Arc::clone(&accepted), Arc::clone(&lag_us), Arc::clone(&hang), Arc::clone(&stop));
+        core.report(0, 0);
+        let thread = std::thread::spawn(move || {
+            let (accepted, lag_us, hang, stop) = mine;
+            let mut open = Vec::new();
+            while !stop.load(SeqCst) {
+                if !hang.load(SeqCst) {
+                    while let Ok((stream, _)) = listener.accept() {
+                        core.accepted();
+                        open.push(stream);
+                    }
+                    accepted.store(open.len() as u32, SeqCst);
+                    core.report(lag_us.load(SeqCst), open.len() as u32);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Self { accepted, hang, lag_us, stop, thread: Some(thread) }
+    }
+
+    fn accepted(&self) -> u32 {
+        self.accepted.load(SeqCst)
+    }
+}
+
+impl Drop for DataThread {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let joined = thread.join();
+            assert!(joined.is_ok() || std::thread::panicking());
+        }
+    }
+}
+
+fn accepted(threads: &[DataThread]) -> Vec<u32> {
+    threads.iter().map(DataThread::accepted).collect()
+}
+
+fn sum(threads: &[DataThread]) -> u32 {
+    threads.iter().map(DataThread::accepted).sum()
+}
+
+#[test]
+fn connections_spread_evenly_over_the_threads() {
+    let Some((mut kernel, _)) = open("spread", 4) else { return };
+    let listeners = listeners(4);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let threads: Vec<_> = (0..)
+        .zip(listeners)
+        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
+        .collect();
+
+    let clients = connect(address, 400);
+    wait_for("all accepted", || sum(&threads) == 400);
+    for got in accepted(&threads) {
+        assert!((90..=110).contains(&got), "{:?}", accepted(&threads));
+    }
+    let counts = kernel.steering_stats().expect("attached");
+    assert!(counts.total >= 400 && counts.selected == counts.total, "{counts:?}");
+    drop(clients);
+}
+
+#[test]
+fn a_thread_that_hangs_gets_no_new_connection() {
+    let Some((mut kernel, _)) = open("hang", 3) else { return };
+    let listeners = listeners(3);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let hung = listeners[1].try_clone().expect("dup");
+    let threads: Vec<_> = (0..)
+        .zip(listeners)
+        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
+        .collect();
+
+    let before = connect(address, 30);
+    wait_for("all accepted", || sum(&threads) == 30);
+    threads[1].hang.store(true, SeqCst);
+    // The promise is a time, so it is a time that is waited for; then every connection counts.
+    std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
+    let during = connect(address, 200);
+    wait_for("all accepted by the others", || sum(&threads) == 230);
+    assert_eq!(accept_all(&hung).len(), 0, "nothing waits on the thread that hangs");
+    assert_eq!(accepted(&threads)[1], 10);
+    assert!(kernel.steering_stats().expect("attached").skipped_stalled >= 200);
+
+    threads[1].hang.store(false, SeqCst);
+    let after = connect(address, 60);
+    wait_for("all accepted", || sum(&threads) == 290);
+    assert!(
+        accepted(&threads)[1] > 10,
+        "it is chosen again, and first, as the one with the fewest connections"
+    );
+    drop((before, during, after));
+}
+
+#[test]
+fn a_thread_that_lags_sheds_its_share() {
+    let Some((mut kernel, _)) = open("lag", 2) else { return };
+    let listeners = listeners(2);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let threads: Vec<_> = (0..)
+        .zip(listeners)
+        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
+        .collect();
+    threads[0].lag_us.store(CORE_LAG_FLOOR_US + 1, SeqCst);
+    // Two more connections accepted after the change prove that it has been reported.
+    let mut clients = connect(address, 2);
+    wait_for("both accepted", || sum(&threads) == 2);
+    std::thread::sleep(Duration::from_millis(10));
+    let slow = accepted(&threads)[0];
+    clients.extend(connect(address, 50));
+    wait_for("all accepted", || sum(&threads) == 52);
+    assert_eq!(accepted(&threads)[0], slow, "{:?}", accepted(&threads));
+    assert!(kernel.steering_stats().expect("attached").skipped_lag >= 50);
+}
+
+#[test]
+fn without_reports_the_kernels_hash_places_connections() {
+    let Some((mut kernel, _)) = open("hash", 2) else { return };
+    let listeners = listeners(2);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let clients = connect(address, 200);
+    let got: Vec<_> = listeners.iter().map(|listener| accept_all(listener).len()).collect();
+    assert_eq!(got.iter().sum::<usize>(), 200);
+    assert!(got.iter().all(|&got| got > 50), "the hash spreads roughly: {got:?}");
+    let counts = kernel.steering_stats().expect("attached");
+    assert!(counts.fallback_no_core >= 200 && counts.selected == 0, "{counts:?}");
+
+    steering.detach(&listeners[0]).expect("detach");
+    let more = connect(address, 20);
+    assert_eq!(kernel.steering_stats().expect("still readable").total, counts.total, "not asked any more");
+    drop((clients, more));
+}
+
+#[test]
+fn a_listener_that_closes_loses_no_connection() {
+    let Some((mut kernel, _)) = open("close", 2) else { return };
+    let mut listeners = listeners(2);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    // Only thread 0 is alive: all 40 wait on its listener.
+    steering.report(0, 0, 0);
+    let waiting = connect(address, 40);
+    assert_eq!(kernel.steering_stats().expect("attached").selected, 40);
+    // Now only thread 1 is, and thread 0's listener closes.
+    std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
+    steering.report(1, 0, 0);
+    drop(listeners.remove(0));
+    assert_eq!(accept_all(&listeners[0]).len(), 40, "they have moved");
+    let counts = kernel.steering_stats().expect("attached");
+    assert_eq!(counts.migrated, 40, "{counts:?}");
+
+    // A thread that reports but whose listener is gone: the choice is refused, the hash places them.
+    std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
+    steering.report(0, 0, 0);
+    let late = connect(address, 20);
+    assert_eq!(accept_all(&listeners[0]).len(), 20);
+    assert_eq!(kernel.steering_stats().expect("attached").fallback_refused, 20);
+    drop((waiting, late));
+}
+
+#[test]
+fn connections_that_never_arrive_are_forgotten() {
+    let Some((mut kernel, _)) = open("drift", 2) else { return };
+    let listeners = listeners(2);
+    let address = listeners[0].local_addr().expect("bound");
+    let steering = kernel.attach_steering(&listeners).expect("attach");
+    // 50 connections for thread 0 that it never accepts, and that their clients give up.
+    steering.report(0, 0, 0);
+    drop(connect(address, 50));
+    // Both report, twice: thread 0 must look as free as thread 1.
+    for _ in 0..2 {
+        steering.report(0, 0, 0);
+        steering.report(1, 0, 0);
+    }
+    let clients = connect(address, 20);
+    let waiting = accept_all(&listeners[0]).len() - 50;
+    assert_eq!(waiting, 10, "half of the twenty");
+    drop(clients);
+}
+
+#[test]
+fn listeners_must_match_the_threads_and_attach_once() {
+    let Some((mut kernel, _)) = open("count", 2) else { return };
+    assert!(kernel.attach_steering(&listeners(3)).is_err(), "a third listener would never be chosen");
+    assert!(kernel.steering_stats().is_none());
+    kernel.attach_steering(&listeners(2)).expect("attach");
+    assert!(kernel.attach_steering(&listeners(2)).is_err());
+}

@@ -1,0 +1,21 @@
+//! Limits of the kernel side, in one place. Those of the gateway are its own.
+
+/// Entries of the `workers` map. The gateway's default is 256; this is the most that one instance can publish.
+pub const WORKERS_MAX: u32 = 1024;
+
+/// Data threads that steering can place connections on. More threads than this run on the kernel's hash.
+pub const CORES_MAX: u32 = 64;
+
+/// A data thread says that it is alive at least this often.
+pub const CORE_REPORT_EVERY_MS: u64 = 25;
+
+/// A data thread silent for longer than this gets no new connection. With a report every
+/// [`CORE_REPORT_EVERY_MS`], a thread that blocks is passed over at most this long after it blocked, and two late
+/// reports in a row are forgiven.
+pub const CORE_STALLED_AFTER_MS: u64 = 75;
+
+/// Event-loop lag that counts as none: below it, timers and the scheduler speak, not the thread's load.
+pub const CORE_LAG_FLOOR_US: u32 = 5_000;
+
+/// Bytes of a worker's name in the `workers` map; longer names are cut at a character boundary.
+pub const WORKER_NAME_BYTES: usize = 48;

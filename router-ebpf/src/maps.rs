@@ -1,0 +1,47 @@
+//! The maps, as BTF definitions (`.maps`), so that bpftool prints fields by name. Keys, values and names are
+//! described in `router-common`.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray},
+    macros::btf_map,
+};
+use router_common::{
+    cores::{CoreValue, SteeringCounts},
+    instance::InstanceValue,
+    limits::{CORES_MAX, WORKERS_MAX},
+    workers::WorkerValue,
+};
+
+/// `BPF_F_MMAPABLE` (Linux 5.5): the data threads write their reports without a system call.
+const MMAPABLE: usize = 1 << 10;
+
+#[btf_map(name = "workers")]
+pub(crate) static WORKERS: HashMap<u32, WorkerValue, { WORKERS_MAX as usize }> = HashMap::new();
+
+/// The loader lowers the number of entries to the number of data threads.
+#[btf_map(name = "cores")]
+pub(crate) static CORES: Array<CoreValue, { CORES_MAX as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "steering")]
+pub(crate) static STEERING: PerCpuArray<SteeringCounts, 1> = PerCpuArray::new();
+
+#[btf_map(name = "instance")]
+pub(crate) static INSTANCE: Array<InstanceValue, 1> = Array::new();
+
+#[btf_map(name = "listeners")]
+pub(crate) static LISTENERS: ReusePortSockArray<{ CORES_MAX as usize }> = ReusePortSockArray::new();
+
+/// What one run of the steering program keeps while it looks at the threads.
+///
+/// In a map and not on the stack, because the verifier forgets what it knew of a number that comes from a map: so
+/// all ways through one turn of a loop meet again in one state. With the same numbers in registers it gives up
+/// after a million instructions.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) least_lag_us: u64,
+    pub(crate) lag_limit_us: u64,
+    pub(crate) best: u64,
+}
+
+#[btf_map(name = "steer_scratch")]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
