@@ -22,11 +22,8 @@ use tokio::sync::watch;
 use crate::{
     fleet::Worker,
     gateway::{Phase, Shared},
-    kernel::SteeringStats,
+    kernel::Steering,
 };
-
-/// Reads the steering program's counters; nothing where there is no such program.
-pub type SteeringReader = Arc<dyn Fn() -> Option<SteeringStats> + Send + Sync>;
 
 /// What the admin port reads.
 #[derive(Clone)]
@@ -35,8 +32,8 @@ pub struct Admin {
     pub shared: Arc<Shared>,
     /// Whether the gateway drains.
     pub phase: watch::Receiver<Phase>,
-    /// The kernel's counters.
-    pub steering: SteeringReader,
+    /// The steering program, where there is one.
+    pub steering: Option<Steering>,
 }
 
 /// Serves on `listener` until the future is dropped.
@@ -56,8 +53,8 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
     }
     shared.metrics.set_index_bytes(shared.index.bytes());
-    if let Some(stats) = steering() {
-        let _ = stats;
+    if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {
+        shared.metrics.set_steering(&counts);
     }
     match shared.metrics.encode() {
         Ok(text) => {

@@ -21,7 +21,7 @@ use crate::{
     fleet::{self, Fleet, Worker},
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
-    kernel::{self, Kernel, Steering},
+    kernel::{self, Capabilities, Capability, Kernel, Steering, WorkersMap},
     telemetry::{self, Metrics},
 };
 
@@ -161,9 +161,13 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let simulated: Vec<()> = Vec::new();
 
     let metrics = Metrics::new()?;
-    let (mut kernel, capabilities) = Kernel::open(&kernel::Options { instance: config.instance.clone() });
-    let steering = kernel.attach_steering(&listeners.sockets);
-    let capabilities = capabilities.with_steering(&steering);
+    // Held until the end: its pins go with it.
+    let (mut kernel, mut capabilities) = Kernel::open(&kernel::Options {
+        instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
+        threads: config.threads as u32,
+        ..kernel::Options::default()
+    });
+    let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
     for (name, capability) in capabilities.iter() {
         metrics.set_kernel(name, capability.is_available());
     }
@@ -175,17 +179,15 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
-    let steering = steering.ok().map(Arc::new);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
-    let publisher = tokio::spawn(publish(shared.clone(), kernel));
-    let reader = steering.clone();
+    let publisher = kernel.take_workers().map(|map| tokio::spawn(publish(shared.clone(), map)));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
         Admin {
             shared: shared.clone(),
             phase: phases.clone(),
-            steering: Arc::new(move || reader.as_ref().and_then(|s| s.stats().ok())),
+            steering,
         },
     ));
     let banner = Banner { config, capabilities: &capabilities, simulated: simulated.len(), started };
@@ -210,8 +212,10 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     };
     drop(monitors);
     admin.abort();
-    publisher.abort();
-    let _ = publisher.await; // the kernel's objects and pins go with it
+    if let Some(publisher) = publisher {
+        publisher.abort();
+    }
+    drop(kernel);
     drop(simulated);
     match ended {
         Ok(result) => result.map_err(system("a data thread could not run"))?,
@@ -268,14 +272,11 @@ fn start_threads(
     shared: &Arc<Shared>,
     sockets: Vec<std::net::TcpListener>,
     phases: &watch::Receiver<Phase>,
-    steering: Option<&Arc<Steering>>,
+    steering: Option<&Steering>,
 ) -> Result<Vec<DataThread>, ServeError> {
     let start = |(number, socket)| {
-        let heartbeat = steering.cloned().map(|steering| {
-            let report = move |lag_us, connections| steering.report(number as u32, lag_us, connections);
-            Box::new(report) as gateway::Heartbeat
-        });
-        gateway::start(number, socket, shared.clone(), phases.clone(), heartbeat)
+        let core = steering.map(|steering| steering.core(number as u32));
+        gateway::start(number, socket, shared.clone(), phases.clone(), core)
     };
     sockets
         .into_iter()
@@ -288,14 +289,39 @@ fn start_threads(
 /// How often the `workers` map is brought up to date.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Publishes the fleet in the `workers` map. Owns the kernel objects: they go when this task does.
-async fn publish(shared: Arc<Shared>, mut kernel: Kernel) {
+/// Publishes the fleet in the `workers` map.
+async fn publish(shared: Arc<Shared>, mut map: WorkersMap) {
     let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
+    let mut failing = false;
     loop {
         ticks.tick().await;
         for worker in shared.fleet.workers().iter() {
-            let blocks = shared.index.blocks(worker.slot);
-            kernel.publish_worker(u32::from(worker.slot.0), &kernel::worker_row(worker, blocks));
+            let row = fleet::row(worker, shared.index.blocks(worker.slot));
+            let result = map.publish(u32::from(worker.slot.0), &row);
+            if let Err(error) = &result
+                && !failing
+            {
+                tracing::warn!(%error, "the workers map is not up to date");
+            }
+            failing = result.is_err();
+        }
+    }
+}
+
+/// Attaches the steering program where the kernel took it; a refusal here is a capability lost, not a failure.
+fn attach_steering(
+    kernel: &mut Kernel,
+    capabilities: &mut Capabilities,
+    listeners: &[std::net::TcpListener],
+) -> Option<Steering> {
+    if !capabilities.steering.is_available() {
+        return None;
+    }
+    match kernel.attach_steering(listeners) {
+        Ok(steering) => Some(steering),
+        Err(error) => {
+            capabilities.steering = Capability::Unavailable(kernel::chain(&error));
+            None
         }
     }
 }

@@ -14,6 +14,9 @@ pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
+/// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
+pub const DEFAULT_INSTANCE: &str = "default";
+
 /// Whether response bodies may be moved by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -194,7 +197,7 @@ impl Default for Config {
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
             log_format: LogFormat::default(),
-            instance: "default".to_owned(),
+            instance: DEFAULT_INSTANCE.to_owned(),
             health: Health {
                 interval: Duration::from_secs(2),
                 timeout: Duration::from_secs(2),

@@ -6,6 +6,7 @@
 mod breaker;
 mod load;
 mod monitor;
+mod row;
 mod scrape;
 mod worker;
 
@@ -16,6 +17,7 @@ use arc_swap::{ArcSwap, Guard};
 pub use breaker::{Breaker, BreakerState};
 pub use load::{Flight, Load};
 pub use monitor::{check_all, spawn as spawn_monitors};
+pub use row::row;
 pub use worker::{Engine, Health, Worker};
 
 /// The workers of this gateway.

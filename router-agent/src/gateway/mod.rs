@@ -35,7 +35,7 @@ use crate::{
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
-pub use thread::{DataThread, Heartbeat, Phase, start};
+pub use thread::{DataThread, Phase, start};
 
 /// One thing for requests routed by prefix, another for all others.
 struct ByKind<T> {

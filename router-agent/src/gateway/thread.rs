@@ -22,7 +22,12 @@ use super::{
     choose::Scratch,
     connection::{self, OpenConnection},
 };
-use crate::upstream::{Pool, PoolSettings};
+use router_common::limits::CORE_REPORT_EVERY_MS;
+
+use crate::{
+    kernel::Core,
+    upstream::{Pool, PoolSettings},
+};
 
 /// What the gateway is doing, told to all data threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,11 +40,8 @@ pub enum Phase {
     Stop,
 }
 
-/// Called by each data thread every [`HEARTBEAT_INTERVAL`] with its event loop's lag (µs) and its open connections.
-pub type Heartbeat = Box<dyn FnMut(u32, u32) + Send>;
-
-/// A thread that has not spoken for a few of these is stalled.
-const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a thread says that it lives; one that is silent for a few of these gets no new connections.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(CORE_REPORT_EVERY_MS);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (no file descriptors left): the backlog waits, the CPU does not burn.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -80,11 +82,11 @@ pub fn start(
     listener: std::net::TcpListener,
     shared: Arc<Shared>,
     phase: watch::Receiver<Phase>,
-    heartbeat: Option<Heartbeat>,
+    core: Option<Core>,
 ) -> io::Result<DataThread> {
     let handle = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, run(listener, shared, phase, heartbeat))
+        LocalSet::new().block_on(&runtime, run(listener, shared, phase, core))
     })?;
     Ok(DataThread { handle })
 }
@@ -93,7 +95,7 @@ async fn run(
     listener: std::net::TcpListener,
     shared: Arc<Shared>,
     mut phase: watch::Receiver<Phase>,
-    heartbeat: Option<Heartbeat>,
+    core: Option<Core>,
 ) -> io::Result<()> {
     let pool = Pool::new(PoolSettings { connect_timeout: shared.config.timeouts.connect });
     let context = Rc::new(ThreadContext {
@@ -104,19 +106,24 @@ async fn run(
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
-    if let Some(heartbeat) = heartbeat {
-        tokio::task::spawn_local(beat(context.clone(), heartbeat));
+    if let Some(core) = core.clone() {
+        tokio::task::spawn_local(beat(context.clone(), core));
     }
 
     let listener = TcpListener::from_std(listener)?;
-    let spawn = |stream: TcpStream, client: SocketAddr| accept(&context, stream, client, &phase);
+    let spawn = |stream: TcpStream, client: SocketAddr, phase: &watch::Receiver<Phase>| {
+        if let Some(core) = &core {
+            core.accepted();
+        }
+        accept(&context, stream, client, phase);
+    };
     let mut changed = phase.clone();
     loop {
         tokio::select! {
             biased;
             _ = changed.wait_for(|phase| *phase != Phase::Serve) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, client)) => spawn(stream, client),
+                Ok((stream, client)) => spawn(stream, client, &phase),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "cannot accept connections");
@@ -129,7 +136,7 @@ async fn run(
     let listener = listener.into_std()?;
     while let Ok((stream, client)) = listener.accept() {
         stream.set_nonblocking(true)?;
-        spawn(TcpStream::from_std(stream)?, client);
+        spawn(TcpStream::from_std(stream)?, client, &phase);
     }
     drop(listener);
 
@@ -178,11 +185,12 @@ async fn sweep(context: Rc<ThreadContext>) {
     }
 }
 
-async fn beat(context: Rc<ThreadContext>, mut heartbeat: Heartbeat) {
+/// Tells the steering program how late this thread's event loop runs and how many connections it has.
+async fn beat(context: Rc<ThreadContext>, core: Core) {
     loop {
         let due = Instant::now() + HEARTBEAT_INTERVAL;
         tokio::time::sleep_until(due).await;
-        let lag = due.elapsed().as_micros();
-        heartbeat(u32::try_from(lag).unwrap_or(u32::MAX), context.connections.get() as u32);
+        let lag_us = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
+        core.report(lag_us, context.connections.get() as u32);
     }
 }

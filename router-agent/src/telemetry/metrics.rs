@@ -10,6 +10,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use router_common::cores::SteeringCounts;
+
 use crate::{fleet::Worker, routing::Reason};
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
@@ -63,7 +65,7 @@ pub struct Metrics {
     index_bytes: Gauge,
     index_blocks: IntGaugeVec,
     kernel: IntGaugeVec,
-    steering: IntGaugeVec,
+    steering: IntCounterVec,
 }
 
 /// The metrics of one worker, looked up once.
@@ -252,9 +254,9 @@ impl Metrics {
                 "What the kernel lets this gateway do: 1 yes, 0 no (the log says why).",
                 &["capability"],
             )?,
-            steering: make.gauges(
-                "warmpath_steering_connections",
-                "New connections seen by the steering program, by what it did. Counts up while the gateway runs.",
+            steering: make.counters(
+                "warmpath_steering_connections_total",
+                "New connections seen by the steering program, by what it did.",
                 &["result"],
             )?,
             registry: make.0,
@@ -280,12 +282,19 @@ impl Metrics {
 
     /// Notes what the kernel allows.
     pub fn set_kernel(&self, capability: &str, available: bool) {
-        self.kernel.with_label_values(&[capability]).set(i64::from(available));
+        self.kernel.with_label_values(&[&capability.replace(' ', "_")]).set(i64::from(available));
     }
 
     /// Notes what the steering program has done so far.
-    pub fn set_steering(&self, result: &str, connections: u64) {
-        self.steering.with_label_values(&[result]).set(connections as i64);
+    pub fn set_steering(&self, counts: &SteeringCounts) {
+        for (result, now) in [
+            ("selected", counts.selected),
+            ("hash_no_thread_reported", counts.fallback_no_core),
+            ("hash_listener_gone", counts.fallback_refused),
+        ] {
+            let counter = self.steering.with_label_values(&[result]);
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
     }
 
     /// Notes the index's size.
