@@ -52,7 +52,8 @@ fn main() {
         .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", c as u32) })
         .collect();
     let bodies = [
-        ("one message, plain", one_message(&words)),
+        ("one message, no escapes", one_message(&words.replace('\n', " "))),
+        ("one message, plain (escape per 1,200 bytes)", one_message(&words)),
         ("one message, prose (escape per 60 bytes)", one_message(&prose)),
         ("one message, code (escape per 12 bytes)", one_message(&code)),
         ("200 messages, prose", many_messages(&prose, 200)),

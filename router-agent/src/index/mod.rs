@@ -11,6 +11,7 @@
 //! The structure, its cost and the figures are in `docs/routing.md`. Shared by all data threads.
 
 mod audit;
+mod evict;
 mod holders;
 mod matches;
 #[cfg(test)]
