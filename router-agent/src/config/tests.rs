@@ -88,3 +88,12 @@ fn an_empty_file_is_an_empty_configuration() {
     File::parse("# nothing\n\n").unwrap().apply(&mut config).unwrap();
     assert_eq!(config, Config::default());
 }
+
+#[test]
+fn the_example_file_shows_the_defaults() {
+    let example = include_str!("../../../deploy/warmpath.yaml");
+    let mut config = apply(example).unwrap();
+    let names: Vec<String> = config.workers.drain(..).map(|worker| worker.name).collect();
+    assert_eq!(names, ["127.0.0.1:8001", "gpu1"]);
+    assert_eq!(config, Config::default());
+}
