@@ -83,14 +83,13 @@ impl Client {
 
     /// One more read; false at the end of the stream.
     pub(crate) async fn read(&mut self) -> bool {
-        let mut buffer = vec![0; 1 << 20];
-        match timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("the worker says something") {
+        let mut buffer = Vec::with_capacity(64 << 10);
+        match timeout(PATIENCE, self.stream.read_buf(&mut buffer)).await.expect("the worker says something") {
             Ok(0) => {
                 self.closed = Some(self.started.elapsed());
                 false
             }
-            Ok(len) => {
-                buffer.truncate(len);
+            Ok(_) => {
                 self.reads.push((self.started.elapsed(), buffer));
                 true
             }
@@ -197,6 +196,16 @@ impl Response {
 
     pub(crate) fn body_text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The text that a stream's events add up to, whatever their number.
+    pub(crate) fn text(&self) -> String {
+        let choices = self.events().into_iter().filter_map(|event| event["choices"].get(0).cloned());
+        choices
+            .filter_map(|choice| {
+                Some(choice.get("text").or_else(|| choice["delta"].get("content"))?.as_str()?.to_owned())
+            })
+            .collect()
     }
 
     /// The JSON of each SSE event's data; `[DONE]` and comments left out.
