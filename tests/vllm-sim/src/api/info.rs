@@ -112,7 +112,9 @@ impl Exchange<'_> {
         let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
         find_model(&fields, &self.worker.config)?;
         let tokens = super::messages::prompt(self.worker.prompt_reader(), &fields)?.len();
-        Ok(format!("{{\"input_tokens\":{tokens},\"context_management\":{{\"original_input_tokens\":{tokens}}}}}"))
+        Ok(format!(
+            "{{\"input_tokens\":{tokens},\"context_management\":{{\"original_input_tokens\":{tokens}}}}}"
+        ))
     }
 
     fn models(&self) -> String {

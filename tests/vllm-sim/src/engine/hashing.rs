@@ -53,6 +53,13 @@ pub struct BlockHash {
 }
 
 impl BlockHash {
+    /// A digest of 8 to 32 bytes, as taken from an event. `None` for other lengths.
+    pub fn from_bytes(digest: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 32];
+        bytes.get_mut(..digest.len()).filter(|_| digest.len() >= 8)?.copy_from_slice(digest);
+        Some(Self { bytes, len: digest.len() as u8 })
+    }
+
     /// The digest as it is.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]

@@ -9,6 +9,8 @@ pub mod block_pool;
 pub(crate) mod core;
 pub mod hashing;
 pub(crate) mod sequence;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -186,8 +188,11 @@ impl EngineTask {
         let mut clock = Instant::now();
         let mut steps = 0;
         loop {
-            if self.frozen.wait_for(|frozen| !frozen).await.is_err() {
-                return; // every handle is gone
+            if *self.frozen.borrow_and_update() {
+                if self.frozen.wait_for(|frozen| !frozen).await.is_err() {
+                    return; // every handle is gone
+                }
+                clock = Instant::now(); // what was missed is not made up for
             }
             while let Ok(command) = self.commands.try_recv() {
                 if self.obey(command).is_break() {
