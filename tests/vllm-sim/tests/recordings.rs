@@ -72,7 +72,7 @@ async fn every_recorded_exchange_is_answered_alike() {
             name.clone(),
             tokio::spawn(async move {
                 let closed = entry["closed"].as_array().map(|closed| closed[1].as_f64().unwrap());
-                replay(&name, closed).await
+                replay(&name, closed).await;
             }),
         ));
     }
@@ -93,7 +93,7 @@ async fn replay(name: &str, closed_s: Option<f64>) {
     let recorded = Response::parse_all(&fixture(&format!("http/{name}.resp")), head_only);
     let mut config = options_for(name);
     let chunks =
-        |responses: &[Response]| responses.iter().flat_map(|own| own.chunks.clone()).flatten().count();
+        |responses: &[Response]| responses.iter().filter_map(|own| own.chunks.clone()).flatten().count();
     // On a busy host tokens merge into one event, as under vLLM: then once more, with a slower engine.
     let (sim, mut client, answered) = loop {
         let sim = start(config.clone()).await;
@@ -138,7 +138,7 @@ fn compare_heads(own: &Response, recorded: &Response, addr: &str) {
             "date" => assert_eq!(shape_of_text(own_value), shape_of_text(value)),
             "content-length" => {} // the body says
             "x-request-id" => {
-                assert!(own_value.len() == 32 && own_value.bytes().all(|b| b.is_ascii_hexdigit()))
+                assert!(own_value.len() == 32 && own_value.bytes().all(|b| b.is_ascii_hexdigit()));
             }
             "location" => assert_eq!(own_value.replace(addr, "127.0.0.1:8001"), *value),
             _ => assert_eq!(own_value, value, "{name}"),

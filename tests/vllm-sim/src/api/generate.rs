@@ -193,7 +193,6 @@ impl Exchange<'_> {
         loop {
             for event in events.iter() {
                 match fault.next() {
-                    None => {}
                     Some(FaultKind::Die { how, .. }) => return Err(self.die(*how)),
                     Some(FaultKind::TruncatedChunk { .. }) => return self.truncate(event).await,
                     Some(FaultKind::ErrorEvent { .. }) => return self.end_with_error().await,
@@ -201,7 +200,7 @@ impl Exchange<'_> {
                         let for_ms = *for_ms;
                         self.stall(for_ms).await?;
                     }
-                    Some(_) => {}
+                    _ => {}
                 }
                 if self.connection.write_chunk(event.as_bytes()).await.is_err() {
                     return Err(self.aborted());
@@ -257,13 +256,11 @@ impl Exchange<'_> {
     }
 
     async fn stall(&mut self, for_ms: Option<u64>) -> Result<(), Gone> {
-        match for_ms {
-            Some(for_ms) => self.pause(Duration::from_millis(for_ms)).await,
-            None => {
-                self.connection.gone().await;
-                Err(self.aborted())
-            }
+        if let Some(for_ms) = for_ms {
+            return self.pause(Duration::from_millis(for_ms)).await;
         }
+        self.connection.gone().await;
+        Err(self.aborted())
     }
 
     async fn truncate(&mut self, event: &str) -> Result<(), Gone> {

@@ -152,8 +152,9 @@ impl Publisher {
             };
             if !connected {
                 tokio::time::sleep(RECONNECT_DELAY).await;
+                continue;
             }
-            while connected {
+            loop {
                 tokio::select! {
                     events = self.batches.recv() => match events {
                         Some(events) => {
