@@ -1,3 +1,5 @@
+//! What a configuration file may say, and what is said of a wrong one.
+
 use super::*;
 
 fn apply(text: &str) -> Result<Config, ConfigError> {
