@@ -21,6 +21,8 @@ use crate::worker::{Phase, Worker, stopping};
 
 /// uvicorn's listen backlog.
 const BACKLOG: i32 = 2048;
+/// From the engine's death to the API server's.
+const ENGINE_DEATH_NOTICED: Duration = Duration::from_millis(300);
 /// How long a stopping worker waits for connections that do not end.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -236,6 +238,16 @@ impl SimHandle {
     pub async fn kill(&self) {
         self.start_kill();
         self.ended().await;
+    }
+
+    /// What SIGKILL does to the engine process: streams end with an error event and `[DONE]`, whole responses and new
+    /// requests are 500, `/health` is 503; 0.3 s later the API server gives up, and every connection with it. Returns
+    /// then.
+    pub async fn kill_engine(&self) {
+        self.worker.engine_dead.store(true, Ordering::Release);
+        self.worker.engine.end_all(Finish::Error);
+        tokio::time::sleep(ENGINE_DEATH_NOTICED).await;
+        self.kill().await;
     }
 
     fn start_kill(&self) {

@@ -158,6 +158,25 @@ async fn an_engine_death_is_an_error_event_and_a_clean_end() {
 }
 
 #[tokio::test]
+async fn an_engine_process_can_die_and_the_server_after_it() {
+    let sim = start(slow()).await;
+    let mut stream = Client::connect(sim.addr()).await;
+    stream.send(&request(true)).await;
+    stream.read().await;
+    let check = async {
+        let response = stream.response().await;
+        assert_eq!(response.events().last().unwrap()["error"]["code"], 500);
+        assert!(response.body_text().ends_with("data: [DONE]\n\n"));
+        let mut client = Client::connect(sim.addr()).await;
+        assert_eq!(client.call(&get("/health")).await.status(), 503);
+        assert_eq!(client.call(&request(true)).await.status(), 500);
+    };
+    tokio::join!(sim.kill_engine(), check);
+    let refused = tokio::net::TcpStream::connect(sim.addr()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
 async fn a_stream_can_stall_for_a_while_or_for_good() {
     let sim = armed(FaultKind::Stall { after_events: 2, for_ms: Some(200) }).await;
     let mut client = Client::connect(sim.addr()).await;

@@ -5,6 +5,7 @@
 #![allow(clippy::format_collect, reason = "clarity before speed")]
 
 mod block_pool;
+mod command_line;
 mod connections;
 mod conversations;
 mod faults;

@@ -1,6 +1,7 @@
 //! The generating endpoints: from a request body to a whole response or a stream of events.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::error::{ApiError, stream_error_event};
@@ -73,6 +74,9 @@ impl Exchange<'_> {
         };
         let message_id = || format!("msg_{:016x}", worker.rng.next_u64());
         let echo = (api == Api::Responses).then(|| Echo::read(&fields, message_id())).transpose()?;
+        if worker.engine_dead.load(Ordering::Acquire) {
+            return Err(ApiError::engine_dead());
+        }
         if worker.is_draining() {
             return Err(ApiError::shutting_down());
         }

@@ -1,6 +1,7 @@
 //! Everything that does not generate: models, health, metrics, tokens, administration.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
@@ -21,7 +22,8 @@ impl Exchange<'_> {
         let worker = self.worker;
         let text = match endpoint {
             Endpoint::Health => {
-                let head = ResponseHead { content_type: None, ..self.response_head(200, "") };
+                let status = if worker.engine_dead.load(Ordering::Acquire) { 503 } else { 200 };
+                let head = ResponseHead { content_type: None, ..self.response_head(status, "") };
                 return self.respond(head, b"").await;
             }
             Endpoint::Metrics => {
