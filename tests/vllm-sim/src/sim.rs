@@ -270,3 +270,25 @@ impl Drop for SimHandle {
         self.start_kill();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_can_be_started_and_held_from_any_task() {
+        fn sendable<T: Send>(_: &T) {}
+        fn shareable<T: Send + Sync>() {}
+        sendable(&Sim::start(SimConfig::default()));
+        shareable::<SimHandle>();
+    }
+
+    #[test]
+    fn what_a_sequence_could_never_fit_is_cut_down_or_refused() {
+        let mut config = SimConfig::default();
+        config.engine.num_blocks = 11;
+        assert_eq!(checked(config.clone()).unwrap().engine.max_model_len, 160);
+        config.engine.block_size = 2;
+        assert!(matches!(checked(config), Err(StartError::BlockSize(2))));
+    }
+}

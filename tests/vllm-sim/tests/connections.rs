@@ -59,7 +59,8 @@ async fn a_client_that_leaves_aborts_its_generation_at_once() {
                 }
             }
             let took = until(&sim, "aborted", |stats| stats.running == 0 && stats.generating == 0).await;
-            assert!(took < Duration::from_millis(100), "{leaving:?}, stream {stream}: {took:?}");
+            // Some 5 ms on an idle host, where vLLM takes 25; the generation itself would last 4 s.
+            assert!(took < Duration::from_millis(250), "{leaving:?}, stream {stream}: {took:?}");
             aborts += 1;
             assert_eq!(sim.stats().aborts, aborts);
             assert_eq!(sim.stats().kv_usage, 0.0, "its blocks are free");

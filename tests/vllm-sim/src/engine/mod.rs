@@ -1,9 +1,9 @@
-//! The engine: one task that steps [`core::EngineCore`] along the clock.
+//! The engine: one task that steps `core::EngineCore` along the clock.
 //!
 //! The clock is tokio's, whose timers have a granularity of one millisecond: a step's end is computed exactly, and a
 //! wake-up that comes late completes every step that is due by then, so that rates are exact and only the moment of a
 //! single token is rounded. (vLLM merges tokens into one event under load too.) Should the engine fall more than
-//! [`LAG_MAX`] behind, because the host is out of CPU, it gives the lag up instead of chasing it.
+//! `LAG_MAX` behind, because the host is out of CPU, it gives the lag up instead of chasing it.
 
 pub mod block_pool;
 pub(crate) mod core;
