@@ -64,7 +64,7 @@ enum VllmCommand {
 
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let place = Place::new()?;
+    let place = Place::new();
     match &args.command {
         VllmCommand::Up => {
             place.install()?;
@@ -96,16 +96,16 @@ struct Place {
 }
 
 impl Place {
-    fn new() -> Result<Self> {
+    fn new() -> Self {
         let root = workspace::root();
         let dir = root.join("tools/real-vllm");
-        Ok(Self {
+        Self {
             scripts: root.join("tests/real-vllm"),
             python: dir.join("venv/bin/python"),
             pid_file: dir.join("fleet.pid"),
             dir,
             root,
-        })
+        }
     }
 
     fn install(&self) -> Result<()> {
