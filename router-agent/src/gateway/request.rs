@@ -35,7 +35,10 @@ pub(super) async fn handle(
     let outgoing = Outgoing { method, uri: origin_form(&uri), headers: worker_headers, body: Bytes::new() };
 
     let mut response = match answer(context, route, outgoing, body).await {
-        Ok(answer) => answer.relay(account),
+        Ok(answer) => {
+            answer.log(route, &request_id);
+            answer.relay(account)
+        }
         Err(error) => {
             let metrics = &context.shared.metrics;
             metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
@@ -146,6 +149,23 @@ fn is_worth_another_worker(status: StatusCode) -> bool {
 }
 
 impl Answer {
+    /// One line per routed request, with `WARMPATH_LOG=debug`.
+    fn log(&self, route: Route, request_id: &HeaderValue) {
+        let Decision { reason, matched_tokens, new_tokens, cost, runner_up, .. } = self.decision;
+        tracing::debug!(
+            ?request_id,
+            route = route.label(),
+            worker = %self.attempt.worker().name,
+            status = self.sent.response.status().as_u16(),
+            %reason,
+            matched_tokens,
+            new_tokens,
+            cost,
+            ?runner_up,
+            "routed"
+        );
+    }
+
     /// The worker's response with our headers, its body relayed.
     fn relay(self, account: RequestAccount) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, attempt, decision } = self;
