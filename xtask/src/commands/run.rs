@@ -20,7 +20,7 @@ pub(crate) fn main(args: &[String]) -> anyhow::Result<()> {
         all => all,
     };
     if let Err(changed) = record::check() {
-        println!("{changed:#}: building it");
+        println!("{changed:#}");
         if let Err(error) = ebpf::write() {
             let why = error.downcast::<Unavailable>()?;
             println!("going on with the committed object: {why}");
