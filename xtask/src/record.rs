@@ -38,8 +38,9 @@ pub(crate) fn of(object: &[u8]) -> anyhow::Result<String> {
         writeln!(record, "package {package}")?;
     }
     let mut sources = Vec::new();
-    for folder in ["router-ebpf", "router-common"] {
-        collect(&root.join(folder), &mut sources)?;
+    for package in ["router-ebpf", "router-common"] {
+        sources.push(root.join(package).join("Cargo.toml"));
+        collect(&root.join(package).join("src"), &mut sources)?;
     }
     sources.sort();
     for path in sources {
@@ -60,7 +61,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
     let mut what: Vec<_> = only_committed.iter().chain(&only_present).map(|line| subject(line)).collect();
     what.sort_unstable();
     what.dedup();
-    bail!("the committed kernel object is not that of the sources; changed since: {}", what.join(", "))
+    bail!(
+        "the committed kernel object is not that of the sources (`cargo xtask ebpf` rebuilds it); changed since: {}",
+        what.join(", ")
+    )
 }
 
 fn minus<'a>(of: &'a str, without: &str) -> Vec<&'a str> {
@@ -101,10 +105,9 @@ fn kernel_packages(lock: &str) -> Vec<String> {
 fn collect(folder: &Path, into: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
-        let source = path.extension().is_some_and(|extension| extension == "rs" || extension == "toml");
         if path.is_dir() {
             collect(&path, into)?;
-        } else if source {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             into.push(path);
         }
     }

@@ -141,7 +141,7 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
             number("value_bytes", map.value_bytes),
         ]);
     }
-    let alive = Path::new("/proc").join(who.pid.to_string()).exists();
+    let alive = maps.is_live();
     let directory = maps.directory().display().to_string();
     if json {
         let maps: Vec<_> = list.into_iter().map(object).collect();
@@ -348,7 +348,12 @@ mod tests {
         let root = tempfile::tempdir().expect("a directory");
         let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
         assert!(error.contains("no gateway is running with pins here"), "{error}");
-        std::fs::create_dir(root.path().join("warmpath-b")).expect("another instance");
+        let other = root.path().join("warmpath-b");
+        std::fs::create_dir(&other).expect("another instance");
+        let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
+        assert!(!error.contains("running: b"), "left behind, not running: {error}");
+        let lock = std::fs::File::open(&other).expect("its directory");
+        lock.lock().expect("as a running gateway holds it");
         let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
         assert!(error.contains("running: b"), "{error}");
         let error = print(root.path(), Some("wokers"), false, None).expect_err("no such map").to_string();

@@ -23,7 +23,8 @@
 //! Dropping the [`Kernel`] removes the pins; the program stays attached for as long as its listeners are open.
 //!
 //! Needs Linux 5.14 and `CAP_BPF`, `CAP_NET_ADMIN`, `CAP_PERFMON` (or root); the object is built by
-//! `cargo xtask ebpf` and embedded, see `docs/kernel.md`. Loading takes about 10 ms.
+//! `cargo xtask ebpf` and embedded, see `docs/kernel.md`. Opening takes about 50 ms, most of it for reading the
+//! kernel's own BTF and for the verifier.
 
 mod capability;
 mod error;
@@ -96,7 +97,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Loads what the kernel allows, and says what that is. Takes about 10 ms; call it once, before the data
+    /// Loads what the kernel allows, and says what that is. Takes about 50 ms; call it once, before the data
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);

@@ -11,11 +11,7 @@ use aya::{
 };
 use router_common::{MapValue, SCHEMA_VERSION, instance::InstanceValue, names};
 
-use super::{
-    error::KernelError,
-    pins::{DEFAULT_DIRECTORY, directory},
-    sys::monotonic_ns,
-};
+use super::{error::KernelError, pins, sys::monotonic_ns};
 
 /// The pin directory of an instance, readable.
 #[derive(Debug)]
@@ -43,7 +39,7 @@ pub struct Row<V> {
 impl PinnedMaps {
     /// The pins of `instance`, or an I/O error of kind `NotFound` if it has none.
     pub fn open(root: &Path, instance: Option<&str>) -> Result<Self, KernelError> {
-        let directory = directory(root, instance);
+        let directory = pins::directory(root, instance);
         let listed = fs::read_dir(&directory).and_then(|mut entries| entries.next().transpose());
         match listed {
             Ok(Some(_)) => Ok(Self { directory }),
@@ -52,18 +48,15 @@ impl PinnedMaps {
         }
     }
 
-    /// The instances that have pins below `root`: `None` is the default one.
+    /// The running instances that have pins below `root`; `None` is the default one.
     pub fn instances(root: &Path) -> Vec<Option<String>> {
-        let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-        let mut instances: Vec<_> = entries
-            .filter_map(|entry| {
-                let name = entry.ok()?.file_name().into_string().ok()?;
-                let name = name.strip_prefix(DEFAULT_DIRECTORY)?;
-                if name.is_empty() { Some(None) } else { Some(Some(name.strip_prefix('-')?.to_owned())) }
-            })
-            .collect();
-        instances.sort();
-        instances
+        let held = pins::instances(root).into_iter().filter(|(_, directory)| pins::is_held(directory));
+        held.map(|(name, _)| name).collect()
+    }
+
+    /// Whether their gateway is running: a killed one's maps stay until the next one starts.
+    pub fn is_live(&self) -> bool {
+        pins::is_held(&self.directory)
     }
 
     pub fn directory(&self) -> &Path {

@@ -3,14 +3,16 @@
 //! The default instance pins straight into `/sys/fs/bpf/warmpath/`, an instance with a name into
 //! `/sys/fs/bpf/warmpath-NAME/`. The directory belongs to one live process at a time, by an exclusive `flock` on the
 //! directory itself: the kernel releases it however the process ends, so what lies in a directory that can be locked
-//! is stale, and is replaced. Pins are never reused, hence never of another version's shape. They are removed, with
-//! the directory, when [`Pins`] is dropped.
+//! is stale. A gateway that starts replaces what is stale in its own directory and removes what other instances left
+//! behind. Pins are never reused, hence never of another version's shape. They are removed, with the directory, when
+//! [`Pins`] is dropped.
 
 use std::{
     fs::{self, File, TryLockError},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use aya::maps::Map;
@@ -24,7 +26,7 @@ use super::{
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
 
 /// The pin directory's name of the instance without a name, and what the others' begin with.
-pub(super) const DEFAULT_DIRECTORY: &str = "warmpath";
+const DEFAULT_DIRECTORY: &str = "warmpath";
 
 /// Longest instance name, bytes.
 const INSTANCE_NAME_MAX: usize = 32;
@@ -34,6 +36,41 @@ pub fn directory(root: &Path, instance: Option<&str>) -> PathBuf {
     match instance {
         None => root.join(DEFAULT_DIRECTORY),
         Some(name) => root.join(format!("{DEFAULT_DIRECTORY}-{name}")),
+    }
+}
+
+const LOCK_TRIES: u32 = 10;
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+
+/// The instances that have a pin directory below `root`, with the name (`None`: the default instance) of each.
+pub(super) fn instances(root: &Path) -> Vec<(Option<String>, PathBuf)> {
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    let mut instances: Vec<_> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let name = path.file_name()?.to_str()?.strip_prefix(DEFAULT_DIRECTORY)?;
+            let name = if name.is_empty() { None } else { Some(name.strip_prefix('-')?.to_owned()) };
+            Some((name, path))
+        })
+        .collect();
+    instances.sort();
+    instances
+}
+
+/// Whether a live process holds this pin directory.
+pub(super) fn is_held(directory: &Path) -> bool {
+    let lock = File::open(directory).map(|lock| lock.try_lock_shared());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
+}
+
+/// Removes what killed gateways left below `root`. Directories of live ones, and of other users, stay.
+fn sweep(root: &Path) {
+    for (_, directory) in instances(root) {
+        if let Ok(lock) = File::open(&directory)
+            && lock.try_lock().is_ok()
+        {
+            drop(Pins { directory, lock });
+        }
     }
 }
 
@@ -63,6 +100,7 @@ impl Pins {
         let lock = Self::lock(&directory)?;
         let pins = Self { directory, lock };
         pins.clear().map_err(|error| chain(&error))?;
+        sweep(root);
         Ok(pins)
     }
 
@@ -74,8 +112,10 @@ impl Pins {
             }
             _ => format!("{what} {}: {error}", directory.display()),
         };
-        // A process that ends cleanly removes the directory that the next one has just opened: then once more.
-        for _ in 0..16 {
+        // Twice it is worth another try: a process that ends cleanly removes the directory that we have just opened,
+        // and one that looks whether the directory is stale holds the lock for a moment.
+        let mut held = false;
+        for _ in 0..LOCK_TRIES {
             fs::create_dir_all(directory).map_err(|error| refused("creating", &error))?;
             let lock = match File::open(directory) {
                 Ok(lock) => lock,
@@ -83,20 +123,23 @@ impl Pins {
                 Err(error) => return Err(refused("opening", &error)),
             };
             match lock.try_lock() {
+                Ok(()) if is_same_file(&lock, directory) => return Ok(lock),
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    return Err(format!(
-                        "another running gateway holds {}: give this one a name of its own (`instance`)",
-                        directory.display()
-                    ));
+                    held = true;
+                    std::thread::sleep(LOCK_RETRY);
                 }
                 Err(TryLockError::Error(error)) => return Err(refused("locking", &error)),
             }
-            if is_same_file(&lock, directory) {
-                return Ok(lock);
-            }
         }
-        Err(format!("{} keeps being removed by other processes", directory.display()))
+        Err(if held {
+            format!(
+                "another running gateway holds {}: give this one a name of its own (`instance`)",
+                directory.display()
+            )
+        } else {
+            format!("{} keeps being removed by other processes", directory.display())
+        })
     }
 
     /// Pins one map under its name.

@@ -7,7 +7,7 @@ use super::{error::KernelError, sys::monotonic_ns};
 
 /// Publishes the fleet's load state for `bpftool`, `warmpath maps` and other processes.
 ///
-/// One `bpf(2)` call per update, about a microsecond: meant for a control thread a few times per second, not for the
+/// One `bpf(2)` call per update, about two microseconds: meant for a control thread a few times per second, not for the
 /// path of a request. An update replaces a worker's entry as a whole.
 pub struct WorkersMap {
     map: HashMap<MapData, u32, <WorkerValue as MapValue>::Bytes>,

@@ -11,7 +11,7 @@ use std::{
 use router_agent::kernel::{DEFAULT_ROOT, Kernel, Options, PinnedMaps, pin_directory};
 use router_common::{names, workers::WorkerValue};
 
-use super::{instance, open, options};
+use super::{PinRoot, instance, open, options};
 
 const HOLD: &str = "WARMPATH_TEST_HOLD";
 const UNPRIVILEGED: &str = "WARMPATH_TEST_UNPRIVILEGED";
@@ -72,9 +72,8 @@ fn a_second_gateway_of_the_same_name_runs_without_pins() {
 
 #[test]
 fn stale_pins_of_another_shape_are_replaced() {
-    let Some((kernel, _)) = open("stale", 1) else { return };
-    let directory = kernel.pin_directory().expect("pinned").to_owned();
-    drop(kernel);
+    let Some(root) = PinRoot::create("stale") else { return };
+    let directory = pin_directory(&root.0, Some("a"));
     fs::create_dir(&directory).expect("as a killed process leaves it");
     let foreign = aya::maps::Array::<_, [u8; 3]>::create(1, 0).expect("a map of another shape");
     foreign.pin(directory.join(names::WORKERS)).expect("pin");
@@ -82,10 +81,13 @@ fn stale_pins_of_another_shape_are_replaced() {
     foreign.pin(directory.join("forgotten")).expect("pin");
 
     // A reader sees that it is not what it expects, instead of misreading it.
-    let maps = PinnedMaps::open(Path::new(DEFAULT_ROOT), Some(&instance("stale"))).expect("there");
+    let maps = PinnedMaps::open(&root.0, Some("a")).expect("there");
     maps.rows::<WorkerValue>(names::WORKERS).expect_err("values of 3 bytes");
+    assert!(!maps.is_live());
 
-    let Some((mut kernel, _)) = open("stale", 1) else { unreachable!("it could a moment ago") };
+    let (mut kernel, capabilities) = Kernel::open(&root.options("a"));
+    assert!(capabilities.pins.is_available(), "{capabilities:?}");
+    assert!(maps.is_live());
     let mut workers = kernel.take_workers().expect("loaded");
     workers.publish(0, &WorkerValue::new("w", ([127, 0, 0, 1], 1).into())).expect("publish");
     assert_eq!(maps.rows::<WorkerValue>(names::WORKERS).expect("readable now").len(), 1);
@@ -93,31 +95,41 @@ fn stale_pins_of_another_shape_are_replaced() {
 }
 
 #[test]
-fn a_killed_gateways_pins_are_taken_over() {
-    let Some((kernel, _)) = open("killed", 1) else { return };
-    let directory = kernel.pin_directory().expect("pinned").to_owned();
-    drop(kernel);
+fn a_killed_gateways_pins_are_taken_over_or_swept() {
+    let Some(root) = PinRoot::create("killed") else { return };
+    for successor in ["killed", "other"] {
+        let mut gateway =
+            child("isolation::holds_pins", HOLD, root.0.to_str().expect("UTF-8")).spawn().expect("spawn");
+        assert!(wait_for_line(&mut gateway, "holding"), "the child has pinned");
+        let (_second, capabilities) = Kernel::open(&root.options("killed"));
+        assert!(!capabilities.pins.is_available(), "held by a live process");
+        let (_third, capabilities) = Kernel::open(&root.options("third"));
+        assert!(capabilities.pins.is_available(), "{capabilities:?}");
+        assert_eq!(PinnedMaps::instances(&root.0), [Some("killed".to_owned()), Some("third".to_owned())]);
 
-    let mut gateway = child("isolation::holds_pins", HOLD, &instance("killed")).spawn().expect("spawn");
-    assert!(wait_for_line(&mut gateway, "holding"), "the child has pinned");
-    let (_second, capabilities) = Kernel::open(&options("killed", 1));
-    assert!(!capabilities.pins.is_available(), "held by a live process");
-    gateway.kill().expect("SIGKILL");
-    gateway.wait().expect("reaped");
-    assert!(directory.join(names::WORKERS).exists(), "a killed process removes nothing");
+        gateway.kill().expect("SIGKILL");
+        gateway.wait().expect("reaped");
+        let left = pin_directory(&root.0, Some("killed"));
+        assert!(left.join(names::WORKERS).exists(), "a killed process removes nothing");
+        assert_eq!(PinnedMaps::instances(&root.0), [Some("third".to_owned())]);
 
-    let Some((kernel, _)) = open("killed", 1) else { unreachable!("it could a moment ago") };
-    let maps = PinnedMaps::open(Path::new(DEFAULT_ROOT), Some(&instance("killed"))).expect("there");
-    assert_eq!(maps.instance().expect("readable").pid, std::process::id());
-    drop(kernel);
-    assert!(!directory.exists());
+        let (kernel, capabilities) = Kernel::open(&root.options(successor));
+        assert!(capabilities.pins.is_available(), "{capabilities:?}");
+        let maps = PinnedMaps::open(&root.0, Some(successor)).expect("there");
+        assert_eq!(maps.instance().expect("readable").pid, std::process::id());
+        assert_eq!(left.exists(), successor == "killed", "another instance sweeps what was left behind");
+        assert!(PinnedMaps::open(&root.0, Some("third")).expect("untouched").is_live());
+        drop(kernel);
+        assert!(!left.exists());
+    }
 }
 
 /// The other process of the test above.
 #[test]
 fn holds_pins() {
-    let Ok(instance) = std::env::var(HOLD) else { return };
-    let (_kernel, capabilities) = Kernel::open(&Options { instance: Some(instance), ..Options::default() });
+    let Ok(root) = std::env::var(HOLD) else { return };
+    let options = Options { instance: Some("killed".to_owned()), pin_root: root.into(), threads: 1 };
+    let (_kernel, capabilities) = Kernel::open(&options);
     assert!(capabilities.pins.is_available(), "{capabilities:?}");
     println!("holding");
     std::io::stdout().flush().expect("flush");

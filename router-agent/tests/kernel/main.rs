@@ -5,9 +5,9 @@ mod isolation;
 mod steering;
 mod workers;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use router_agent::kernel::{Capabilities, Kernel, Options};
+use router_agent::kernel::{Capabilities, DEFAULT_ROOT, Kernel, Options};
 
 /// Opens the kernel side as instance `test-NAME-PID`; `None`, having said why, where this process may not.
 fn open(name: &str, threads: u32) -> Option<(Kernel, Capabilities)> {
@@ -30,6 +30,29 @@ fn options(name: &str, threads: u32) -> Options {
 
 fn instance(name: &str) -> String {
     format!("test-{name}-{}", std::process::id())
+}
+
+/// A place for pins of this test's own, so that no other test's gateway sweeps what this one leaves behind.
+struct PinRoot(PathBuf);
+
+impl PinRoot {
+    /// `None`, having said why, where there is no BPF file system or no right to it.
+    fn create(name: &str) -> Option<Self> {
+        open(name, 1)?;
+        let path = Path::new(DEFAULT_ROOT).join(format!("wp-{}", instance(name)));
+        std::fs::create_dir(&path).expect("a directory on bpffs");
+        Some(Self(path))
+    }
+
+    fn options(&self, instance: &str) -> Options {
+        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1 }
+    }
+}
+
+impl Drop for PinRoot {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Runs bpftool on a pinned map; `None`, having said why, where there is none.

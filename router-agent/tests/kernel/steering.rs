@@ -3,6 +3,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
@@ -11,11 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_agent::kernel::Core;
-use router_common::limits::{CORE_LAG_FLOOR_US, CORE_STALLED_AFTER_MS};
+use router_agent::kernel::{Core, DEFAULT_ROOT, PinnedMaps, Steering, now_ns};
+use router_common::{
+    cores::CoreValue,
+    limits::{CORE_LAG_FLOOR_US, CORE_STALLED_AFTER_MS},
+    names,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::open;
+use super::{instance, open};
 
 /// `count` listeners on one port of loopback, non-blocking.
 fn listeners(count: usize) -> Vec<TcpListener> {
@@ -38,12 +43,27 @@ fn connect(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     (0..count).map(|_| TcpStream::connect(address).expect("connect")).collect()
 }
 
+/// Connects while only `thread` reports, each time just before, so that no pause of this process makes it look dead.
+fn connect_to(steering: &Steering, thread: u32, address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let connect = |_| {
+        steering.report(thread, 0, 0);
+        TcpStream::connect(address).expect("connect")
+    };
+    (0..count).map(connect).collect()
+}
+
+/// What the data threads' reports say, as another process reads them.
+fn cores(test: &str) -> Vec<CoreValue> {
+    let maps = PinnedMaps::open(Path::new(DEFAULT_ROOT), Some(&instance(test))).expect("pinned");
+    maps.rows(names::CORES).expect("readable").into_iter().map(|row| row.value).collect()
+}
+
 fn accept_all(listener: &TcpListener) -> Vec<TcpStream> {
     std::iter::from_fn(|| listener.accept().ok().map(|(stream, _)| stream)).collect()
 }
 
 /// Waits until `condition` holds; panics after ten seconds.
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < Duration::from_secs(10), "never came: {what}");
@@ -120,11 +140,13 @@ fn connections_spread_evenly_over_the_threads() {
 
     let clients = connect(address, 400);
     wait_for("all accepted", || sum(&threads) == 400);
-    for got in accepted(&threads) {
-        assert!((90..=110).contains(&got), "{:?}", accepted(&threads));
-    }
     let counts = kernel.steering_stats().expect("attached");
-    assert!(counts.total >= 400 && counts.selected == counts.total, "{counts:?}");
+    assert!(counts.total >= 400 && counts.selected + counts.fallback_no_core == counts.total, "{counts:?}");
+    // On a busy host a thread may really be late for a moment: each time displaces one connection at most.
+    let slack = 10 + counts.skipped_stalled + counts.skipped_lag;
+    for got in accepted(&threads) {
+        assert!(u64::from(got.abs_diff(100)) <= slack, "{:?} {counts:?}", accepted(&threads));
+    }
     drop(clients);
 }
 
@@ -145,20 +167,33 @@ fn a_thread_that_hangs_gets_no_new_connection() {
     threads[1].hang.store(true, SeqCst);
     // The promise is a time, so it is a time that is waited for; then every connection counts.
     std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
+    let (had, counts) = (accepted(&threads)[1], kernel.steering_stats().expect("attached"));
     let during = connect(address, 200);
-    wait_for("all accepted by the others", || sum(&threads) == 230);
-    assert_eq!(accept_all(&hung).len(), 0, "nothing waits on the thread that hangs");
-    assert_eq!(accepted(&threads)[1], 10);
-    assert!(kernel.steering_stats().expect("attached").skipped_stalled >= 200);
+    let mut strays = Vec::new();
+    wait_for("all accepted", || {
+        strays.extend(accept_all(&hung));
+        sum(&threads) as usize + strays.len() == 230
+    });
+    assert_eq!(accepted(&threads)[1], had);
+    let after = kernel.steering_stats().expect("attached");
+    assert!(after.skipped_stalled - counts.skipped_stalled >= 200, "{after:?}");
+    // The hash may send it some only if the other two threads were late as well.
+    assert!(
+        strays.len() as u64 <= after.fallback_no_core - counts.fallback_no_core,
+        "{} {after:?}",
+        strays.len()
+    );
 
     threads[1].hang.store(false, SeqCst);
-    let after = connect(address, 60);
-    wait_for("all accepted", || sum(&threads) == 290);
-    assert!(
-        accepted(&threads)[1] > 10,
-        "it is chosen again, and first, as the one with the fewest connections"
-    );
-    drop((before, during, after));
+    wait_for("it reports again", || cores("hang")[1].last_seen_ns > 0 && !is_stale(&cores("hang")[1]));
+    let again = connect(address, 60);
+    wait_for("all accepted", || sum(&threads) as usize + strays.len() == 290);
+    assert!(accepted(&threads)[1] > had, "it is chosen again, as the one with the fewest connections");
+    drop((before, during, again));
+}
+
+fn is_stale(core: &CoreValue) -> bool {
+    !router_common::cores::is_live(core.last_seen_ns, now_ns())
 }
 
 #[test]
@@ -171,16 +206,20 @@ fn a_thread_that_lags_sheds_its_share() {
         .zip(listeners)
         .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
         .collect();
-    threads[0].lag_us.store(CORE_LAG_FLOOR_US + 1, SeqCst);
-    // Two more connections accepted after the change prove that it has been reported.
-    let mut clients = connect(address, 2);
-    wait_for("both accepted", || sum(&threads) == 2);
-    std::thread::sleep(Duration::from_millis(10));
-    let slow = accepted(&threads)[0];
-    clients.extend(connect(address, 50));
-    wait_for("all accepted", || sum(&threads) == 52);
-    assert_eq!(accepted(&threads)[0], slow, "{:?}", accepted(&threads));
-    assert!(kernel.steering_stats().expect("attached").skipped_lag >= 50);
+    let lag_us = CORE_LAG_FLOOR_US + 1;
+    threads[0].lag_us.store(lag_us, SeqCst);
+    wait_for("the report", || cores("lag")[0].lag_us == lag_us);
+    let clients = connect(address, 50);
+    wait_for("all accepted", || sum(&threads) == 50);
+    let counts = kernel.steering_stats().expect("attached");
+    // Late is better than dead: if the other thread was silent, this one was right.
+    assert!(
+        u64::from(accepted(&threads)[0]) <= counts.skipped_stalled,
+        "{:?} {counts:?}",
+        accepted(&threads)
+    );
+    assert!(counts.skipped_lag + counts.skipped_stalled >= 50, "{counts:?}");
+    drop(clients);
 }
 
 #[test]
@@ -209,11 +248,10 @@ fn a_listener_that_closes_loses_no_connection() {
     let address = listeners[0].local_addr().expect("bound");
     let steering = kernel.attach_steering(&listeners).expect("attach");
     // Only thread 0 is alive: all 40 wait on its listener.
-    steering.report(0, 0, 0);
-    let waiting = connect(address, 40);
+    let waiting = connect_to(&steering, 0, address, 40);
     assert_eq!(kernel.steering_stats().expect("attached").selected, 40);
     // Now only thread 1 is, and thread 0's listener closes.
-    std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
+    wait_for("thread 0 is stale", || is_stale(&cores("close")[0]));
     steering.report(1, 0, 0);
     drop(listeners.remove(0));
     assert_eq!(accept_all(&listeners[0]).len(), 40, "they have moved");
@@ -221,9 +259,8 @@ fn a_listener_that_closes_loses_no_connection() {
     assert_eq!(counts.migrated, 40, "{counts:?}");
 
     // A thread that reports but whose listener is gone: the choice is refused, the hash places them.
-    std::thread::sleep(Duration::from_millis(CORE_STALLED_AFTER_MS + 25));
-    steering.report(0, 0, 0);
-    let late = connect(address, 20);
+    wait_for("thread 1 is stale", || is_stale(&cores("close")[1]));
+    let late = connect_to(&steering, 0, address, 20);
     assert_eq!(accept_all(&listeners[0]).len(), 20);
     assert_eq!(kernel.steering_stats().expect("attached").fallback_refused, 20);
     drop((waiting, late));
@@ -235,18 +272,28 @@ fn connections_that_never_arrive_are_forgotten() {
     let listeners = listeners(2);
     let address = listeners[0].local_addr().expect("bound");
     let steering = kernel.attach_steering(&listeners).expect("attach");
-    // 50 connections for thread 0 that it never accepts, and that their clients give up.
-    steering.report(0, 0, 0);
+    let underway = || {
+        let core = cores("drift")[0];
+        core.assigned - core.settled
+    };
+    let core = steering.core(0);
+    core.report(0, 0);
+    // 50 connections that their clients give up: they count as on their way for one report, then no longer.
     drop(connect(address, 50));
-    // Both report, twice: thread 0 must look as free as thread 1.
-    for _ in 0..2 {
-        steering.report(0, 0, 0);
-        steering.report(1, 0, 0);
-    }
-    let clients = connect(address, 20);
-    let waiting = accept_all(&listeners[0]).len() - 50;
-    assert_eq!(waiting, 10, "half of the twenty");
-    drop(clients);
+    let assigned = underway();
+    assert!(assigned > 0);
+    core.report(0, 0);
+    assert_eq!(underway(), assigned, "a report later they may still be accepted");
+    core.report(0, 0);
+    assert_eq!(underway(), 0);
+
+    // Accepting settles at once, and never more than was assigned.
+    drop(connect_to(&steering, 0, address, 1));
+    assert_eq!(underway(), 1);
+    core.accepted();
+    core.accepted();
+    let state = cores("drift")[0];
+    assert_eq!((state.assigned - state.settled, state.accepted, state.connections), (0, 2, 2));
 }
 
 #[test]

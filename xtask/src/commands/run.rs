@@ -16,7 +16,7 @@ use crate::{
 
 pub(crate) fn main(args: &[String]) -> anyhow::Result<()> {
     if let Err(changed) = record::check() {
-        println!("{changed:#}: building it");
+        println!("{changed:#}");
         if let Err(error) = ebpf::write() {
             let why = error.downcast::<Unavailable>()?;
             println!("going on with the committed object: {why}");
