@@ -8,6 +8,7 @@ use router_agent::{
 };
 use serde_json::json;
 
+#[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod support;
 use support::time;
 

@@ -6,23 +6,23 @@ use std::{
 };
 
 /// Sorted times of single calls.
-pub struct Times(Vec<Duration>);
+pub(crate) struct Times(Vec<Duration>);
 
 impl Times {
-    pub fn new(mut times: Vec<Duration>) -> Self {
+    pub(crate) fn new(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         Self(times)
     }
 
     /// `share` in per cent.
-    pub fn at(&self, share: f64) -> Duration {
+    pub(crate) fn at(&self, share: f64) -> Duration {
         let place = (self.0.len() as f64 * share / 100.0) as usize;
         self.0[place.min(self.0.len() - 1)]
     }
 }
 
 /// Calls `call` for about `for_ms`, after a tenth of that to warm up, and prints a line.
-pub fn time<T>(name: &str, for_ms: u64, mut call: impl FnMut() -> T) -> Times {
+pub(crate) fn time<T>(name: &str, for_ms: u64, mut call: impl FnMut() -> T) -> Times {
     let run = |limit: Duration, call: &mut dyn FnMut() -> T| {
         let (start, mut times) = (Instant::now(), Vec::new());
         while start.elapsed() < limit {

@@ -23,8 +23,8 @@ impl Tree {
         let mut blocks = 0;
         let mut held = [0_usize; WORKERS_MAX];
         let mut children =
-            vec![(0_u32, 0_u32); self.table().iter().map(|(_, id)| id as usize + 1).max().unwrap_or(0)];
-        for (key, id) in self.table().iter() {
+            vec![(0_u32, 0_u32); self.table.iter().map(|(_, id)| id as usize + 1).max().unwrap_or(0)];
+        for (key, id) in self.table.iter() {
             let run = self.run(id);
             check!(run.hashes.first() == Some(&key), "run {id} is entered under {key:x}, not its first hash");
             check!(!run.holders.is_empty(), "run {id} is held by no one");
@@ -39,7 +39,7 @@ impl Tree {
             if run.parent != NIL {
                 let parent = self.run(run.parent);
                 check!(
-                    parent.hashes.first().is_some_and(|first| self.table().get(*first) == Some(run.parent)),
+                    parent.hashes.first().is_some_and(|first| self.table.get(*first) == Some(run.parent)),
                     "run {id} has parent {}, which is not entered",
                     run.parent
                 );
@@ -48,25 +48,21 @@ impl Tree {
                 *xor ^= id;
             }
         }
-        for (_, id) in self.table().iter() {
+        for (_, id) in self.table.iter() {
             let run = self.run(id);
             check!((run.children, run.child_xor) == children[id as usize], "run {id} miscounts its children");
         }
         let stats = self.stats();
-        check!(stats.runs == self.table().len(), "{} runs, {} entered", stats.runs, self.table().len());
+        check!(stats.runs == self.table.len(), "{} runs, {} entered", stats.runs, self.table.len());
         check!(stats.blocks == blocks, "{} blocks counted, {blocks} there", stats.blocks);
         check!(
-            self.table().bytes() == self.table().counted_bytes(),
+            self.table.bytes() == self.table.counted_bytes(),
             "the table says {} bytes and has {}",
-            self.table().bytes(),
-            self.table().counted_bytes()
+            self.table.bytes(),
+            self.table.counted_bytes()
         );
-        check!(
-            self.run_bytes() == run_bytes,
-            "{} bytes of runs counted, {run_bytes} there",
-            self.run_bytes()
-        );
-        check!(self.bytes() <= self.bytes_max() || stats.runs == 0, "the bound in bytes is broken");
+        check!(self.run_bytes == run_bytes, "{} bytes of runs counted, {run_bytes} there", self.run_bytes);
+        check!(self.bytes() <= self.bytes_max || stats.runs == 0, "the bound in bytes is broken");
         held.iter().enumerate().try_for_each(|(slot, held)| self.audit_worker(WorkerSlot(slot as u16), *held))
     }
 

@@ -11,6 +11,7 @@
 //! The structure, its cost and the figures are in `docs/routing.md`. Shared by all data threads.
 
 mod audit;
+mod evict;
 mod holders;
 mod matches;
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod table;
 mod tests;
 mod tree;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use self::tree::Tree;
 pub use self::{holders::WORKERS_MAX, matches::Matches};
@@ -28,8 +29,9 @@ pub use self::{holders::WORKERS_MAX, matches::Matches};
 /// Default bound of the index: DESIGN's table of limits.
 pub const INDEX_BYTES_MAX: usize = 256 << 20;
 
-/// Blocks or runs that are evicted under one write lock, at most, where the work is not bounded by the prompt.
-const STEP: usize = 512;
+/// Blocks or runs that are evicted under one write lock, at most, where the work is not bounded by the prompt: some
+/// ten microseconds.
+const STEP: usize = 128;
 
 /// A worker's place in the index, given out by the fleet. Below [`WORKERS_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,13 +95,25 @@ impl PrefixIndex {
     /// The worker's cache is empty (restart, reset): forgets what it held when this was called.
     pub fn clear(&self, slot: WorkerSlot) {
         let now = self.tree.read().clock();
-        while self.tree.write().clear_step(slot, now, STEP) {}
+        self.step_by_step(|tree| tree.clear_step(slot, now, STEP));
     }
 
     /// Bounds what the worker is believed to hold, as its KV cache does. Unbounded at first.
     pub fn set_capacity_blocks(&self, slot: WorkerSlot, blocks: u64) {
         self.tree.write().set_capacity(slot, blocks);
-        while self.tree.write().shrink_step_bounded(slot, STEP) {}
+        self.step_by_step(|tree| tree.shrink_step_bounded(slot, STEP));
+    }
+
+    /// Repeats a step until it says that nothing is left, and lets those who wait for the lock go first in between.
+    fn step_by_step(&self, mut step: impl FnMut(&mut Tree) -> bool) {
+        loop {
+            let mut tree = self.tree.write();
+            let more = step(&mut tree);
+            RwLockWriteGuard::unlock_fair(tree);
+            if !more {
+                return;
+            }
+        }
     }
 
     /// Blocks that the worker holds.

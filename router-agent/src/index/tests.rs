@@ -137,6 +137,29 @@ proptest! {
         let empty = PrefixIndex::default().bytes();
         run(&steps, Some(empty + spare))?;
     }
+
+    /// Whoever finds a collision of the hash can break the rule that a hash names a prefix. Then answers may be
+    /// wrong, but nothing else: no panic, and nothing is left behind.
+    #[test]
+    fn hashes_that_name_no_prefix_do_no_harm(
+        steps in prop::collection::vec((0..3_u16, prop::collection::vec(0..5_u64, 0..12), 0..8_u64), 1..200),
+    ) {
+        let index = PrefixIndex::default();
+        for (slot, hashes, what) in &steps {
+            let slot = WorkerSlot(*slot);
+            match what {
+                0 => index.clear(slot),
+                1 => index.set_capacity_blocks(slot, hashes.len() as u64 * 2),
+                _ => index.insert(slot, hashes),
+            }
+            for slot in 0..3 {
+                prop_assert!(lookup(&index, hashes).blocks(WorkerSlot(slot)) as usize <= hashes.len());
+            }
+        }
+        (0..3).for_each(|slot| index.remove_worker(WorkerSlot(slot)));
+        prop_assert_eq!(index.stats().bytes, PrefixIndex::default().bytes());
+        prop_assert_eq!(index.audit(), Ok(()));
+    }
 }
 
 #[test]

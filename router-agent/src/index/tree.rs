@@ -28,7 +28,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    fn first(&self) -> u64 {
+    pub(super) fn first(&self) -> u64 {
         self.hashes[0]
     }
 
@@ -58,19 +58,19 @@ const CHUNK: usize = 1024;
 pub(super) struct Tree {
     chunks: Vec<Vec<Run>>,
     free: Vec<u32>,
-    table: Table,
-    workers: Box<[Worker]>,
+    pub(super) table: Table,
+    pub(super) workers: Box<[Worker]>,
     /// Slots at and above this one have never held anything.
-    workers_end: usize,
+    pub(super) workers_end: usize,
     /// Counts inserts.
     clock: u64,
-    bytes_max: usize,
+    pub(super) bytes_max: usize,
     /// Runs and what they own; the table counts for itself.
-    run_bytes: usize,
+    pub(super) run_bytes: usize,
     live_runs: usize,
-    blocks: u64,
+    pub(super) blocks: u64,
     evicted_by_capacity: u64,
-    evicted_by_bytes: u64,
+    pub(super) evicted_by_bytes: u64,
     /// The runs of the insert at hand, from the root.
     path: Vec<u32>,
 }
@@ -98,7 +98,7 @@ impl Tree {
         &self.chunks[id as usize / CHUNK][id as usize % CHUNK]
     }
 
-    fn run_mut(&mut self, id: u32) -> &mut Run {
+    pub(super) fn run_mut(&mut self, id: u32) -> &mut Run {
         &mut self.chunks[id as usize / CHUNK][id as usize % CHUNK]
     }
 
@@ -106,7 +106,7 @@ impl Tree {
         &self.workers[usize::from(slot.0)]
     }
 
-    fn worker_mut(&mut self, slot: WorkerSlot) -> &mut Worker {
+    pub(super) fn worker_mut(&mut self, slot: WorkerSlot) -> &mut Worker {
         &mut self.workers[usize::from(slot.0)]
     }
 
@@ -131,18 +131,6 @@ impl Tree {
             evicted_by_capacity: self.evicted_by_capacity,
             evicted_by_bytes: self.evicted_by_bytes,
         }
-    }
-
-    pub(super) fn table(&self) -> &Table {
-        &self.table
-    }
-
-    pub(super) fn run_bytes(&self) -> usize {
-        self.run_bytes
-    }
-
-    pub(super) fn bytes_max(&self) -> usize {
-        self.bytes_max
     }
 
     // ---- reading ----
@@ -264,7 +252,7 @@ impl Tree {
 
     /// Cuts the run in two after `len` blocks and returns the first part. The run itself becomes the second part,
     /// so its children need not be told.
-    fn split(&mut self, id: u32, len: usize) -> u32 {
+    pub(super) fn split(&mut self, id: u32, len: usize) -> u32 {
         debug_assert!(0 < len && len < self.run(id).hashes.len(), "a split that leaves an empty part");
         let parent = self.run(id).parent;
         let head = self.run(id).hashes[..len].to_vec();
@@ -292,7 +280,7 @@ impl Tree {
     }
 
     /// Joins a run and its only child if nothing tells them apart. The child stays, the run goes.
-    fn merge(&mut self, id: u32) {
+    pub(super) fn merge(&mut self, id: u32) {
         if id == NIL || self.run(id).children != 1 {
             return;
         }
@@ -319,152 +307,10 @@ impl Tree {
         });
     }
 
-    // ---- eviction ----
-
-    /// The worker no longer holds the run, below which it holds nothing.
-    fn drop_holder(&mut self, id: u32, slot: WorkerSlot) {
-        self.unlink(id, slot);
-        self.worker_mut(slot).blocks -= self.run(id).hashes.len() as u64;
-        self.change(id, |run| {
-            run.holders.remove(slot);
-        });
-        if self.run(id).holders.is_empty() {
-            debug_assert_eq!(self.run(id).children, 0, "held below, so held here");
-            let gone = self.free_run(id);
-            self.blocks -= gone.hashes.len() as u64;
-            self.table.remove(gone.first());
-            if gone.parent != NIL {
-                let parent = self.run_mut(gone.parent);
-                parent.children -= 1;
-                parent.child_xor ^= id;
-                self.merge(gone.parent);
-            }
-        } else {
-            self.merge(id);
-        }
-    }
-
-    /// Takes the worker's `count` oldest blocks off the run at the end of its list; returns how many it took.
-    fn evict(&mut self, slot: WorkerSlot, count: u64) -> u64 {
-        let id = self.worker(slot).oldest;
-        if id == NIL {
-            return 0;
-        }
-        let len = self.run(id).hashes.len();
-        if len as u64 <= count {
-            self.drop_holder(id, slot);
-            return len as u64;
-        }
-        let kept = len - count as usize;
-        if self.run(id).holders.len() == 1 {
-            self.change(id, |run| {
-                run.hashes.truncate(kept);
-                run.hashes.shrink_to_fit();
-            });
-            self.worker_mut(slot).blocks -= count;
-            self.blocks -= count;
-        } else {
-            self.split(id, kept);
-            self.drop_holder(id, slot);
-        }
-        count
-    }
-
-    /// Evicts what the worker holds beyond its capacity, at most `blocks_max`; says whether more is left to do.
-    fn shrink_step(&mut self, slot: WorkerSlot, blocks_max: usize) -> bool {
-        let mut left = blocks_max as u64;
-        loop {
-            let worker = self.worker(slot);
-            let excess = worker.blocks.saturating_sub(worker.capacity);
-            if excess == 0 || left == 0 {
-                return excess > 0;
-            }
-            left -= self.evict(slot, excess.min(left));
-        }
-    }
-
-    /// One step of [`super::PrefixIndex::set_capacity_blocks`]. Cutting a shared run costs memory, so the bound in
-    /// bytes has to be looked after here, too.
-    pub(super) fn shrink_step_bounded(&mut self, slot: WorkerSlot, blocks_max: usize) -> bool {
-        let more = self.shrink_step(slot, blocks_max);
-        self.evict_to_bytes();
-        more
-    }
-
-    pub(super) fn set_capacity(&mut self, slot: WorkerSlot, blocks: u64) {
-        self.worker_mut(slot).capacity = blocks;
-    }
-
-    /// Drops the worker's runs that were last used at `until` or before, at most `runs_max`; says whether more are
-    /// left.
-    pub(super) fn clear_step(&mut self, slot: WorkerSlot, until: u64, runs_max: usize) -> bool {
-        for _ in 0..runs_max {
-            if self.worker(slot).oldest_stamp > until {
-                return false;
-            }
-            self.drop_holder(self.worker(slot).oldest, slot);
-        }
-        true
-    }
-
-    /// Drops runs of whichever worker used its oldest one longest ago, until the bound in bytes holds.
-    fn evict_to_bytes(&mut self) {
-        while self.bytes() > self.bytes_max {
-            let workers = self.workers[..self.workers_end].iter().enumerate();
-            let Some((slot, worker)) = workers.min_by_key(|(_, worker)| worker.oldest_stamp) else { return };
-            if worker.oldest == NIL {
-                return;
-            }
-            self.evicted_by_bytes += self.run(worker.oldest).hashes.len() as u64;
-            self.drop_holder(worker.oldest, WorkerSlot(slot as u16));
-        }
-    }
-
-    // ---- lists by last use ----
-
-    /// Puts a run that the worker holds right after `newer` in its list (`NIL`: in front).
-    fn link(&mut self, id: u32, slot: WorkerSlot, newer: u32) {
-        let older =
-            if newer == NIL { self.worker(slot).newest } else { self.run(newer).holders.get(slot).older };
-        let used = self.run_mut(id).holders.get_mut(slot);
-        used.newer = newer;
-        used.older = older;
-        let stamp = used.stamp;
-        match newer {
-            NIL => self.worker_mut(slot).newest = id,
-            newer => self.run_mut(newer).holders.get_mut(slot).older = id,
-        }
-        match older {
-            NIL => {
-                let worker = self.worker_mut(slot);
-                worker.oldest = id;
-                worker.oldest_stamp = stamp;
-            }
-            older => self.run_mut(older).holders.get_mut(slot).newer = id,
-        }
-    }
-
-    fn unlink(&mut self, id: u32, slot: WorkerSlot) {
-        let Use { newer, older, .. } = *self.run(id).holders.get(slot);
-        match newer {
-            NIL => self.worker_mut(slot).newest = older,
-            newer => self.run_mut(newer).holders.get_mut(slot).older = older,
-        }
-        match older {
-            NIL => {
-                let stamp = if newer == NIL { u64::MAX } else { self.run(newer).holders.get(slot).stamp };
-                let worker = self.worker_mut(slot);
-                worker.oldest = newer;
-                worker.oldest_stamp = stamp;
-            }
-            older => self.run_mut(older).holders.get_mut(slot).newer = newer,
-        }
-    }
-
     // ---- storage ----
 
     /// Changes what a run owns, and the account of it.
-    fn change(&mut self, id: u32, change: impl FnOnce(&mut Run)) {
+    pub(super) fn change(&mut self, id: u32, change: impl FnOnce(&mut Run)) {
         let run = self.run_mut(id);
         let before = run.heap_bytes();
         change(run);
@@ -502,7 +348,7 @@ impl Tree {
     }
 
     /// Takes a run out of the storage, not out of the table.
-    fn free_run(&mut self, id: u32) -> Run {
+    pub(super) fn free_run(&mut self, id: u32) -> Run {
         let run = std::mem::take(self.run_mut(id));
         self.run_bytes -= size_of::<Run>() + run.heap_bytes();
         self.live_runs -= 1;

@@ -148,7 +148,10 @@ impl<'a> Fields<'a> {
             if scanner.peek() == Some(b'[') {
                 let before = ids.len();
                 scanner.array(|scanner| {
-                    token_id(scanner.value()?, &mut ids);
+                    match scanner.small_integer() {
+                        Some(id) => ids.extend_from_slice(&id.to_le_bytes()),
+                        None => token_id(scanner.value()?, &mut ids),
+                    }
                     Ok(())
                 })?;
                 if prompts > 0 {
@@ -156,6 +159,10 @@ impl<'a> Fields<'a> {
                     ids.truncate(before);
                 }
                 prompts += 1;
+                return Ok(());
+            }
+            if let Some(id) = scanner.small_integer() {
+                ids.extend_from_slice(&id.to_le_bytes());
                 return Ok(());
             }
             match scanner.value()? {

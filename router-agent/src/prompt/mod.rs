@@ -20,6 +20,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 mod unescape;
+mod word;
 
 use std::borrow::Cow;
 

@@ -10,6 +10,11 @@
 
 use std::borrow::Cow;
 
+use super::{
+    unescape::HEX,
+    word::{below, equal, first_byte},
+};
+
 /// Where the text stops being JSON, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bad {
@@ -288,6 +293,19 @@ impl<'a> Scanner<'a> {
         Ok(Value::Number(&self.body[start..self.at]))
     }
 
+    /// Consumes a plain number below a billion: nearly every token id. Whatever else stands here, a bad number
+    /// included, is left to [`Scanner::value`].
+    pub(super) fn small_integer(&mut self) -> Option<u32> {
+        self.peek();
+        let text = self.body[self.at..].first_chunk::<10>()?;
+        let len = text.iter().position(|byte| !byte.is_ascii_digit())?;
+        let plain = matches!(text[len], b',' | b']') && len > 0 && (text[0] != b'0' || len == 1);
+        plain.then(|| {
+            self.at += len;
+            text[..len].iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0'))
+        })
+    }
+
     fn digits(&mut self) -> Scan<()> {
         let start = self.at;
         while matches!(self.body.get(self.at), Some(b'0'..=b'9')) {
@@ -309,7 +327,10 @@ impl<'a> Scanner<'a> {
                 }
                 Some(b'\\') => {
                     escaped = true;
-                    self.escape()?;
+                    // Outside ASCII, escapes stand in rows.
+                    while self.body.get(self.at) == Some(&b'\\') {
+                        self.escape()?;
+                    }
                 }
                 Some(_) => return self.bad("a control character stands in a string"),
                 None => return self.bad("a string is not closed"),
@@ -321,8 +342,9 @@ impl<'a> Scanner<'a> {
         match self.body.get(self.at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
             Some(b'u') => {
-                let digits = self.body.get(self.at + 2..self.at + 6);
-                if !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
+                let digits = self.body[self.at + 2..].first_chunk::<4>();
+                let hex = digits.map(|digits| digits.map(|digit| HEX[usize::from(digit)]));
+                if hex.is_none_or(|[a, b, c, d]| a | b | c | d > 0xf) {
                     return self.bad("`\\u` needs four hexadecimal digits");
                 }
                 self.at += 6;
@@ -364,21 +386,19 @@ impl Brackets {
     }
 }
 
-const LOW: u64 = 0x0101_0101_0101_0101;
-const HIGH: u64 = 0x8080_8080_8080_8080;
-
-/// The high bit of every byte of `word` that is `byte`; exact up to and including the lowest one that is set.
-const fn equal(word: u64, byte: u8) -> u64 {
-    let x = word ^ (LOW * byte as u64);
-    x.wrapping_sub(LOW) & !x & HIGH
-}
-
 /// Index of the first byte that ends a plain stretch of a string (`"`, `\`, below 0x20), or the length.
 ///
-/// The 32-byte step is written as a fold that the compiler turns into vector compares; the place within a step
-/// is found eight bytes at a time.
+/// The first words are looked at one by one, since escapes stand close together where they stand at all; then 32
+/// bytes at a time, written as a fold that the compiler turns into vector compares.
 fn find_special(text: &[u8]) -> usize {
     let mut at = 0;
+    for _ in 0..SHORT_WORDS {
+        let Some(chunk) = text[at..].first_chunk() else { break };
+        match special(*chunk) {
+            0 => at += 8,
+            found => return at + first_byte(found),
+        }
+    }
     while let Some(chunk) = text[at..].first_chunk::<32>() {
         let found = chunk.iter().fold(0_u8, |found, &byte| {
             found | u8::from(byte == b'"') | u8::from(byte == b'\\') | u8::from(byte < 0x20)
@@ -388,17 +408,21 @@ fn find_special(text: &[u8]) -> usize {
         }
         at += 32;
     }
-    while let Some(chunk) = text[at..].first_chunk::<8>() {
-        let word = u64::from_le_bytes(*chunk);
-        let control = word.wrapping_sub(LOW * 0x20) & !word & HIGH;
-        let found = equal(word, b'"') | equal(word, b'\\') | control;
-        if found != 0 {
-            return at + found.trailing_zeros() as usize / 8;
+    while let Some(chunk) = text[at..].first_chunk() {
+        match special(*chunk) {
+            0 => at += 8,
+            found => return at + first_byte(found),
         }
-        at += 8;
     }
     text[at..]
         .iter()
         .position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20)
         .map_or(text.len(), |place| at + place)
+}
+
+const SHORT_WORDS: usize = 2;
+
+fn special(chunk: [u8; 8]) -> u64 {
+    let word = u64::from_le_bytes(chunk);
+    equal(word, b'"') | equal(word, b'\\') | below(word, 0x20)
 }

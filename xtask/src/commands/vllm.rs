@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace;
+
 const SERVERS_READY_TIMEOUT: Duration = Duration::from_mins(3);
 const GATEWAY_READY_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -95,7 +97,7 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+        let root = workspace::root();
         let dir = root.join("tools/real-vllm");
         Ok(Self {
             scripts: root.join("tests/real-vllm"),
