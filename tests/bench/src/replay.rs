@@ -19,11 +19,14 @@ use crate::processes::{Process, cpu_of, free_ports, host_cpu};
 use crate::prompt::{PromptBody, TextPool};
 use crate::report::{Record, Report, Setup, Trial};
 use crate::schedule::arrivals;
-use crate::trace::{Request, ceiling, read};
+use crate::trace::{BLOCK_TOKENS, Request, ceiling, read};
 
 /// The committed sample of the trace.
 pub(crate) const SAMPLE: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/traces/mooncake_conversation_500.jsonl");
+
+/// Tokens per KV block of the simulated workers.
+const KV_BLOCK_TOKENS: u64 = 16;
 
 /// Policy name under which the generator spreads requests over the workers itself, without a gateway.
 const NO_GATEWAY: &str = "no_gateway";
@@ -151,7 +154,9 @@ impl Replay<'_> {
             .last()
             .map_or(0.0, Duration::as_secs_f64)
             .max(0.001);
-        let ceiling = ceiling(&self.requests);
+        let infinite = ceiling(&self.requests, usize::MAX);
+        let fleet_tokens = args.kv_blocks * KV_BLOCK_TOKENS * u64::from(args.workers);
+        let finite = ceiling(&self.requests, (fleet_tokens / BLOCK_TOKENS) as usize);
         let capacity_tokens_per_s =
             args.direct.is_none().then_some(f64::from(args.workers) * args.prefill_tokens_per_s);
         Setup {
@@ -161,9 +166,10 @@ impl Replay<'_> {
             speed_up: args.speed_up,
             rate: args.rate,
             workers: if args.direct.is_some() { 1 } else { usize::from(args.workers) },
-            prompt_tokens: ceiling.prompt_tokens,
+            prompt_tokens: infinite.prompt_tokens,
             output_tokens: self.requests.iter().map(|request| request.output_tokens).sum(),
-            ceiling_share: ceiling.share(),
+            ceiling_share: infinite.share(),
+            ceiling_lru_share: args.direct.is_none().then_some(finite.share()),
             prefill_tokens_per_s: args.prefill_tokens_per_s,
             itl_base_ms: args.itl_base_ms,
             itl_slope_ms: args.itl_slope_ms,

@@ -26,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) output_tokens: u64,
     /// Of the prompt tokens, in one infinite cache.
     pub(crate) ceiling_share: f64,
+    /// The same in one LRU cache of the size of all workers' together; none where the workers are somebody else's.
+    pub(crate) ceiling_lru_share: Option<f64>,
     pub(crate) prefill_tokens_per_s: f64,
     pub(crate) itl_base_ms: f64,
     pub(crate) itl_slope_ms: f64,
@@ -51,6 +53,9 @@ impl fmt::Display for Setup {
             "ceiling: one infinite cache would serve {:.1} % of the prompt tokens",
             100.0 * self.ceiling_share
         )?;
+        if let Some(share) = self.ceiling_lru_share {
+            writeln!(f, "         one LRU cache of all workers' size {:.1} %", 100.0 * share)?;
+        }
         if let Some(capacity) = self.capacity_tokens_per_s {
             writeln!(
                 f,
@@ -379,6 +384,7 @@ mod tests {
             prompt_tokens: 4_000,
             output_tokens: 200,
             ceiling_share: 0.5,
+            ceiling_lru_share: Some(0.25),
             prefill_tokens_per_s: 100.0,
             itl_base_ms: 20.0,
             itl_slope_ms: 0.2,
