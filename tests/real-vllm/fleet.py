@@ -162,7 +162,7 @@ def main() -> int:
         if signal.sigwait({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}) != signal.SIGCHLD:
             break
         pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in servers:  # and not some helper that an import started
+        if pid in servers:  # and not a child of some import
             servers.discard(pid)
             print(f"server with pid {pid} ended by itself, status {status}: see {args.dir}/logs", flush=True)
             died = True

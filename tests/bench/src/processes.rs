@@ -96,14 +96,14 @@ pub(crate) fn cpu_of(pid: &str) -> Duration {
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).map(|ticks| TICK * ticks).sum()
 }
 
-/// Busy and total time of all CPUs since boot, in ticks.
+/// Busy and total time of all CPUs since boot, in ticks. Time of niced processes counts as free: they give way.
 pub(crate) fn host_cpu() -> (u64, u64) {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let first = stat.lines().next().unwrap_or_default();
     let ticks: Vec<u64> = first.split_whitespace().skip(1).take(8).filter_map(|t| t.parse().ok()).collect();
     let total: u64 = ticks.iter().sum();
-    let idle: u64 = ticks.iter().skip(3).take(2).sum(); // idle and iowait
-    (total - idle, total)
+    let free = [1, 3, 4].into_iter().filter_map(|column| ticks.get(column)).sum::<u64>(); // nice, idle, iowait
+    (total - free, total)
 }
 
 /// The first of `count` neighbouring ports that are free on the loopback interface now.
