@@ -17,7 +17,7 @@ pub(crate) fn ensure_mounted() {
     if mounted || !Path::new(ROOT).exists() || !is_root() {
         return;
     }
-    match output(command("mount").args(["-t", "bpf", "bpf", ROOT])) {
+    match output(command("mount").args(["-t", "bpf", "-o", "mode=0700", "bpf", ROOT])) {
         Ok(_) => println!("mounted a BPF file system at {ROOT} (it stays until the next boot)"),
         Err(error) => println!("no BPF file system at {ROOT}, so no pins: {error:#}"),
     }

@@ -40,7 +40,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, Map},
     programs::SkReuseport,
 };
@@ -180,6 +180,8 @@ impl Kernel {
 
 fn load(threads: u32) -> Result<Ebpf, KernelError> {
     EbpfLoader::new()
+        // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
+        .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries(names::CORES, threads.min(CORES_MAX))
         .load(OBJECT)
         .map_err(KernelError::Load)
@@ -221,7 +223,7 @@ fn capability(result: Result<(), KernelError>, why: impl FnOnce(&KernelError) ->
     match result {
         Ok(()) => Capability::Available,
         Err(error) => {
-            // The verifier's log is in here, and only here.
+            // The verifier's verdict is in here, and only here.
             tracing::debug!(?error, "refused by the kernel");
             Capability::Unavailable(why(&error))
         }
@@ -233,7 +235,9 @@ fn refusal(error: &KernelError) -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     match (errno(error), missing_privileges()) {
-        (Some(libc::EPERM | libc::EACCES), Some(missing)) => missing,
+        // Without CAP_PERFMON the verifier also follows what the CPU might speculate. It refuses what it then finds
+        // (EACCES), or gives up on so many paths (E2BIG, EFAULT).
+        (Some(libc::EPERM | libc::EACCES | libc::E2BIG | libc::EFAULT), Some(missing)) => missing,
         (Some(libc::EPERM), None) => {
             "forbidden although the capabilities are there: by a container's seccomp profile or a kernel lockdown"
                 .to_owned()

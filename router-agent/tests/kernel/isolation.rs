@@ -14,6 +14,7 @@ use router_common::{names, workers::WorkerValue};
 use super::{PinRoot, instance, open, options};
 
 const HOLD: &str = "WARMPATH_TEST_HOLD";
+const NO_PERFMON: &str = "WARMPATH_TEST_NO_PERFMON";
 const UNPRIVILEGED: &str = "WARMPATH_TEST_UNPRIVILEGED";
 
 /// Runs one test of this binary in a process of its own.
@@ -167,6 +168,37 @@ fn opens_without_privileges() {
     assert!(capabilities.iter().all(|(_, capability)| !capability.is_available()));
     assert!(kernel.take_workers().is_none() && kernel.steering_stats().is_none());
     println!("named");
+}
+
+#[test]
+fn the_one_privilege_that_is_missing_is_named() {
+    if open("one", 1).is_none() {
+        return;
+    }
+    let caps = "-all,+bpf,+net_admin";
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    setpriv.args(["--inh-caps", "--ambient-caps", "--bounding-set"].map(|set| format!("{set}={caps}")));
+    setpriv.arg(std::env::current_exe().expect("this binary"));
+    setpriv.args(["--exact", "isolation::opens_without_perfmon", "--nocapture"]);
+    match setpriv.env(NO_PERFMON, "1").output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("CAP_PERFMON (missing here)"), "{output:?}");
+        }
+        Err(error) => println!("skipped: setpriv: {error}"),
+    }
+}
+
+/// The other process of the test above.
+#[test]
+fn opens_without_perfmon() {
+    if std::env::var_os(NO_PERFMON).is_none() {
+        return;
+    }
+    let (mut kernel, capabilities) = Kernel::open(&options("one-child", 1));
+    assert!(capabilities.load.is_available() && kernel.take_workers().is_some(), "{capabilities:?}");
+    println!("{}", capabilities.steering);
 }
 
 #[test]
