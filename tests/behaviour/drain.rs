@@ -1,7 +1,7 @@
 //! SIGTERM and Ctrl-C: what is in flight ends, nothing new begins.
 
 use tokio::net::TcpStream;
-use warmpath_tests::{Gateway, eventually, get, sims, urls};
+use warmpath_tests::{Gateway, Signal, eventually, get, sims, urls};
 
 #[tokio::test]
 async fn streams_in_flight_finish_and_new_connections_are_refused() {
@@ -10,7 +10,7 @@ async fn streams_in_flight_finish_and_new_connections_are_refused() {
     let mut stream = gateway.stream("a long answer", 100).await;
     stream.next().await.unwrap().unwrap();
     let idle = TcpStream::connect(gateway.address).await.unwrap();
-    gateway.signal("TERM").await;
+    gateway.signal(Signal::TERM);
     eventually("the listener is closed", || async {
         TcpStream::connect(gateway.address).await.is_err().then_some(())
     })
@@ -29,7 +29,7 @@ async fn what_is_still_in_flight_after_the_drain_timeout_is_cut_off() {
     let mut gateway = Gateway::start(&urls(&sims), &["--drain-timeout", "200ms"]).await;
     let mut stream = gateway.stream("an endless answer", 100_000).await;
     stream.next().await.unwrap().unwrap();
-    gateway.signal("INT").await;
+    gateway.signal(Signal::INT);
     let (_, ended) = stream.rest().await;
     assert!(!ended, "the client sees that it is cut off");
     assert_eq!(gateway.ended().await, Some(0));
@@ -43,8 +43,8 @@ async fn a_second_signal_ends_at_once() {
     let mut gateway = Gateway::start(&urls(&sims), &["--drain-timeout", "1h"]).await;
     let mut stream = gateway.stream("an endless answer", 100_000).await;
     stream.next().await.unwrap().unwrap();
-    gateway.signal("INT").await;
+    gateway.signal(Signal::INT);
     eventually("draining", || async { gateway.output().contains("draining").then_some(()) }).await;
-    gateway.signal("INT").await;
+    gateway.signal(Signal::INT);
     assert_eq!(gateway.ended().await, Some(0));
 }

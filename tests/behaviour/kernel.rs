@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use warmpath_tests::{Gateway, eventually, sims, urls};
+use warmpath_tests::{Gateway, Signal, eventually, sims, urls};
 
 fn run(program: &str, args: &[&str]) -> std::io::Result<Output> {
     Command::new(program).args(args).output()
@@ -45,7 +45,7 @@ async fn the_workers_map_has_named_fields_in_bpftool_and_rows_in_warmpath_maps()
         Ok(dump) => panic!("bpftool: {}", String::from_utf8_lossy(&dump.stderr)),
         Err(error) => println!("skipped: bpftool: {error}"),
     }
-    gateway.signal("TERM").await;
+    gateway.signal(Signal::TERM);
     assert_eq!(gateway.ended().await, Some(0));
     assert!(!std::path::Path::new(&directory).exists(), "pins go with the gateway");
 }

@@ -55,7 +55,7 @@ async fn a_head_above_the_limit_is_refused() {
     let _ = socket.write_all(head.as_bytes()).await;
     assert!(last_words(&mut socket).await.starts_with("HTTP/1.1 431 "));
     let mut socket = TcpStream::connect(gateway.address).await.unwrap();
-    let many: String = (0..101).map(|i| format!("x-{i}: 1\r\n")).collect();
+    let many = "x-many: 1\r\n".repeat(101);
     let _ = socket.write_all(format!("GET /version HTTP/1.1\r\n{many}\r\n").as_bytes()).await;
     assert!(last_words(&mut socket).await.starts_with("HTTP/1.1 431 "));
 }

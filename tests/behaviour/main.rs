@@ -1,5 +1,6 @@
 //! How the gateway behaves, told by running it: a `warmpath` process in front of simulated workers.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod command;
 mod drain;

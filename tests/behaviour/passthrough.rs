@@ -34,7 +34,7 @@ async fn one_request(listener: TcpListener) -> Vec<u8> {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = Vec::new();
-        let mut buffer = [0; 65_536];
+        let mut buffer = vec![0; 65_536];
         loop {
             let n = stream.read(&mut buffer).await.unwrap();
             bytes.extend_from_slice(&buffer[..n]);

@@ -14,7 +14,7 @@ fn sources() -> Vec<(PathBuf, String)> {
                 if !name.starts_with('.') && !["target", "tools", "venv"].contains(&name.as_str()) {
                     walk(&path, files);
                 }
-            } else if name.ends_with(".rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push((path.clone(), fs::read_to_string(&path).unwrap()));
             }
         }

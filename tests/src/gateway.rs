@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
+pub use rustix::process::Signal;
+use rustix::process::{Pid, kill_process};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -93,10 +95,10 @@ impl Gateway {
         self.child.id().expect("it is running")
     }
 
-    /// Sends it a signal by name, e.g. `TERM`.
-    pub async fn signal(&self, name: &str) {
-        let kill = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().await;
-        assert!(kill.expect("kill runs").success());
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id is not zero");
+        kill_process(pid, signal).expect("the gateway is there");
     }
 
     /// Waits for its end; its exit code.

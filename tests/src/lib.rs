@@ -14,7 +14,7 @@ mod gateway;
 use std::{future::Future, time::Duration};
 
 pub use client::{Reply, Stream, get, open, request};
-pub use gateway::{Gateway, binary};
+pub use gateway::{Gateway, Signal, binary};
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 
 /// How long a condition is awaited before a test gives up on it.

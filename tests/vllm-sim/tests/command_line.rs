@@ -1,5 +1,6 @@
 //! The binary: it says when it is ready, serves, and stops cleanly.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -30,9 +31,8 @@ impl Running {
         line.trim_end().to_owned()
     }
 
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status();
-        assert!(sent.unwrap().success());
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 }
 
@@ -45,7 +45,7 @@ impl Drop for Running {
 
 #[tokio::test]
 async fn it_starts_workers_says_so_and_stops_on_a_signal() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in [Signal::INT, Signal::TERM] {
         let mut running = Running::start(&[
             "--port",
             "0",
