@@ -101,8 +101,10 @@ pub(super) fn choose(
     counters[decision.reason as usize].inc();
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
-        shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
-        shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
+        if tried.is_empty() {
+            shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
+            shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
+        }
     }
     Some(Choice { flight, decision })
 }
