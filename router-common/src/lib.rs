@@ -12,6 +12,7 @@
 
 mod bytes;
 pub mod cores;
+pub mod framing;
 pub mod instance;
 pub mod limits;
 pub mod workers;
