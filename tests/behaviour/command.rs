@@ -33,7 +33,10 @@ fn an_unknown_key_in_the_file_names_file_line_and_key() {
     let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
     std::fs::write(file.path(), "workers:\n  - http://127.0.0.1:1\nlisten_on: 127.0.0.1:80\n").unwrap();
     let said = fails(&["--config", file.path().to_str().unwrap()]);
-    assert!(said.contains("listen_on") && said.contains(file.path().to_str().unwrap()) && said.contains('3'), "{said}");
+    assert!(
+        said.contains("listen_on") && said.contains(file.path().to_str().unwrap()) && said.contains('3'),
+        "{said}"
+    );
 }
 
 #[test]

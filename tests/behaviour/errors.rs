@@ -7,7 +7,16 @@ use warmpath_tests::{Gateway, get, request, sims, urls};
 async fn a_body_that_is_not_json_is_refused_in_openais_shape_and_no_worker_sees_it() {
     let sims = sims(1).await;
     let gateway = Gateway::start(&urls(&sims), &[]).await;
-    for body in ["", "{", "nonsense", "{\"messages\": [}", "{\"a\":1} trailing", "\"text\"", "[1]", "{\"a\":\"\u{1}\"}"] {
+    for body in [
+        "",
+        "{",
+        "nonsense",
+        "{\"messages\": [}",
+        "{\"a\":1} trailing",
+        "\"text\"",
+        "[1]",
+        "{\"a\":\"\u{1}\"}",
+    ] {
         let reply = request(gateway.address, "POST", "/v1/chat/completions", &[], body.to_owned()).await;
         assert_eq!(reply.status, 400, "{body:?}");
         let error = &reply.json()["error"];

@@ -25,16 +25,24 @@ async fn in_the_middle_of_a_stream() {
     gateway.idle().await;
     let worker = &gateway.workers().await[0];
     assert_eq!(worker["requests_cancelled"], 1);
-    assert_eq!((&worker["requests_failed"], &worker["breaker"]), (&json!(0), &json!("closed")), "no fault of the worker");
+    assert_eq!(
+        (&worker["requests_failed"], &worker["breaker"]),
+        (&json!(0), &json!("closed")),
+        "no fault of the worker"
+    );
     let left = gateway.metric("warmpath_requests_total{route=\"chat\",status=\"499\"}").await;
     assert!((left - 1.0).abs() < f64::EPSILON);
 }
 
 /// Sends a whole request on a raw socket.
 async fn send(gateway: &Gateway, max_tokens: u32, stream: bool) -> TcpStream {
-    let body = json!({"prompt": "x", "max_tokens": max_tokens, "ignore_eos": true, "stream": stream}).to_string();
+    let body =
+        json!({"prompt": "x", "max_tokens": max_tokens, "ignore_eos": true, "stream": stream}).to_string();
     let mut socket = TcpStream::connect(gateway.address).await.unwrap();
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     socket
 }
@@ -84,8 +92,12 @@ async fn while_the_worker_hangs() {
     let gateway = Gateway::start(&urls(&sims), &[]).await;
     sims[0].set_fault(Fault::always(FaultKind::Hang));
     let socket = send(&gateway, 4, true).await;
-    eventually("in flight", || async { (gateway.workers().await[0]["in_flight_requests"] == 1).then_some(()) }).await;
+    eventually("in flight", || async {
+        (gateway.workers().await[0]["in_flight_requests"] == 1).then_some(())
+    })
+    .await;
     drop(socket);
     gateway.idle().await;
-    eventually("the connection is closed", || async { (sims[0].stats().generating == 0).then_some(()) }).await;
+    eventually("the connection is closed", || async { (sims[0].stats().generating == 0).then_some(()) })
+        .await;
 }

@@ -11,7 +11,10 @@ use warmpath_tests::{Gateway, SimConfig, sim, urls};
 
 /// Sends one unary request on an open connection and reads its response.
 async fn exchange(socket: &mut TcpStream, body: &str) -> String {
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     socket.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     loop {

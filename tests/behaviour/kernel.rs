@@ -68,7 +68,8 @@ async fn new_connections_are_steered_over_the_data_threads() {
 
 #[tokio::test]
 async fn without_privileges_one_line_says_so_and_the_gateway_serves() {
-    let setpriv = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
+    let setpriv =
+        ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"];
     if !run("setpriv", &[&setpriv[..], &["true"]].concat()).is_ok_and(|output| output.status.success()) {
         return println!("skipped: setpriv cannot drop privileges here");
     }

@@ -20,7 +20,9 @@ async fn gateway(config: &str) -> (Vec<warmpath_tests::SimHandle>, Gateway) {
 async fn last_words(socket: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     // A reset after the answer is as good an end as any.
-    let _ = tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut bytes)).await.expect("it closes");
+    let _ = tokio::time::timeout(Duration::from_secs(10), socket.read_to_end(&mut bytes))
+        .await
+        .expect("it closes");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

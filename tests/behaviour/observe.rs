@@ -54,7 +54,8 @@ async fn logs_can_be_json_lines() {
         .unwrap();
     assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
     let lines = String::from_utf8(output.stderr).unwrap();
-    let events: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(events.iter().any(|event| event["message"] == "ready" && event["workers"] == 1), "{lines}");
     assert!(events.iter().any(|event| event["message"] == "stopped"), "{lines}");
 }

@@ -60,7 +60,8 @@ async fn the_body_arrives_with_its_own_bytes_and_the_head_with_its_own_fields() 
     let seen = tokio::spawn(one_request(listener));
     let gateway = Gateway::start(&[format!("http://{worker}")], &[]).await;
     // Odd spacing, an unknown field, escapes, a repeated key: nothing is rewritten.
-    let body = "{ \"model\" :\"m\\u00e9\",\n\t\"future_field\": [1, 2.50, null],\"model\":\"n\" ,\"messages\":[]}";
+    let body =
+        "{ \"model\" :\"m\\u00e9\",\n\t\"future_field\": [1, 2.50, null],\"model\":\"n\" ,\"messages\":[]}";
     let mut client = TcpStream::connect(gateway.address).await.unwrap();
     let head = format!(
         "POST /v1/chat/completions?a=b%20c HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer k\r\nX-Custom: 1\r\n\
@@ -92,7 +93,10 @@ async fn the_body_arrives_with_its_own_bytes_and_the_head_with_its_own_fields() 
         assert!(fields.contains(&expected), "{expected:?} is missing in {fields:?}");
     }
     for gone in ["connection", "x-drop", "expect", "transfer-encoding"] {
-        assert!(!fields.iter().any(|field| field.starts_with(gone)), "{gone} should end at the gateway: {fields:?}");
+        assert!(
+            !fields.iter().any(|field| field.starts_with(gone)),
+            "{gone} should end at the gateway: {fields:?}"
+        );
     }
     let n = client.read(&mut buffer).await.unwrap();
     let reply = String::from_utf8_lossy(&buffer[..n]);

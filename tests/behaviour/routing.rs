@@ -16,7 +16,8 @@ async fn warm_sends_a_conversation_back_to_the_worker_that_has_it() {
     let sims = sims(3).await;
     let gateway = Gateway::start(&urls(&sims), &[]).await;
     for conversation in 0..6 {
-        let mut messages = vec![json!({"role": "user", "content": topic(&format!("conversation {conversation}"))})];
+        let mut messages =
+            vec![json!({"role": "user", "content": topic(&format!("conversation {conversation}"))})];
         let mut first_worker = None;
         for turn in 0..3 {
             let body = json!({"messages": messages, "max_tokens": 8, "ignore_eos": true});
@@ -24,11 +25,16 @@ async fn warm_sends_a_conversation_back_to_the_worker_that_has_it() {
             assert_eq!(reply.status, 200, "{}", reply.text());
             let worker = reply.header("x-warmpath-worker").to_owned();
             let matched: u64 = reply.header("x-warmpath-matched-tokens").parse().unwrap();
-            let cached = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
+            let cached =
+                reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0);
             if turn == 0 {
                 assert!(matched < 50, "a new conversation shares next to nothing: {matched}");
             } else {
-                assert_eq!(Some(&worker), first_worker.as_ref(), "turn {turn} of conversation {conversation}");
+                assert_eq!(
+                    Some(&worker),
+                    first_worker.as_ref(),
+                    "turn {turn} of conversation {conversation}"
+                );
                 assert_eq!(reply.header("x-warmpath-reason"), "prefix_hit");
                 assert!(matched > 500, "the index expects the earlier turns: {matched}");
                 assert!(cached > 500, "and the worker had them: {cached}");
@@ -121,7 +127,9 @@ async fn prefixes_are_found_for_every_api_and_every_form_of_prompt() {
         ("/v1/messages", json!({"messages": [{"role": "user", "content": text}], "max_tokens": 2})),
     ];
     for (path, body) in bodies {
-        let matched = |reply: &warmpath_tests::Reply| -> u64 { reply.header("x-warmpath-matched-tokens").parse().unwrap() };
+        let matched = |reply: &warmpath_tests::Reply| -> u64 {
+            reply.header("x-warmpath-matched-tokens").parse().unwrap()
+        };
         let first = gateway.post(path, &body).await;
         let second = gateway.post(path, &body).await;
         let shape = body.to_string().chars().take(60).collect::<String>();

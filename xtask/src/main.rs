@@ -1,11 +1,25 @@
-//! `cargo xtask <command>`: build, run, test and measure Warmpath.
-
+//! `cargo xtask COMMAND`: build, run, test and measure Warmpath. One file per command in `commands/`.
 #![forbid(unsafe_code)]
 
-mod bench;
-mod vllm;
+mod bpffs;
+mod commands {
+    pub(crate) mod bench;
+    pub(crate) mod ebpf;
+    pub(crate) mod run;
+    pub(crate) mod test;
+    pub(crate) mod vllm;
+}
+mod elf;
+mod linker;
+mod process;
+mod record;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use commands::{bench, ebpf, run, test, vllm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Warmpath")]
@@ -16,15 +30,40 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build, and serve with three simulated workers, or as ARGS say
+    Run {
+        /// Arguments of `warmpath serve`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Everything that must hold: format, clippy, kernel object, tests
+    Test,
+    /// Build the kernel object from source
+    Ebpf {
+        /// Compare it with the committed one instead of replacing that
+        #[arg(long)]
+        check: bool,
+    },
     /// Benchmarks of the whole gateway
     Bench(bench::Args),
     /// Real vLLM servers on this machine's CPU, and the gateway in front of them
     Vllm(vllm::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run { args } => run::main(&args),
+        Command::Test => test::main(),
+        Command::Ebpf { check: true } => ebpf::check(),
+        Command::Ebpf { check: false } => ebpf::write(),
         Command::Bench(args) => bench::run(&args),
         Command::Vllm(args) => vllm::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

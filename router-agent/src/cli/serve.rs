@@ -184,11 +184,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish(shared.clone(), map)));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
-        Admin {
-            shared: shared.clone(),
-            phase: phases.clone(),
-            steering,
-        },
+        Admin { shared: shared.clone(), phase: phases.clone(), steering },
     ));
     let banner = Banner { config, capabilities: &capabilities, simulated: simulated.len(), started };
     banner.announce(&shared.fleet);

@@ -1,3 +1,5 @@
+//! What a configuration file may say, and what is said of a wrong one.
+
 use super::*;
 
 fn apply(text: &str) -> Result<Config, ConfigError> {
@@ -86,5 +88,14 @@ fn bad_values_say_what_would_be_right() {
 fn an_empty_file_is_an_empty_configuration() {
     let mut config = Config::default();
     File::parse("# nothing\n\n").unwrap().apply(&mut config).unwrap();
+    assert_eq!(config, Config::default());
+}
+
+#[test]
+fn the_example_file_shows_the_defaults() {
+    let example = include_str!("../../../deploy/warmpath.yaml");
+    let mut config = apply(example).unwrap();
+    let names: Vec<String> = config.workers.drain(..).map(|worker| worker.name).collect();
+    assert_eq!(names, ["127.0.0.1:8001", "gpu1"]);
     assert_eq!(config, Config::default());
 }

@@ -13,6 +13,7 @@ use vllm_sim::{
 /// Simulated vLLM workers: HTTP, KV events, metrics and a time model, without a model.
 #[derive(Debug, Parser)]
 #[command(version)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Cli {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1", env = "VLLM_SIM_HOST")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::engine::hashing::HashAlgo;
 
 /// Everything that one simulated worker is told at its start.
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of vLLM's command line")]
 #[derive(Clone, Debug)]
 pub struct SimConfig {
     /// Address to listen on. Port 0 picks a free one; [`crate::SimHandle::addr`] says which.

@@ -21,6 +21,8 @@ use crate::worker::{Phase, Worker, stopping};
 
 /// uvicorn's listen backlog.
 const BACKLOG: i32 = 2048;
+/// From the engine's death to the API server's.
+const ENGINE_DEATH_NOTICED: Duration = Duration::from_millis(300);
 /// How long a stopping worker waits for connections that do not end.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -238,6 +240,16 @@ impl SimHandle {
         self.ended().await;
     }
 
+    /// What SIGKILL does to the engine process: streams end with an error event and `[DONE]`, whole responses and new
+    /// requests are 500, `/health` is 503; 0.3 s later the API server gives up, and every connection with it. Returns
+    /// then.
+    pub async fn kill_engine(&self) {
+        self.worker.engine_dead.store(true, Ordering::Release);
+        self.worker.engine.end_all(Finish::Error);
+        tokio::time::sleep(ENGINE_DEATH_NOTICED).await;
+        self.kill().await;
+    }
+
     fn start_kill(&self) {
         if let Some(kill) = self.kill.lock().take() {
             let _ = kill.send(()); // it may have ended by itself
@@ -256,5 +268,27 @@ impl SimHandle {
 impl Drop for SimHandle {
     fn drop(&mut self) {
         self.start_kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_can_be_started_and_held_from_any_task() {
+        fn sendable<T: Send>(_: &T) {}
+        fn shareable<T: Send + Sync>() {}
+        sendable(&Sim::start(SimConfig::default()));
+        shareable::<SimHandle>();
+    }
+
+    #[test]
+    fn what_a_sequence_could_never_fit_is_cut_down_or_refused() {
+        let mut config = SimConfig::default();
+        config.engine.num_blocks = 11;
+        assert_eq!(checked(config.clone()).unwrap().engine.max_model_len, 160);
+        config.engine.block_size = 2;
+        assert!(matches!(checked(config), Err(StartError::BlockSize(2))));
     }
 }

@@ -14,7 +14,7 @@ use crate::faults::{Fault, FaultKind, Faults};
 use crate::http::connection::{Connection, Next};
 use crate::http::response;
 use crate::metrics::{HttpMetrics, Renderer};
-use crate::rng::{SharedRng, mix64};
+use crate::rng::SharedRng;
 use crate::stats::{SimStats, Stats};
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
@@ -42,6 +42,8 @@ pub(crate) struct Worker {
     pub(crate) created_s: u64,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) killed: Arc<AtomicBool>,
+    /// The engine process has died; the API server is about to notice.
+    pub(crate) engine_dead: AtomicBool,
     pub(crate) event_batches: Arc<AtomicU64>,
 }
 
@@ -51,7 +53,7 @@ impl Worker {
         let name_key = xxhash_rust::xxh3::xxh3_64(format!("{:?}", config.engine).as_bytes());
         Self {
             engine,
-            rng: SharedRng::new(config.seed ^ mix64(u64::from(config.listen.port()))),
+            rng: SharedRng::new(config.seed),
             faults: Faults::default(),
             stats: Stats::default(),
             http_metrics: Mutex::default(),
@@ -61,6 +63,7 @@ impl Worker {
             created_s: response::now_s(),
             phase: watch::Sender::new(Phase::Serving),
             killed: Arc::default(),
+            engine_dead: AtomicBool::new(false),
             event_batches,
             config,
         }

@@ -1,6 +1,7 @@
 //! The generating endpoints: from a request body to a whole response or a stream of events.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::error::{ApiError, stream_error_event};
@@ -10,8 +11,8 @@ use super::fields::Fields;
 use super::job::Job;
 use super::params::{Api, Params};
 use super::prompt::PromptReader;
-use super::routes::Endpoint;
 use super::responses::{self, Echo};
+use super::routes::Endpoint;
 use super::{chat, completions, messages};
 use crate::engine::hashing::ExtraKeys;
 use crate::engine::sequence::{Finish, Generation, OutputText, Progress, SequenceSpec};
@@ -73,6 +74,9 @@ impl Exchange<'_> {
         };
         let message_id = || format!("msg_{:016x}", worker.rng.next_u64());
         let echo = (api == Api::Responses).then(|| Echo::read(&fields, message_id())).transpose()?;
+        if worker.engine_dead.load(Ordering::Acquire) {
+            return Err(ApiError::engine_dead());
+        }
         if worker.is_draining() {
             return Err(ApiError::shutting_down());
         }
@@ -193,7 +197,6 @@ impl Exchange<'_> {
         loop {
             for event in events.iter() {
                 match fault.next() {
-                    None => {}
                     Some(FaultKind::Die { how, .. }) => return Err(self.die(*how)),
                     Some(FaultKind::TruncatedChunk { .. }) => return self.truncate(event).await,
                     Some(FaultKind::ErrorEvent { .. }) => return self.end_with_error().await,
@@ -201,7 +204,7 @@ impl Exchange<'_> {
                         let for_ms = *for_ms;
                         self.stall(for_ms).await?;
                     }
-                    Some(_) => {}
+                    _ => {}
                 }
                 if self.connection.write_chunk(event.as_bytes()).await.is_err() {
                     return Err(self.aborted());
@@ -257,13 +260,11 @@ impl Exchange<'_> {
     }
 
     async fn stall(&mut self, for_ms: Option<u64>) -> Result<(), Gone> {
-        match for_ms {
-            Some(for_ms) => self.pause(Duration::from_millis(for_ms)).await,
-            None => {
-                self.connection.gone().await;
-                Err(self.aborted())
-            }
+        if let Some(for_ms) = for_ms {
+            return self.pause(Duration::from_millis(for_ms)).await;
         }
+        self.connection.gone().await;
+        Err(self.aborted())
     }
 
     async fn truncate(&mut self, event: &str) -> Result<(), Gone> {

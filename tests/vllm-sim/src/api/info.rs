@@ -1,6 +1,7 @@
 //! Everything that does not generate: models, health, metrics, tokens, administration.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
@@ -21,7 +22,8 @@ impl Exchange<'_> {
         let worker = self.worker;
         let text = match endpoint {
             Endpoint::Health => {
-                let head = ResponseHead { content_type: None, ..self.response_head(200, "") };
+                let status = if worker.engine_dead.load(Ordering::Acquire) { 503 } else { 200 };
+                let head = ResponseHead { content_type: None, ..self.response_head(status, "") };
                 return self.respond(head, b"").await;
             }
             Endpoint::Metrics => {
@@ -53,66 +55,71 @@ impl Exchange<'_> {
                 return self.body(403, "application/json", b"{\"detail\":\"Forbidden\"}").await;
             }
             Endpoint::SimFault => return self.fault(body).await,
-            Endpoint::RenderCompletion | Endpoint::RenderChat => match self.render(endpoint, body) {
-                Ok(text) => text,
-                Err(error) => return self.error(&error).await,
-            },
             Endpoint::CountTokens => match self.count_tokens(body) {
                 Ok(text) => text,
                 Err(error) => return self.anthropic_error(&error).await,
             },
-            _ => match self.from_fields(endpoint, body) {
-                Ok(text) => text,
-                Err(error) => return self.error(&error).await,
-            },
+            _ => {
+                let text = match endpoint {
+                    Endpoint::RenderCompletion | Endpoint::RenderChat => self.render(endpoint, body),
+                    Endpoint::Detokenize => self.detokenize(body),
+                    _ => self.tokenize(body),
+                };
+                match text {
+                    Ok(text) => text,
+                    Err(error) => return self.error(&error).await,
+                }
+            }
         };
         self.json(&text).await
     }
 
-    fn from_fields(&self, endpoint: Endpoint, body: &[u8]) -> Result<String, ApiError> {
+    fn detokenize(&self, body: &[u8]) -> Result<String, ApiError> {
+        let worker = self.worker;
+        let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
+        find_model(&fields, &worker.config)?;
+        let tokens = fields.raw("tokens").ok_or_else(|| fields.missing("tokens"))?;
+        let tokens: Vec<u32> = serde_json::from_str(tokens.get()).map_err(|_| {
+            let input = super::fields::python(tokens);
+            ApiError::wrong_type("list_type", "body.tokens", "Input should be a valid list", &input)
+        })?;
+        let mut text = "{\"prompt\":".to_owned();
+        push_json(&worker.vocabulary.text(&tokens), &mut text);
+        text.push('}');
+        Ok(text)
+    }
+
+    fn tokenize(&self, body: &[u8]) -> Result<String, ApiError> {
         let worker = self.worker;
         let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
         find_model(&fields, &worker.config)?;
         let reader = worker.prompt_reader();
-        match endpoint {
-            Endpoint::Detokenize => {
-                let tokens = fields.raw("tokens").ok_or_else(|| fields.missing("tokens"))?;
-                let tokens: Vec<u32> = serde_json::from_str(tokens.get()).map_err(|_| {
-                    let input = super::fields::python(tokens);
-                    ApiError::wrong_type("list_type", "body.tokens", "Input should be a valid list", &input)
-                })?;
-                let mut text = "{\"prompt\":".to_owned();
-                push_json(&worker.vocabulary.text(&tokens), &mut text);
-                text.push('}');
-                Ok(text)
-            }
-            _ => {
-                let ids = if fields.raw("messages").is_some() {
-                    reader.chat(&fields)?
-                } else {
-                    let prompt: String = fields.get("prompt")?.ok_or_else(|| fields.missing("prompt"))?;
-                    worker.vocabulary.learn(&prompt);
-                    reader.text(&prompt)?
-                };
-                let strings = fields.get("return_token_strs")?.unwrap_or(false);
-                let strings =
-                    strings.then(|| ids.iter().map(|id| worker.vocabulary.text(&[*id])).collect::<Vec<_>>());
-                let strings = serde_json::to_string(&strings).expect("strings serialise");
-                let tokens = serde_json::to_string(&ids).expect("numbers serialise");
-                Ok(format!(
-                    "{{\"count\":{},\"max_model_len\":{},\"tokens\":{tokens},\"token_strs\":{strings}}}",
-                    ids.len(),
-                    reader.max_model_len
-                ))
-            }
-        }
+        let ids = if fields.raw("messages").is_some() {
+            reader.chat(&fields)?
+        } else {
+            let prompt: String = fields.get("prompt")?.ok_or_else(|| fields.missing("prompt"))?;
+            worker.vocabulary.learn(&prompt);
+            reader.text(&prompt)?
+        };
+        let strings = fields.get("return_token_strs")?.unwrap_or(false);
+        let strings =
+            strings.then(|| ids.iter().map(|id| worker.vocabulary.text(&[*id])).collect::<Vec<_>>());
+        let strings = serde_json::to_string(&strings).expect("strings serialise");
+        let tokens = serde_json::to_string(&ids).expect("numbers serialise");
+        Ok(format!(
+            "{{\"count\":{},\"max_model_len\":{},\"tokens\":{tokens},\"token_strs\":{strings}}}",
+            ids.len(),
+            reader.max_model_len
+        ))
     }
 
     fn count_tokens(&self, body: &[u8]) -> Result<String, ApiError> {
         let fields = Fields::parse(self.head.content_type.as_deref(), body)?;
         find_model(&fields, &self.worker.config)?;
         let tokens = super::messages::prompt(self.worker.prompt_reader(), &fields)?.len();
-        Ok(format!("{{\"input_tokens\":{tokens},\"context_management\":{{\"original_input_tokens\":{tokens}}}}}"))
+        Ok(format!(
+            "{{\"input_tokens\":{tokens},\"context_management\":{{\"original_input_tokens\":{tokens}}}}}"
+        ))
     }
 
     fn models(&self) -> String {

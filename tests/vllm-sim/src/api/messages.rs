@@ -29,7 +29,8 @@ pub(crate) fn prompt(reader: PromptReader, fields: &Fields<'_>) -> Result<Vec<u3
 /// A whole response.
 pub(crate) fn body(job: &Job) -> String {
     let mut out = String::with_capacity(1024);
-    let _ = write!(out, "{{\"id\":\"{}\",\"type\":\"message\",\"role\":\"assistant\",\"content\":[{{", job.id); // cannot fail
+    let _ =
+        write!(out, "{{\"id\":\"{}\",\"type\":\"message\",\"role\":\"assistant\",\"content\":[{{", job.id); // cannot fail
     out.push_str("\"type\":\"text\",\"text\":\"");
     job.push_text(&job.whole(0), &mut out);
     out.push_str("\"}],\"model\":");
@@ -78,7 +79,8 @@ impl EventWriter for Stream {
     }
 
     fn end(&mut self, job: &Job, events: &mut Events) {
-        events.named("content_block_stop", |out| out.push_str("{\"type\":\"content_block_stop\",\"index\":0}"));
+        events
+            .named("content_block_stop", |out| out.push_str("{\"type\":\"content_block_stop\",\"index\":0}"));
         events.named("message_delta", |out| {
             let _ = write!(
                 out,

@@ -15,6 +15,7 @@ pub(crate) enum Api {
 }
 
 /// Parameters of one generation request.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the API")]
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
     pub(crate) api: Api,
@@ -113,14 +114,12 @@ pub(crate) fn find_model(
     if name == config.model {
         return Ok((name, None));
     }
-    match config.loras.iter().find(|lora| lora.name == name) {
-        Some(lora) => Ok((name, Some(lora.clone()))),
-        None => {
-            let loras = config.loras.iter().map(|lora| lora.name.as_str());
-            let known: Vec<_> = std::iter::once(config.model.as_str()).chain(loras).collect();
-            Err(ApiError::unknown_model(&name, &known))
-        }
+    if let Some(lora) = config.loras.iter().find(|lora| lora.name == name) {
+        return Ok((name, Some(lora.clone())));
     }
+    let loras = config.loras.iter().map(|lora| lora.name.as_str());
+    let known: Vec<_> = std::iter::once(config.model.as_str()).chain(loras).collect();
+    Err(ApiError::unknown_model(&name, &known))
 }
 
 fn max_tokens(api: Api, fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {

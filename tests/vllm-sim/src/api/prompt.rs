@@ -129,18 +129,15 @@ impl PromptReader {
             ApiError::wrong_type("string_type", "body.messages", "Input should be a valid string", &input)
         })?;
         for part in parts {
-            match part.raw("text") {
-                Some(text) => {
-                    let text: String = serde_json::from_str(text.get()).unwrap_or_default();
-                    self.segment(&text, ids)?;
-                }
-                None => match ["image_url", "input_audio", "video_url", "image", "source", "content"]
-                    .iter()
-                    .find_map(|key| part.raw(key))
-                {
-                    Some(media) => self.tokenizer.encode_media(media.get(), ids),
-                    None => continue,
-                },
+            let media = || {
+                let members = ["image_url", "input_audio", "video_url", "image", "source", "content"];
+                members.iter().find_map(|key| part.raw(key))
+            };
+            if let Some(text) = part.raw("text") {
+                let text: String = serde_json::from_str(text.get()).unwrap_or_default();
+                self.segment(&text, ids)?;
+            } else if let Some(media) = media() {
+                self.tokenizer.encode_media(media.get(), ids);
             }
         }
         Ok(())

@@ -15,7 +15,8 @@ impl Exchange<'_> {
         let chat = endpoint == Endpoint::RenderChat;
         let api = if chat { Api::Chat } else { Api::Completions };
         let params = Params::read(api, &fields, self.head, &worker.config)?;
-        let prompts = if chat { vec![reader.chat(&fields)?] } else { reader.completion(fields.raw("prompt"))? };
+        let prompts =
+            if chat { vec![reader.chat(&fields)?] } else { reader.completion(fields.raw("prompt"))? };
         let rendered: Vec<_> = prompts.iter().map(|ids| self.rendered(&params, ids)).collect();
         Ok(if chat { rendered.concat() } else { format!("[{}]", rendered.join(",")) })
     }

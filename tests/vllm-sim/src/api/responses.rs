@@ -154,7 +154,8 @@ impl EventWriter for Stream {
 
     fn end(&mut self, job: &Job, events: &mut Events) {
         self.begin(job, events);
-        let (id, number, text) = (&job.echo().message_id, self.sequence_number, std::mem::take(&mut self.text));
+        let (id, number, text) =
+            (&job.echo().message_id, self.sequence_number, std::mem::take(&mut self.text));
         self.event("response.output_text.done", events, |out| {
             let _ = write!(
                 out,

@@ -53,6 +53,13 @@ pub struct BlockHash {
 }
 
 impl BlockHash {
+    /// A digest of 8 to 32 bytes, as taken from an event. `None` for other lengths.
+    pub fn from_bytes(digest: &[u8]) -> Option<Self> {
+        let mut bytes = [0; 32];
+        bytes.get_mut(..digest.len()).filter(|_| digest.len() >= 8)?.copy_from_slice(digest);
+        Some(Self { bytes, len: digest.len() as u8 })
+    }
+
     /// The digest as it is.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
@@ -235,18 +242,18 @@ fn digest(algo: HashAlgo, data: &[u8]) -> BlockHash {
 fn cbor_head(out: &mut Vec<u8>, major: u8, value: u64) {
     let major = major << 5;
     match value {
-        0..=23 => out.push(major | value as u8),
-        24..=0xff => out.extend_from_slice(&[major | 24, value as u8]),
+        0..=23 => out.push(major + value as u8),
+        24..=0xff => out.extend_from_slice(&[major + 24, value as u8]),
         0x100..=0xffff => {
-            out.push(major | 25);
+            out.push(major + 25);
             out.extend_from_slice(&(value as u16).to_be_bytes());
         }
         0x1_0000..=0xffff_ffff => {
-            out.push(major | 26);
+            out.push(major + 26);
             out.extend_from_slice(&(value as u32).to_be_bytes());
         }
         _ => {
-            out.push(major | 27);
+            out.push(major + 27);
             out.extend_from_slice(&value.to_be_bytes());
         }
     }

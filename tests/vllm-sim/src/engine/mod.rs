@@ -1,14 +1,16 @@
-//! The engine: one task that steps [`core::EngineCore`] along the clock.
+//! The engine: one task that steps `core::EngineCore` along the clock.
 //!
 //! The clock is tokio's, whose timers have a granularity of one millisecond: a step's end is computed exactly, and a
 //! wake-up that comes late completes every step that is due by then, so that rates are exact and only the moment of a
 //! single token is rounded. (vLLM merges tokens into one event under load too.) Should the engine fall more than
-//! [`LAG_MAX`] behind, because the host is out of CPU, it gives the lag up instead of chasing it.
+//! `LAG_MAX` behind, because the host is out of CPU, it gives the lag up instead of chasing it.
 
 pub mod block_pool;
 pub(crate) mod core;
 pub mod hashing;
 pub(crate) mod sequence;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -186,8 +188,11 @@ impl EngineTask {
         let mut clock = Instant::now();
         let mut steps = 0;
         loop {
-            if self.frozen.wait_for(|frozen| !frozen).await.is_err() {
-                return; // every handle is gone
+            if *self.frozen.borrow_and_update() {
+                if self.frozen.wait_for(|frozen| !frozen).await.is_err() {
+                    return; // every handle is gone
+                }
+                clock = Instant::now(); // what was missed is not made up for
             }
             while let Ok(command) = self.commands.try_recv() {
                 if self.obey(command).is_break() {

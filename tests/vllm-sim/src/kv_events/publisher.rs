@@ -18,7 +18,8 @@ use futures::StreamExt as _;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use zeromq::{
-    PubSocket, RouterSocket, Socket as _, SocketEvent, SocketOptions, SocketRecv as _, SocketSend as _, ZmqMessage,
+    PubSocket, RouterSocket, Socket as _, SocketEvent, SocketOptions, SocketRecv as _, SocketSend as _,
+    ZmqMessage,
 };
 
 use super::wire::Wire;
@@ -64,7 +65,8 @@ pub(crate) async fn start(
     } else {
         Some(config.endpoint.clone())
     };
-    let ring = Arc::new(parking_lot::Mutex::new(Ring { batches: VecDeque::new(), max: config.buffer_steps.max(1) }));
+    let ring =
+        Arc::new(parking_lot::Mutex::new(Ring { batches: VecDeque::new(), max: config.buffer_steps.max(1) }));
     let with_topic = config.format == EventFormat::Map;
     let topic = Bytes::from(config.topic.clone());
     let mut replay = None;
@@ -150,8 +152,9 @@ impl Publisher {
             };
             if !connected {
                 tokio::time::sleep(RECONNECT_DELAY).await;
+                continue;
             }
-            while connected {
+            loop {
                 tokio::select! {
                     events = self.batches.recv() => match events {
                         Some(events) => {
@@ -198,7 +201,8 @@ impl Replay {
         while let Ok(request) = socket.recv().await {
             let frames = request.into_vec();
             let [client, delimiter, start] = frames.as_slice() else { continue };
-            let Some(start) = <[u8; 8]>::try_from(start.as_ref()).ok().filter(|_| delimiter.is_empty()) else {
+            let Some(start) = <[u8; 8]>::try_from(start.as_ref()).ok().filter(|_| delimiter.is_empty())
+            else {
                 continue;
             };
             let start = u64::from_be_bytes(start);
@@ -207,7 +211,9 @@ impl Replay {
             let last = [(Bytes::new(), Bytes::copy_from_slice(&END_OF_REPLAY), Bytes::new())];
             let answers = batches
                 .into_iter()
-                .map(|(number, payload)| (self.topic.clone().unwrap_or_default(), number_frame(number), payload))
+                .map(|(number, payload)| {
+                    (self.topic.clone().unwrap_or_default(), number_frame(number), payload)
+                })
                 .chain(last);
             for (topic, number, payload) in answers {
                 let topic = self.topic.is_some().then_some(topic);

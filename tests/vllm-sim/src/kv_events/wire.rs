@@ -98,7 +98,8 @@ fn serialize_stored<S: serde::Serializer>(
     stored: &KvEvent,
     format: EventFormat,
 ) -> Result<S::Ok, S::Error> {
-    let KvEvent::Stored { hashes, parent, token_ids, block_size, lora_name, extra_keys, session_id } = stored else {
+    let KvEvent::Stored { hashes, parent, token_ids, block_size, lora_name, extra_keys, session_id } = stored
+    else {
         unreachable!("called with a stored event");
     };
     let block_hashes: Vec<_> = hashes.iter().map(|hash| wire.hash(hash)).collect();

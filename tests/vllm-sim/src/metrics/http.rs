@@ -1,5 +1,6 @@
 //! The `http_*` families of `prometheus_fastapi_instrumentator`, whose handlers appear as they are first used.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{Histogram, sample};
@@ -29,6 +30,8 @@ struct Handler {
     response_bytes: u64,
     seconds: Histogram,
 }
+
+type BytesOf = fn(&Handler) -> u64;
 
 #[derive(Clone, Debug)]
 struct Status {
@@ -87,7 +90,7 @@ impl HttpMetrics {
 
     pub(super) fn render(&self, created_s: f64, out: &mut String) {
         let mut family = |name: &str, help: &str, kind: &str, samples: &[(String, f64)]| {
-            out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+            let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n"); // writing to a String cannot fail
             for (text, value) in samples {
                 sample(out, text, *value);
             }
@@ -119,7 +122,7 @@ impl HttpMetrics {
 
         let by_path: Vec<_> =
             self.handlers.iter().map(|own| format!("{{handler=\"{}\"}}", own.path)).collect();
-        let sizes: [(&str, &str, fn(&Handler) -> u64); 2] = [
+        let sizes: [(&str, &str, BytesOf); 2] = [
             ("http_request_size_bytes", "incoming requests", |own| own.request_bytes),
             ("http_response_size_bytes", "outgoing responses", |own| own.response_bytes),
         ];

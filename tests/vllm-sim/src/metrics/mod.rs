@@ -20,6 +20,9 @@ const TEMPLATE: &str = include_str!("vllm.txt");
 /// The template was recorded with `max_model_len` 2048; token histograms of longer contexts have more buckets.
 const TEMPLATE_TOKENS_MAX: f64 = 2000.0;
 
+/// The recorded model's KV block.
+const BYTES_PER_BLOCK: usize = 4096;
+
 /// Renders the exposition text of one worker.
 pub(crate) struct Renderer {
     lines: Vec<Line>,
@@ -204,6 +207,7 @@ fn cache_config(text: &str, config: &SimConfig) -> String {
         ("block_size", engine.block_size.to_string()),
         ("effective_attention_block_size", engine.block_size.to_string()),
         ("num_gpu_blocks", engine.num_blocks.to_string()),
+        ("kv_cache_memory_bytes", (engine.num_blocks * BYTES_PER_BLOCK).to_string()),
         ("kv_cache_size_tokens", tokens.to_string()),
         ("kv_cache_max_concurrency", format!("{concurrency:?}")),
         ("prefix_caching_hash_algo", engine.hash_algo.name().to_owned()),

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::workspace;
+
 const SERVERS_READY_TIMEOUT: Duration = Duration::from_mins(3);
 const GATEWAY_READY_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,7 +64,7 @@ enum VllmCommand {
 
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let place = Place::new()?;
+    let place = Place::new();
     match &args.command {
         VllmCommand::Up => {
             place.install()?;
@@ -94,16 +96,16 @@ struct Place {
 }
 
 impl Place {
-    fn new() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    fn new() -> Self {
+        let root = workspace::root();
         let dir = root.join("tools/real-vllm");
-        Ok(Self {
+        Self {
             scripts: root.join("tests/real-vllm"),
             python: dir.join("venv/bin/python"),
             pid_file: dir.join("fleet.pid"),
             dir,
             root,
-        })
+        }
     }
 
     fn install(&self) -> Result<()> {

@@ -1,10 +1,11 @@
 //! `cargo xtask bench replay [ARGS]`: builds the gateway, the simulated workers and the load generator in release mode
 //! and runs the trace replay. All measuring is done in `tests/bench`; docs/replay.md explains it.
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+
+use crate::workspace;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ enum Benchmark {
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let Benchmark::Replay { args } = &args.benchmark;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = workspace::root();
     let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--release", "-p", "router-agent", "-p", "vllm-sim", "-p", "warmpath-bench"])
         .current_dir(&root)
