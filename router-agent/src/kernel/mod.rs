@@ -50,7 +50,7 @@ use router_common::{
 pub use self::{
     capability::{Capabilities, Capability},
     error::{KernelError, chain},
-    pinned::{PinnedMap, PinnedMaps, Row},
+    pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
     steering::{Core, Steering},
     workers::WorkersMap,

@@ -11,7 +11,11 @@ use aya::{
 };
 use router_common::{MapValue, SCHEMA_VERSION, instance::InstanceValue, names};
 
-use super::{error::KernelError, pins::directory};
+use super::{
+    error::KernelError,
+    pins::{DEFAULT_DIRECTORY, directory},
+    sys::monotonic_ns,
+};
 
 /// The pin directory of an instance, readable.
 #[derive(Debug)]
@@ -46,6 +50,20 @@ impl PinnedMaps {
             Ok(None) => Err(KernelError::Io { path: directory, source: io::ErrorKind::NotFound.into() }),
             Err(source) => Err(KernelError::Io { path: directory, source }),
         }
+    }
+
+    /// The instances that have pins below `root`: `None` is the default one.
+    pub fn instances(root: &Path) -> Vec<Option<String>> {
+        let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+        let mut instances: Vec<_> = entries
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                let name = name.strip_prefix(DEFAULT_DIRECTORY)?;
+                if name.is_empty() { Some(None) } else { Some(Some(name.strip_prefix('-')?.to_owned())) }
+            })
+            .collect();
+        instances.sort();
+        instances
     }
 
     pub fn directory(&self) -> &Path {
@@ -130,6 +148,11 @@ impl PinnedMaps {
     fn data(&self, name: &str) -> Result<MapData, KernelError> {
         MapData::from_pin(self.directory.join(name)).map_err(|source| error(name, source))
     }
+}
+
+/// Now, by the clock of every `_ns` field in the maps (`CLOCK_MONOTONIC`), in nanoseconds.
+pub fn now_ns() -> u64 {
+    monotonic_ns()
 }
 
 fn error(name: &str, source: MapError) -> KernelError {

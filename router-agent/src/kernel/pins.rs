@@ -23,14 +23,17 @@ use super::{
 /// Where bpffs is mounted on every distribution.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
 
+/// The pin directory's name of the instance without a name, and what the others' begin with.
+pub(super) const DEFAULT_DIRECTORY: &str = "warmpath";
+
 /// Longest instance name, bytes.
 const INSTANCE_NAME_MAX: usize = 32;
 
 /// The pin directory of an instance.
 pub fn directory(root: &Path, instance: Option<&str>) -> PathBuf {
     match instance {
-        None => root.join("warmpath"),
-        Some(name) => root.join(format!("warmpath-{name}")),
+        None => root.join(DEFAULT_DIRECTORY),
+        Some(name) => root.join(format!("{DEFAULT_DIRECTORY}-{name}")),
     }
 }
 
