@@ -164,11 +164,17 @@ impl Framing {
     ///
     /// A byte at which the framing breaks is not counted: neither it nor anything after it belongs to the body.
     pub fn advance(&mut self, bytes: &[u8]) -> usize {
+        self.advance_with(bytes, |_| ())
+    }
+
+    /// As [`Framing::advance`], and shows each stretch of data as it passes.
+    pub fn advance_with<'a>(&mut self, bytes: &'a [u8], mut data: impl FnMut(&'a [u8])) -> usize {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
-            let data = self.skippable();
-            if data > 0 {
-                let here = usize::try_from(data).unwrap_or(usize::MAX).min(bytes.len() - at);
+            let skippable = self.skippable();
+            if skippable > 0 {
+                let here = usize::try_from(skippable).unwrap_or(usize::MAX).min(bytes.len() - at);
+                data(&bytes[at..at + here]);
                 self.skip(here as u64);
                 at += here;
             } else {

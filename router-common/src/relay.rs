@@ -68,9 +68,13 @@ map_value! {
         pub overhead: u32,
         /// The worker socket's sequence number at position 0.
         pub first_seq: u32,
-        pub padding: u32,
+        /// Not 0: give the stream back before an event that begins with [`ERROR_EVENT`].
+        pub watch_errors: u32,
     }
 }
+
+/// How vLLM tells in a stream that its engine died. It is a fault of the worker, so user space must see it.
+pub const ERROR_EVENT: &[u8; 15] = b"data: {\"error\":";
 
 /// What the program did with a slot.
 #[repr(C)]
@@ -97,7 +101,8 @@ pub struct State {
     pub target_seq: u32,
     /// Bytes redirected since.
     pub since: u32,
-    pub padding: u32,
+    /// [`Order::watch_errors`].
+    pub watch_errors: u32,
 }
 
 /// The body is complete.
@@ -108,6 +113,8 @@ pub const STOP_ROOM: u32 = 2;
 pub const STOP_FRAMING: u32 = 3;
 /// The client's socket is gone, or has not taken what it was given.
 pub const STOP_FAILED: u32 = 4;
+/// The message has an [`ERROR_EVENT`].
+pub const STOP_ERROR_EVENT: u32 = 5;
 
 /// The kernel gave a slot back.
 #[repr(C)]

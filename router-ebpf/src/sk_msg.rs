@@ -22,9 +22,10 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use router_common::{
-    framing::Framing,
+    framing::{DATA, Framing},
     relay::{
-        BACKLOG_BYTES_MAX, DISARMED, Event, Order, STOP_END, STOP_FAILED, STOP_FRAMING, STOP_ROOM, State,
+        BACKLOG_BYTES_MAX, DISARMED, ERROR_EVENT, Event, Order, STOP_END, STOP_ERROR_EVENT, STOP_FAILED,
+        STOP_FRAMING, STOP_ROOM, State,
     },
 };
 
@@ -97,6 +98,7 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
             set!(state, target_address = address);
             set!(state, target_seq = client.write_seq);
             set!(state, since = 0);
+            set!(state, watch_errors = get!(order, watch_errors));
             set!(state, framing.remaining = get!(order, remaining));
             set!(state, framing.state = get!(order, state));
             set!(state, framing.overhead = get!(order, overhead));
@@ -117,13 +119,18 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         set!(state, scan.remaining = get!(state, framing.remaining));
         set!(state, scan.state = get!(state, framing.state));
         set!(state, scan.overhead = get!(state, framing.overhead));
-        let mut scan = Scan { message, state, at: 0, length };
+        let watch_errors = get!(state, watch_errors);
+        let mut scan = Scan { message, state, at: 0, length, watch_errors, has_error: 0 };
         bpf_loop(STEPS_MAX, step as *mut c_void, (&raw mut scan).cast(), 0);
         let end = Framing {
             remaining: get!(state, scan.remaining),
             state: get!(state, scan.state),
             overhead: get!(state, scan.overhead),
         };
+        if scan.has_error != 0 {
+            stop(state, slot, STOP_ERROR_EVENT);
+            return None;
+        }
         if scan.at != length || end.is_broken() {
             stop(state, slot, STOP_FRAMING);
             return None;
@@ -169,6 +176,8 @@ struct Scan {
     state: *mut State,
     at: u32,
     length: u32,
+    watch_errors: u32,
+    has_error: u32,
 }
 
 /// Passes over data, or takes one byte of framing. Stops after the last byte of the body.
@@ -206,10 +215,48 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
             }
             framing.step(*byte);
             scan.at += 1;
+            if framing.state == DATA && scan.watch_errors != 0 && begins_error(message, scan.at) {
+                scan.has_error = 1;
+                return 1;
+            }
         }
         set!(state, scan.remaining = framing.remaining);
         set!(state, scan.state = framing.state);
         set!(state, scan.overhead = framing.overhead);
         0
     }
+}
+
+/// Whether an [`ERROR_EVENT`] is at `at`.
+///
+/// # Safety
+/// `message` is the context of this run.
+#[inline(always)]
+unsafe fn begins_error(message: *mut sk_msg_md, at: u32) -> bool {
+    const HEAD: u64 = word(ERROR_EVENT, 0);
+    const TAIL: u64 = word(ERROR_EVENT, ERROR_EVENT.len() - 8);
+    // SAFETY: the caller's promise; the bounds are checked before the bytes are read.
+    unsafe {
+        // Fails where the message is shorter: an event in pieces is looked at no further.
+        if bpf_msg_pull_data(message, at, at + ERROR_EVENT.len() as u32, 0) != 0 {
+            return false;
+        }
+        let data = (*message).__bindgen_anon_1.data.cast::<u8>();
+        let end = (*message).__bindgen_anon_2.data_end.cast::<u8>();
+        if data.add(ERROR_EVENT.len()) > end {
+            return false;
+        }
+        data.cast::<u64>().read_unaligned() == HEAD
+            && data.add(ERROR_EVENT.len() - 8).cast::<u64>().read_unaligned() == TAIL
+    }
+}
+
+const fn word(bytes: &[u8; 15], at: usize) -> u64 {
+    let mut word = [0; 8];
+    let mut i = 0;
+    while i < 8 {
+        word[i] = bytes[at + i];
+        i += 1;
+    }
+    u64::from_ne_bytes(word)
 }

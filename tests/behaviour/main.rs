@@ -1,6 +1,7 @@
 //! How the gateway behaves, told by running it: a `warmpath` process in front of simulated workers.
 #![forbid(unsafe_code)]
 
+mod bypass;
 mod command;
 mod drain;
 mod errors;

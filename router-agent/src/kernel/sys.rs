@@ -109,6 +109,15 @@ pub(super) fn bytes_acknowledged(socket: &impl AsFd) -> io::Result<u64> {
     }
 }
 
+/// Whether TCP is in a state in which it takes data (`tcpi_state`: ESTABLISHED or CLOSE_WAIT).
+pub(super) fn is_writable_connection(socket: &impl AsFd) -> bool {
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    let mut state = [0];
+    get_socket_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state)
+        .is_ok_and(|_| matches!(state[0], ESTABLISHED | CLOSE_WAIT))
+}
+
 /// `SIOCOUTQ`: bytes written and not acknowledged.
 pub(super) fn bytes_outstanding(socket: &impl AsFd) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;
@@ -134,13 +143,7 @@ fn get_socket_option(
     let mut length = bytes.len() as libc::socklen_t;
     // SAFETY: `bytes` may be written for `length` bytes, and the kernel writes no more.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            bytes.as_mut_ptr().cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_mut_ptr().cast(), &raw mut length)
     };
     if result == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
 }

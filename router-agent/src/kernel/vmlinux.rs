@@ -59,10 +59,10 @@ impl Vmlinux {
             }
             at = members
                 + match kind {
-                    1 | 14 | 17 => 4,                 // INT, VAR, DECL_TAG
-                    3 => 12,                          // ARRAY
+                    1 | 14 | 17 => 4,                        // INT, VAR, DECL_TAG
+                    3 => 12,                                 // ARRAY
                     KIND_STRUCT | 5 | 15 | 19 => 12 * count, // UNION, DATASEC, ENUM64
-                    6 | 13 => 8 * count,              // ENUM, FUNC_PROTO
+                    6 | 13 => 8 * count,                     // ENUM, FUNC_PROTO
                     _ => 0,
                 };
         }
@@ -90,7 +90,9 @@ mod tests {
             Err(error) => return println!("skipped: {error}"),
         };
         assert_eq!(vmlinux.offset("sock", "__sk_common").unwrap(), 0);
-        assert!(vmlinux.offset("tcp_sock", "write_seq").unwrap() > vmlinux.offset("sock", "sk_sndbuf").unwrap());
+        assert!(
+            vmlinux.offset("tcp_sock", "write_seq").unwrap() > vmlinux.offset("sock", "sk_sndbuf").unwrap()
+        );
         assert!(vmlinux.offset("sock_common", "skc_cookie").is_ok());
         assert!(vmlinux.offset("tcp_sock", "no such field").is_err());
         assert!(vmlinux.offset("no such struct", "write_seq").is_err());
@@ -98,7 +100,12 @@ mod tests {
 
     #[test]
     fn what_is_no_btf_is_refused() {
-        for bytes in [&b""[..], b"\x9f\xeb", b"\x9f\xeb\x01\x00\x18\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff", &[0; 64]] {
+        for bytes in [
+            &b""[..],
+            b"\x9f\xeb",
+            b"\x9f\xeb\x01\x00\x18\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff",
+            &[0; 64],
+        ] {
             assert!(Vmlinux::parse(bytes).is_none());
         }
     }

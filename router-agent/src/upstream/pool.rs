@@ -10,11 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    ConnectError, Lease,
-    connect::connect,
-    lease::{Connection, handshake},
-};
+use super::{ConnectError, Lease, connect::connect, lease::Connection};
 use crate::{fleet::Worker, index::WorkerSlot, limits};
 
 /// How a pool connects.
@@ -61,7 +57,7 @@ impl Pool {
     /// A new connection. Needs a `LocalSet`: the connection is driven by a task on this thread.
     pub async fn connect(&self, worker: &Worker) -> Result<Lease, ConnectError> {
         let stream = connect(worker, self.settings.connect_timeout).await?;
-        Ok(Lease::new(self.clone(), worker.slot, handshake(stream).await, false))
+        Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream, 0), false))
     }
 
     /// Takes back a connection whose last response has been read to its end.

@@ -32,11 +32,11 @@ use router_common::{
     relay::{Accepted, PORT_OF_CLIENTS, PORT_OF_WORKER, Pair},
 };
 
+use self::{events::Waiters, slots::Slots};
 pub use self::{
     probe::{ProbeError, probe},
     slots::{Stop, WorkerEnd},
 };
-use self::{events::Waiters, slots::Slots};
 use super::{
     error::KernelError,
     sys::{self, SocketOption},
@@ -123,12 +123,10 @@ impl Bypass {
         program_of::<SkMsg>(ebpf, RELAY)?.load().map_err(program(RELAY))?;
         program_of::<SockOps>(ebpf, CATCH)?.load().map_err(program(CATCH))?;
 
-        let mut take = |name: &'static str| {
-            ebpf.take_map(name).ok_or(KernelError::Missing { what: "map", name })
-        };
-        let mapped = |name: &'static str| {
-            move |source: MapError| KernelError::Map { name: name.to_owned(), source }
-        };
+        let mut take =
+            |name: &'static str| ebpf.take_map(name).ok_or(KernelError::Missing { what: "map", name });
+        let mapped =
+            |name: &'static str| move |source: MapError| KernelError::Map { name: name.to_owned(), source };
         let workers: SockHash<MapData, u64> =
             take(names::RELAY_WORKERS)?.try_into().map_err(mapped(names::RELAY_WORKERS))?;
         let events: RingBuf<MapData> =
@@ -142,9 +140,7 @@ impl Bypass {
         )?;
         let shared = Shared {
             on: AtomicBool::new(true),
-            ports: Mutex::new(
-                take(names::RELAY_PORTS)?.try_into().map_err(mapped(names::RELAY_PORTS))?,
-            ),
+            ports: Mutex::new(take(names::RELAY_PORTS)?.try_into().map_err(mapped(names::RELAY_PORTS))?),
             accepted: take(names::RELAY_ACCEPTED)?.try_into().map_err(mapped(names::RELAY_ACCEPTED))?,
             clients: Mutex::new(
                 take(names::RELAY_CLIENTS)?.try_into().map_err(mapped(names::RELAY_CLIENTS))?,
@@ -230,6 +226,11 @@ pub fn written(socket: impl AsFd) -> io::Result<u64> {
 /// Bytes that the peer of this socket has not acknowledged yet.
 pub fn outstanding(socket: impl AsFd) -> io::Result<u32> {
     sys::bytes_outstanding(&socket)
+}
+
+/// Whether the connection of this socket stands, in both directions or in ours.
+pub fn is_established(socket: impl AsFd) -> bool {
+    sys::is_writable_connection(&socket)
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {

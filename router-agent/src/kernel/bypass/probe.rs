@@ -61,6 +61,7 @@ pub fn probe(bypass: &Bypass) -> Result<(), ProbeError> {
         rig.takes_over_at_the_position_only()?;
         rig.keeps_the_order()?;
         rig.returns_what_ends_inside_a_message()?;
+        rig.returns_what_tells_of_an_error()?;
         rig.returns_what_finds_no_room()?;
         Rig::new(bypass, &workers, &clients)?.shows_a_death()
     })();
@@ -81,7 +82,8 @@ impl Rig {
             socket.set_write_timeout(Some(PATIENCE))?;
         }
         let worker_end = bypass.worker(to_worker.peer_addr()?, to_worker.local_addr()?);
-        let worker_end = worker_end.ok_or(ProbeError::Check("a worker's socket is noted when it is accepted"))?;
+        let worker_end =
+            worker_end.ok_or(ProbeError::Check("a worker's socket is noted when it is accepted"))?;
         let client_end = bypass.client(&to_client);
         let client_end = client_end.ok_or(ProbeError::Check("a client's socket can be put into the map"))?;
         Ok(Self { worker, to_worker, to_client, client, worker_end, client_end, position: 0 })
@@ -117,7 +119,7 @@ impl Rig {
     }
 
     fn takes_over_at_the_position_only(&mut self) -> Result<(), ProbeError> {
-        self.worker_end.arm(self.position.wrapping_add(1), self.client_end, Framing::chunked());
+        self.worker_end.arm(self.position.wrapping_add(1), self.client_end, Framing::chunked(), false);
         self.worker.write_all(b"early")?;
         check(self.reads(b"early")?, "a message at another position is not taken")?;
         check(self.worker_end.turn() == 0, "an order for another position takes nothing")
@@ -126,17 +128,24 @@ impl Rig {
     fn keeps_the_order(&mut self) -> Result<(), ProbeError> {
         let before = written(&self.to_client)?;
         self.to_client.write_all(b"head ")?;
-        self.worker_end.arm(self.position, self.client_end, Framing::chunked());
+        self.worker_end.arm(self.position, self.client_end, Framing::chunked(), false);
         // Chunks in one message, a chunk over two, a size over two; extensions and a trailer.
-        let body: [&[u8]; 6] = [b"3\r\none\r\n3;x=y\r\ntwo\r\n", b"00", b"5\r\nthr", b"ee\r\n", b"0\r\nt: 1\r\n", b"\r\n"];
+        let body: [&[u8]; 6] =
+            [b"3\r\none\r\n3;x=y\r\ntwo\r\n", b"00", b"5\r\nthr", b"ee\r\n", b"0\r\nt: 1\r\n", b"\r\n"];
         for message in body {
             self.worker.write_all(message)?;
         }
         let expected = [b"head ", &body.concat()[..]].concat();
-        check(self.client_reads(&expected)?, "redirected messages arrive in order, after what was written before")?;
+        check(
+            self.client_reads(&expected)?,
+            "redirected messages arrive in order, after what was written before",
+        )?;
         check(self.worker_end.turn() == 2, "the end of a chunked body is found")?;
         check(self.worker_end.stopped().0 == Stop::End, "the end of a chunked body is told")?;
-        check(written(&self.to_client)? == before + expected.len() as u64, "the client's socket counts every byte")?;
+        check(
+            written(&self.to_client)? == before + expected.len() as u64,
+            "the client's socket counts every byte",
+        )?;
         check(self.nothing_to_read()?, "redirected messages are not delivered twice")?;
         self.position = self.position.wrapping_add(body.concat().len() as u32);
         self.worker.write_all(b"next")?;
@@ -145,7 +154,7 @@ impl Rig {
 
     fn returns_what_ends_inside_a_message(&mut self) -> Result<(), ProbeError> {
         let turn = self.worker_end.turn();
-        self.worker_end.arm(self.position, self.client_end, Framing::length(8));
+        self.worker_end.arm(self.position, self.client_end, Framing::length(8), false);
         self.worker.write_all(b"1234")?;
         check(self.client_reads(b"1234")?, "a body with a length is redirected")?;
         self.position = self.position.wrapping_add(4);
@@ -158,15 +167,34 @@ impl Rig {
         )
     }
 
+    fn returns_what_tells_of_an_error(&mut self) -> Result<(), ProbeError> {
+        let turn = self.worker_end.turn();
+        self.worker_end.arm(self.position, self.client_end, Framing::chunked(), true);
+        self.worker.write_all(b"c\r\ndata: {\"id\":\r\n")?;
+        check(self.client_reads(b"c\r\ndata: {\"id\":\r\n")?, "an event is redirected")?;
+        self.position = self.position.wrapping_add(17);
+        let event = b"11\r\ndata: {\"error\":{}\r\n";
+        self.worker.write_all(event)?;
+        check(self.reads(event)?, "an error event comes to user space")?;
+        check(self.worker_end.turn() == turn + 2, "an error event is seen")?;
+        check(
+            self.worker_end.stopped() == (Stop::ErrorEvent, Framing::chunked()),
+            "the scanner's state is that before the error event",
+        )
+    }
+
     fn returns_what_finds_no_room(&mut self) -> Result<(), ProbeError> {
         const TOTAL: usize = 64 << 20;
         let (turn, redirected) = (self.worker_end.turn(), self.worker_end.redirected());
-        self.worker_end.arm(self.position, self.client_end, Framing::length(TOTAL as u64));
+        self.worker_end.arm(self.position, self.client_end, Framing::length(TOTAL as u64), false);
         self.worker.set_nonblocking(true)?;
         let (mut sent, started) = (0_usize, Instant::now());
         // The client reads nothing: what it cannot take must end with us, and then with the worker.
         while self.worker_end.turn() != turn + 2 {
-            check(started.elapsed() < PATIENCE && sent < TOTAL / 2, "a client that reads nothing stops the relay")?;
+            check(
+                started.elapsed() < PATIENCE && sent < TOTAL / 2,
+                "a client that reads nothing stops the relay",
+            )?;
             match self.worker.write(&pattern(sent, 4096)) {
                 Ok(n) => sent += n,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -182,7 +210,7 @@ impl Rig {
     }
 
     fn shows_a_death(mut self) -> Result<(), ProbeError> {
-        self.worker_end.arm(self.position, self.client_end, Framing::length(100));
+        self.worker_end.arm(self.position, self.client_end, Framing::length(100), false);
         self.worker.write_all(b"half")?;
         drop(self.worker);
         check(self.client.read_exact(&mut [0; 4]).is_ok(), "what a worker sent before it died arrives")?;

@@ -6,10 +6,7 @@
 use std::{
     collections::VecDeque,
     mem::offset_of,
-    sync::{
-        Arc,
-        atomic::Ordering::SeqCst,
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
@@ -18,7 +15,7 @@ use parking_lot::Mutex;
 use router_common::{
     framing::Framing,
     names,
-    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_FRAMING, STOP_ROOM, State},
+    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM, State},
 };
 
 use super::{ClientEnd, Shared, events::Waiters};
@@ -44,6 +41,8 @@ pub enum Stop {
     Room,
     /// The body ends, or breaks, inside a message, which is to be read by user space.
     Framing,
+    /// The engine says in its stream that it died: user space is to see it.
+    ErrorEvent,
     /// The client's socket is gone, or did not take what it was given.
     Failed,
 }
@@ -55,6 +54,7 @@ impl Stop {
             Self::End => "end",
             Self::Room => "room",
             Self::Framing => "framing",
+            Self::ErrorEvent => "error_event",
             Self::Failed => "failed",
         }
     }
@@ -111,13 +111,15 @@ pub struct WorkerEnd {
 
 impl WorkerEnd {
     /// Orders: take over at `position`, where user space has passed on everything before it and the scanner stands at
-    /// `framing`. At most one take-over follows; [`WorkerEnd::turn`] tells.
-    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing) {
+    /// `framing`. At most one take-over follows; [`WorkerEnd::turn`] tells. `watch_errors`: the body is a stream in
+    /// which an engine's death would be told.
+    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, watch_errors: bool) {
         let Framing { remaining, state, overhead } = framing;
         self.order_u64(offset_of!(Order, target)).store(client.cookie, SeqCst);
         self.order_u64(offset_of!(Order, remaining)).store(remaining, SeqCst);
         self.order_u32(offset_of!(Order, state)).store(state, SeqCst);
         self.order_u32(offset_of!(Order, overhead)).store(overhead, SeqCst);
+        self.order_u32(offset_of!(Order, watch_errors)).store(u32::from(watch_errors), SeqCst);
         self.order_u64(offset_of!(Order, arm_at)).store(u64::from(position), SeqCst);
     }
 
@@ -153,6 +155,7 @@ impl WorkerEnd {
             STOP_END => Stop::End,
             STOP_ROOM => Stop::Room,
             STOP_FRAMING => Stop::Framing,
+            STOP_ERROR_EVENT => Stop::ErrorEvent,
             _ => Stop::Failed,
         };
         (stop, framing)
@@ -182,7 +185,10 @@ impl WorkerEnd {
 
 impl std::fmt::Debug for WorkerEnd {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("WorkerEnd").field("slot", &self.slot).field("turn", &self.turn()).finish_non_exhaustive()
+        out.debug_struct("WorkerEnd")
+            .field("slot", &self.slot)
+            .field("turn", &self.turn())
+            .finish_non_exhaustive()
     }
 }
 
