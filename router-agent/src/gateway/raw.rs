@@ -38,7 +38,7 @@ use crate::{
     config::RelayMode,
     kernel::{
         Bypass,
-        bypass::{self, ClientEnd, Stop, WorkerEnd},
+        bypass::{self, ClientEnd, Stop},
     },
     limits,
     upstream::{Lease, RawBody},
@@ -57,6 +57,8 @@ pub(super) enum RawError {
     Mismatch { redirected: u64, taken: u64 },
 }
 
+/// Why there is one.
+const BODY: &str = "it is put back when the relay is over";
 /// How long the client's socket may take to show what was redirected into it: the worker is inside `sendmsg`.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What hyper is given instead of a body with a length, again and again.
@@ -156,7 +158,8 @@ impl RawRelay {
         };
         let Plan { framing, length, keep } = plan;
         let task = Task {
-            body,
+            body: Some(body),
+            lent: None,
             client: client.clone(),
             client_end,
             bypass: bypass.clone(),
@@ -223,7 +226,10 @@ pub(super) struct Ledger {
 
 /// One body on its way.
 struct Task {
-    body: RawBody,
+    /// Until it is put back.
+    body: Option<RawBody>,
+    /// While the kernel has the stream: turn and count of redirected bytes at which it was lent.
+    lent: Option<(u64, u64)>,
     client: Rc<ClientSocket>,
     client_end: ClientEnd,
     bypass: Bypass,
@@ -248,12 +254,7 @@ impl Task {
     async fn run(mut self) -> Result<(), RawError> {
         match self.relay().await {
             Ok(clean) => {
-                let Ledger { attempt, account, status, .. } = &mut self.ledger;
-                attempt.complete(*status);
-                account.answered(*status);
-                if clean && self.keep {
-                    self.body.put_back();
-                }
+                self.complete(clean);
                 Ok(())
             }
             // No fault of the worker; dropping the account says that the client has not got its answer.
@@ -262,9 +263,22 @@ impl Task {
         }
     }
 
+    /// The last byte of the body is on its way.
+    fn complete(&mut self, clean: bool) {
+        let Ledger { attempt, account, status, .. } = &mut self.ledger;
+        attempt.complete(*status);
+        account.answered(*status);
+        if let Some(body) = self.body.take()
+            && clean
+            && self.keep
+        {
+            body.put_back();
+        }
+    }
+
     /// To the last byte; whether the worker's connection may be used again.
     async fn relay(&mut self) -> Result<bool, RawError> {
-        let early = std::mem::take(&mut self.body.early);
+        let early = std::mem::take(&mut self.body.as_mut().expect(BODY).early);
         let mut has_data = !early.is_empty();
         let mut step = self.pass(&early).await?;
         loop {
@@ -274,7 +288,8 @@ impl Task {
                 Step::More => {}
             }
             self.buffer.clear();
-            step = match self.body.socket.try_read_buf(&mut self.buffer) {
+            let socket = &self.body.as_ref().expect(BODY).socket;
+            step = match socket.try_read_buf(&mut self.buffer) {
                 Ok(0) => Step::Closed(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {
                     has_data = true;
@@ -283,7 +298,7 @@ impl Task {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => Step::Closed(error),
                 Err(_) if has_data && self.kernel_may() => self.lend().await?,
                 Err(_) => {
-                    self.body.socket.readable().await.map_err(RawError::Worker)?;
+                    socket.readable().await.map_err(RawError::Worker)?;
                     Step::More
                 }
             };
@@ -313,7 +328,7 @@ impl Task {
             }
         });
         self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?;
-        self.body.position += count as u64;
+        self.body.as_mut().expect(BODY).position += count as u64;
         if self.framing.is_broken() {
             return Err(RawError::Framing);
         }
@@ -324,29 +339,32 @@ impl Task {
     async fn lend(&mut self) -> Result<Step, RawError> {
         let metrics = &self.ledger.attempt.metrics().relay;
         let before = bypass::written(&self.client.stream).map_err(RawError::Client)?;
-        let kernel = Armed(&self.body.kernel);
-        let (turn, redirected) = (kernel.0.turn(), kernel.0.redirected());
-        kernel.0.arm(self.body.position as u32, self.client_end, self.framing, self.ledger.is_event_stream);
+        let body = self.body.as_mut().expect(BODY);
+        let (turn, redirected) = (body.kernel.turn(), body.kernel.redirected());
+        self.lent = Some((turn, redirected));
+        body.kernel.arm(body.position as u32, self.client_end, self.framing, self.ledger.is_event_stream);
         metrics.lent.inc();
         let (read, taken) = loop {
             tokio::select! {
                 biased;
-                () = kernel.0.event() => {}
-                ready = self.body.socket.readable() => ready.map_err(RawError::Worker)?,
+                () = body.kernel.event() => {}
+                ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
             }
             // In this order: bytes that can be read were passed before the turn that is looked at after them.
             self.buffer.clear();
-            let read = self.body.socket.try_read_buf(&mut self.buffer);
-            let turns = kernel.0.turn() - turn;
+            let read = body.socket.try_read_buf(&mut self.buffer);
+            let turns = body.kernel.turn() - turn;
             let nothing = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
             if turns != 2 && nothing {
                 continue;
             }
             break (read, turns);
         };
-        let (stop, framing) = kernel.0.stopped();
-        let moved = kernel.0.redirected() - redirected;
-        drop(kernel);
+        self.lent = None;
+        body.kernel.disarm();
+        let (stop, framing) = body.kernel.stopped();
+        let moved = body.kernel.redirected() - redirected;
+        body.position += moved;
         metrics.bypassed_bytes.inc_by(moved);
         settle(&self.client, before, moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
@@ -354,7 +372,6 @@ impl Task {
                 metrics.mismatches.inc();
             }
         })?;
-        self.body.position += moved;
         if taken > 0 {
             self.framing = framing;
         }
@@ -422,12 +439,21 @@ fn filler(framing: Framing) -> Option<Vec<u8>> {
     }
 }
 
-/// The kernel is given no orders by a relay that is gone.
-struct Armed<'a>(&'a WorkerEnd);
-
-impl Drop for Armed<'_> {
+impl Drop for Task {
+    /// A client may have read the last byte, and be gone with it, before this task has heard of the end: that is an
+    /// answered request and a connection in good order, not a hang-up.
     fn drop(&mut self) {
-        self.0.disarm();
+        let (Some((turn, redirected)), Some(body)) = (self.lent.take(), self.body.as_mut()) else { return };
+        body.kernel.disarm();
+        if body.kernel.turn() != turn + 2 || body.kernel.stopped().0 != Stop::End {
+            return;
+        }
+        let moved = body.kernel.redirected() - redirected;
+        body.position += moved;
+        let metrics = &self.ledger.attempt.metrics().relay;
+        metrics.bypassed_bytes.inc_by(moved);
+        metrics.returned(Stop::End).inc();
+        self.complete(true);
     }
 }
 

@@ -1,6 +1,7 @@
 //! One worker connection, for the time of one request.
 
 use std::{
+    io,
     pin::pin,
     rc::Rc,
     task::{Context, Poll, Waker},
@@ -14,6 +15,7 @@ use tokio::{net::TcpStream, task::AbortHandle};
 
 use super::{
     Pool,
+    pool::Parked,
     seam::{Seam, Taken},
 };
 use crate::{
@@ -137,7 +139,7 @@ impl Lease {
     /// The response has been read to its end: the connection may serve another request.
     pub fn put_back(self) {
         let Self { pool, slot, connection, .. } = self;
-        pool.put(slot, connection);
+        pool.put(slot, Parked::Driven(connection));
     }
 }
 
@@ -158,11 +160,30 @@ pub struct RawBody {
 }
 
 impl RawBody {
-    /// The body has been read to its last byte: hyper gets the connection again, for another request.
+    /// The body has been read to its last byte: the connection may serve another request.
     pub fn put_back(self) {
         let Self { pool, slot, socket, position, kernel, .. } = self;
-        let mut connection = Connection::start(socket, position);
-        connection.kernel = KernelEnd::Known(kernel);
-        pool.put(slot, connection);
+        pool.put(slot, Parked::Raw(RawConnection { socket, position, kernel }));
+    }
+}
+
+/// An idle worker connection that hyper will get when it is used again.
+#[derive(Debug)]
+pub(super) struct RawConnection {
+    socket: TcpStream,
+    position: u64,
+    kernel: WorkerEnd,
+}
+
+impl RawConnection {
+    /// Open, and nothing has come that nobody asked for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.socket.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    pub(super) fn start(self) -> Connection {
+        let mut connection = Connection::start(self.socket, self.position);
+        connection.kernel = KernelEnd::Known(self.kernel);
+        connection
     }
 }

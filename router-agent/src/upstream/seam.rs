@@ -91,6 +91,7 @@ impl Seam {
             return None;
         }
         let socket = self.socket.borrow_mut().take()?;
+        self.open(); // whoever reads from here on learns that there is nothing to be had
         let early = self.early.take();
         let position = self.position.get() - early.len() as u64;
         Some(Taken { socket, early, position })
@@ -266,9 +267,9 @@ mod tests {
         for (round, take) in [(0, false), (1, true)] {
             seam.hold_after_head();
             worker.write_all(&[HEAD, b"bo"].concat()).await.unwrap();
-            let mut read = vec![0; HEAD.len()];
-            io.read_exact(&mut read).await.unwrap();
-            assert_eq!(read, HEAD);
+            let mut read = [0; 1024];
+            let count = io.read(&mut read).await.unwrap();
+            assert_eq!(&read[..count], HEAD);
             worker.write_all(b"dy 123").await.unwrap();
             let mut more = [0; 8];
             assert!(
