@@ -1,6 +1,7 @@
 //! The kernel side against the running kernel: needs root (or the three capabilities) and a BPF file system, and
 //! says `skipped: why` where it has neither. Each test has an instance, and so a pin directory, of its own.
 
+mod bypass;
 mod isolation;
 mod steering;
 mod workers;
