@@ -276,8 +276,8 @@ fn refusal(error: &KernelError) -> String {
     let release = release.trim();
     match (errno(error), missing_privileges()) {
         // Without CAP_PERFMON the verifier also follows what the CPU might speculate. It refuses what it then finds
-        // (EACCES), or gives up on so many paths (E2BIG, EFAULT).
-        (Some(libc::EPERM | libc::EACCES | libc::E2BIG | libc::EFAULT), Some(missing)) => missing,
+        // (EACCES), or gives up on so many paths (E2BIG, EFAULT), or does not know the helpers called (EINVAL).
+        (Some(libc::EPERM | libc::EACCES | libc::E2BIG | libc::EFAULT | libc::EINVAL), Some(missing)) => missing,
         (Some(libc::EPERM), None) => {
             "forbidden although the capabilities are there: by a container's seccomp profile or a kernel lockdown"
                 .to_owned()
