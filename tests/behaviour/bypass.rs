@@ -27,6 +27,9 @@ use warmpath_tests::{Gateway, PATIENCE, SimConfig, eventually, sim, urls};
 /// Everything that can go raw goes raw.
 const ALL_RAW: &str = "relay: {bypass: on, min_bytes: 0B}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
 
+/// What is measured to pay.
+const EVENT_STREAMS: &str = "relay: {bypass: auto}\n";
+
 async fn start(workers: &[String], config: &str) -> Option<Gateway> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), config).expect("the file is writable");
@@ -426,7 +429,7 @@ async fn a_client_that_stops_reading_holds_the_worker_back_and_gets_everything_l
 #[tokio::test]
 async fn a_streamed_answer_goes_past_the_gateway_and_a_unary_one_through_it() {
     let sims = [sim(SimConfig::default()).await];
-    let Some(gateway) = start(&urls(&sims), "{}").await else { return };
+    let Some(gateway) = start(&urls(&sims), EVENT_STREAMS).await else { return };
     let path = |path: &str| format!("warmpath_relay_responses_total{{path=\"{path}\"}}");
     assert_eq!(gateway.chat("hello").await.status, 200);
     assert!(gateway.metric(&path("copy")).await > 0.5 && gateway.metric(&path("bypass")).await < 0.5);
@@ -438,19 +441,23 @@ async fn a_streamed_answer_goes_past_the_gateway_and_a_unary_one_through_it() {
 }
 
 #[tokio::test]
-async fn switched_off_it_stays_off() {
+async fn switched_off_or_not_asked_for_it_stays_off() {
     let sims = [sim(SimConfig::default()).await];
-    let gateway = Gateway::start(&urls(&sims), &["--splice", "off"]).await;
-    let (text, ended) = gateway.stream("hello", 10).await.rest().await;
-    assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
-    assert!(gateway.metric("warmpath_relay_responses_total{path=\"bypass\"}").await < 0.5);
-    assert!(gateway.metric("warmpath_relay_available{path=\"bypass\"}").await < 0.5);
+    for args in [&["--splice", "off"][..], &[]] {
+        let gateway = Gateway::start(&urls(&sims), args).await;
+        let (text, ended) = gateway.stream("hello", 10).await.rest().await;
+        assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert!(gateway.metric("warmpath_relay_responses_total{path=\"bypass\"}").await < 0.5);
+        assert!(gateway.metric("warmpath_relay_available{path=\"bypass\"}").await < 0.5);
+    }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_with_the_last_byte_has_been_answered() {
     let sims = [sim(SimConfig::default()).await];
-    let gateway = start(&urls(&sims), "health: {interval: 60s}\nscrape_interval: 60s\n").await;
+    let gateway =
+        start(&urls(&sims), &format!("{EVENT_STREAMS}health: {{interval: 60s}}\nscrape_interval: 60s\n"))
+            .await;
     let Some(gateway) = gateway else { return };
     let connections = sims[0].stats().connections_accepted;
     for _ in 0..30 {
@@ -483,7 +490,7 @@ async fn a_client_that_leaves_with_the_last_byte_has_been_answered() {
 #[tokio::test]
 async fn a_killed_gateway_leaves_the_worker_as_it_was() {
     let sims = [sim(SimConfig::default()).await];
-    let Some(gateway) = start(&urls(&sims), "{}").await else { return };
+    let Some(gateway) = start(&urls(&sims), EVENT_STREAMS).await else { return };
     let mut stream = gateway.stream("hello", 100_000).await;
     eventually("the stream is the kernel's", || async {
         (gateway.metric("warmpath_relay_lent_total").await > 0.0).then_some(())
@@ -495,7 +502,9 @@ async fn a_killed_gateway_leaves_the_worker_as_it_was() {
     let (_, ended) = stream.rest().await;
     assert!(!ended, "a stream that was cut off does not look complete");
     // The programs went with the process: the worker answers the next gateway, past it again.
-    let Some(gateway) = start(&urls(&sims), "{}").await else { panic!("the kernel allowed it before") };
+    let Some(gateway) = start(&urls(&sims), EVENT_STREAMS).await else {
+        panic!("the kernel allowed it before")
+    };
     let (text, ended) = gateway.stream("hello", 40).await.rest().await;
     assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
     assert!(returns(&gateway, "end").await > 0.5);
