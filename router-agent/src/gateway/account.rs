@@ -6,10 +6,7 @@ use std::{sync::Arc, time::Instant};
 use http::StatusCode;
 
 use super::{Shared, route::Route};
-use crate::{
-    fleet::{Flight, Worker},
-    telemetry::Metrics,
-};
+use crate::fleet::{Flight, Worker};
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
 pub(super) struct RequestAccount {
@@ -60,10 +57,6 @@ impl Attempt {
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
         self.flight.worker()
-    }
-
-    pub(super) fn metrics(&self) -> &Arc<Metrics> {
-        &self.shared.metrics
     }
 
     /// Body data is here. The first of a stream is the first token: vLLM sends the head at once and tokens when it has

@@ -43,9 +43,7 @@ pub struct Capabilities {
     pub steering: Capability,
     /// The maps are pinned, so that other processes see them.
     pub pins: Capability,
-    /// Bodies of workers on this host go straight into the client's socket.
-    pub bypass: Capability,
-    /// Bodies of other workers are moved by the kernel.
+    /// Response bodies relayed by the kernel.
     pub splice: Capability,
     /// The XDP guard.
     pub guard: Capability,
@@ -59,7 +57,6 @@ impl Capabilities {
             ("workers map", &self.workers_map),
             ("steering", &self.steering),
             ("pins", &self.pins),
-            ("bypass", &self.bypass),
             ("splice", &self.splice),
             ("guard", &self.guard),
         ]
@@ -74,7 +71,6 @@ impl Capabilities {
             workers_map: no.clone(),
             steering: no.clone(),
             pins: no.clone(),
-            bypass: no.clone(),
             splice: not_built(),
             guard: not_built(),
         }
