@@ -33,3 +33,9 @@ pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.
 pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Buffer of a raw body's relay while user space moves it.
+pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
+/// A stream goes to the kernel (again) when no more than this waits for the client.
+pub const RELAY_RESUME_BYTES: u32 = 32 * 1024;
+/// Bodies of known length below this are copied, whatever the configuration says of longer ones.
+pub const RELAY_MIN_BYTES: u64 = 64 * 1024;

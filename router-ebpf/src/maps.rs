@@ -2,13 +2,14 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
     instance::InstanceValue,
     limits::{CORES_MAX, WORKERS_MAX},
+    relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
     workers::WorkerValue,
 };
 
@@ -45,3 +46,30 @@ pub(crate) struct Scratch {
 
 #[btf_map(name = "steer_scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map(name = "relay_ports")]
+pub(crate) static RELAY_PORTS: HashMap<u32, u32, { PORTS_MAX as usize }> = HashMap::new();
+
+#[btf_map(name = "relay_accepted")]
+pub(crate) static RELAY_ACCEPTED: LruHashMap<Pair, Accepted, { SOCKETS_MAX as usize }> = LruHashMap::new();
+
+#[btf_map(name = "relay_workers")]
+pub(crate) static RELAY_WORKERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
+
+#[btf_map(name = "relay_clients")]
+pub(crate) static RELAY_CLIENTS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
+
+#[btf_map(name = "relay_sockets")]
+pub(crate) static RELAY_SOCKETS: LruHashMap<u64, u64, { SOCKETS_MAX as usize }> = LruHashMap::new();
+
+#[btf_map(name = "relay_slots")]
+pub(crate) static RELAY_SLOTS: HashMap<u64, u32, { SLOTS as usize }> = HashMap::new();
+
+#[btf_map(name = "relay_orders")]
+pub(crate) static RELAY_ORDERS: Array<Order, { SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "relay_states")]
+pub(crate) static RELAY_STATES: Array<State, { SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "relay_events")]
+pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();

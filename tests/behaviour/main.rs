@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
+mod bypass;
 mod command;
 mod drain;
 mod errors;

@@ -17,7 +17,7 @@ use tokio::{
 use super::banner::Banner;
 use crate::{
     admin::{self, Admin},
-    config::{self, Config, ConfigError, LogFormat, Splice},
+    config::{self, Config, ConfigError, LogFormat, RelayMode, Splice},
     fleet::{self, Fleet, Worker},
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
@@ -165,17 +165,21 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let (mut kernel, mut capabilities) = Kernel::open(&kernel::Options {
         instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
         threads: config.threads as u32,
+        bypass: bypass_ports(&config),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
     for (name, capability) in capabilities.iter() {
         metrics.set_kernel(name, capability.is_available());
     }
+    metrics.relay.available("copy", true);
+    metrics.relay.available("bypass", capabilities.bypass.is_available());
+    metrics.relay.available("splice", capabilities.splice.is_available());
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let fleet = build_fleet(&config, &metrics);
     fleet::check_all(&fleet, &config).await;
-    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics));
+    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics, kernel.bypass()));
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
@@ -219,6 +223,15 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Whose sockets the kernel may note for the bypass; `None` if it is switched off.
+fn bypass_ports(config: &Config) -> Option<kernel::bypass::Ports> {
+    let off = config.splice == Splice::Off || config.relay.bypass == RelayMode::Off;
+    (!off).then(|| kernel::bypass::Ports {
+        workers: config.workers.iter().map(|worker| worker.url.port).collect(),
+        clients: Some(config.listen.port()),
+    })
 }
 
 /// SIGTERM and SIGINT.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{Config, ConfigError, LogFormat, Splice, WorkerConfig};
+use super::{Config, ConfigError, LogFormat, RelayMode, Splice, WorkerConfig};
 use crate::routing::Policy;
 
 /// The file as written. Every key is optional; an unknown one is an error.
@@ -26,6 +26,7 @@ pub struct File {
     scrape_interval: Option<Duration>,
     health: Health,
     breaker: Breaker,
+    relay: Relay,
     index: Index,
     limits: Limits,
     timeouts: Timeouts,
@@ -63,6 +64,13 @@ struct Breaker {
     failures: Option<u32>,
     #[serde(with = "humantime_serde")]
     open_for: Option<Duration>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Relay {
+    bypass: Option<RelayMode>,
+    min_bytes: Option<ByteSize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -147,6 +155,8 @@ impl File {
         set(&mut config.health.healthy_after, self.health.healthy_after);
         set(&mut config.breaker.failures, self.breaker.failures);
         set(&mut config.breaker.open_for, self.breaker.open_for);
+        set(&mut config.relay.bypass, self.relay.bypass);
+        set(&mut config.relay.min_bytes, self.relay.min_bytes.map(|b| b.as_u64()));
         set(&mut config.index.block_bytes, self.index.block_bytes);
         set(&mut config.index.bytes_max, self.index.max_bytes.map(|b| b.as_u64() as usize));
         set(&mut config.index.worker_capacity_tokens, self.index.worker_capacity_tokens);

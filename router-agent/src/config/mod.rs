@@ -28,6 +28,29 @@ pub enum Splice {
     Off,
 }
 
+/// When one way of relaying bodies is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayMode {
+    /// Where measurements say that it pays.
+    Auto,
+    /// Wherever it can be.
+    On,
+    /// Never. The default for now: with the worker's sockets in a sockmap, a worker that asks its socket how much there
+    /// is to read (nginx does, vLLM does not) waits for ever after the first request of a connection.
+    #[default]
+    Off,
+}
+
+/// How response bodies are moved; `splice: off` overrides it all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relay {
+    /// By the kernel, past this process, where the worker is on this host.
+    pub bypass: RelayMode,
+    /// Bodies of known length below this are copied, event streams apart.
+    pub min_bytes: u64,
+}
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -126,6 +149,8 @@ pub struct Config {
     pub threads: usize,
     /// Whether the kernel may move response bodies.
     pub splice: Splice,
+    /// Which ways of moving them are used when.
+    pub relay: Relay,
     /// Log format.
     pub log_format: LogFormat,
     /// Name of this gateway among several on one host: part of the pin path under bpffs.
@@ -196,6 +221,7 @@ impl Default for Config {
             policy: Policy::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
+            relay: Relay { bypass: RelayMode::default(), min_bytes: limits::RELAY_MIN_BYTES },
             log_format: LogFormat::default(),
             instance: DEFAULT_INSTANCE.to_owned(),
             health: Health {

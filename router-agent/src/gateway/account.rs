@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Instant};
 use http::StatusCode;
 
 use super::{Shared, route::Route};
-use crate::fleet::{Flight, Worker};
+use crate::{
+    fleet::{Flight, Worker},
+    telemetry::Metrics,
+};
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
 pub(super) struct RequestAccount {
@@ -57,6 +60,10 @@ impl Attempt {
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
         self.flight.worker()
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
     }
 
     /// Body data is here. The first of a stream is the first token: vLLM sends the head at once and tokens when it has

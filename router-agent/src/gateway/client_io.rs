@@ -1,21 +1,28 @@
-//! A client's socket as hyper sees it, and what it tells of the connection's phase.
+//! A client's socket as hyper sees it: what it tells of the connection's phase, and who may write to it.
+//!
+//! hyper writes all heads and most bodies. A body that is relayed as it stands on the worker's wire is written by
+//! others ([`super::raw`]); hyper, which knows nothing of it, writes a stand-in of known length that is swallowed here.
 //!
 //! hyper has one timer for "waiting for a request" and "reading its head". They are different things: a connection may be
 //! idle for long, a head may not trickle in for long. [`Phases`] tells them apart by the first byte after idleness.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     io,
+    net::Shutdown,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+
+use crate::kernel::{Bypass, bypass::ClientEnd};
 
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,57 +91,149 @@ impl Drop for Serving {
     }
 }
 
-/// A client's socket.
+/// A client's socket, shared by hyper and the relay of a raw body.
+#[derive(Debug)]
+pub(super) struct ClientSocket {
+    pub(super) stream: TcpStream,
+    writer: Cell<Writer>,
+    /// The kernel's name for it, once the kernel has been asked.
+    kernel: OnceCell<Option<ClientEnd>>,
+}
+
+/// Who writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writer {
+    Hyper,
+    /// hyper, up to its next flush: a head.
+    HyperUntilFlushed,
+    Relay,
+    /// hyper writes this many bytes more that nobody shall see.
+    Swallow(u64),
+}
+
+impl ClientSocket {
+    pub(super) fn new(stream: TcpStream) -> Rc<Self> {
+        Rc::new(Self { stream, writer: Cell::new(Writer::Hyper), kernel: OnceCell::new() })
+    }
+
+    /// This socket as a target of the kernel's redirection. System calls the first time only.
+    pub(super) fn known_to(&self, bypass: &Bypass) -> Option<ClientEnd> {
+        *self.kernel.get_or_init(|| bypass.client(&self.stream))
+    }
+
+    /// hyper has a head in its buffer; when it has flushed that, writing is the relay's.
+    pub(super) fn await_head(&self) {
+        debug_assert_eq!(self.writer.get(), Writer::Hyper);
+        self.writer.set(Writer::HyperUntilFlushed);
+    }
+
+    /// Whether the head has been written.
+    pub(super) fn is_relays(&self) -> bool {
+        self.writer.get() == Writer::Relay
+    }
+
+    /// The relay has written the body; hyper is about to write its stand-in of `bytes`.
+    pub(super) fn swallow(&self, bytes: u64) {
+        debug_assert_eq!(self.writer.get(), Writer::Relay);
+        self.writer.set(if bytes == 0 { Writer::Hyper } else { Writer::Swallow(bytes) });
+    }
+
+    /// Writes all of it. For the relay only.
+    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.stream.try_write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.stream.writable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// hyper writes `length` bytes by `write`, or believes that it does.
+    fn poll_hyper_write(
+        &self,
+        cx: &mut Context<'_>,
+        length: usize,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        match self.writer.get() {
+            Writer::Hyper | Writer::HyperUntilFlushed => loop {
+                std::task::ready!(self.stream.poll_write_ready(cx))?;
+                match write(&self.stream) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            },
+            Writer::Relay => Poll::Ready(Err(io::Error::other("hyper writes into a relayed body"))),
+            Writer::Swallow(left) => {
+                let count = left.min(length as u64);
+                self.writer.set(if count == left { Writer::Hyper } else { Writer::Swallow(left - count) });
+                Poll::Ready(Ok(count as usize))
+            }
+        }
+    }
+}
+
+/// hyper's handle on a client's socket.
 #[derive(Debug)]
 pub(super) struct ClientIo {
-    stream: TcpStream,
+    socket: Rc<ClientSocket>,
     phases: Rc<Phases>,
 }
 
 impl ClientIo {
-    pub(super) fn new(stream: TcpStream, phases: Rc<Phases>) -> Self {
-        Self { stream, phases }
+    pub(super) fn new(socket: Rc<ClientSocket>, phases: Rc<Phases>) -> Self {
+        Self { socket, phases }
     }
 }
 
 impl AsyncRead for ClientIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if buf.filled().len() > before && self.phases.phase.get() == Phase::Idle {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let stream = &self.socket.stream;
+        let count = loop {
+            std::task::ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read_buf(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
+        if count > 0 && self.phases.phase.get() == Phase::Idle {
             self.phases.enter(Phase::Head);
         }
-        result
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for ClientIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket.poll_hyper_write(cx, buf.len(), |stream| stream.try_write(buf))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    /// hyper calls this when its own buffer is empty; the socket has none.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.socket.writer.get() == Writer::HyperUntilFlushed {
+            self.socket.writer.set(Writer::Relay);
+        }
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&self.socket.stream).shutdown(Shutdown::Write))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let length = bufs.iter().map(|buf| buf.len()).sum();
+        self.socket.poll_hyper_write(cx, length, |stream| stream.try_write_vectored(bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 }
 

@@ -7,7 +7,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
-    client_io::{ClientIo, Phases, Verdict},
+    client_io::{ClientIo, ClientSocket, Phases, Verdict},
     request,
     thread::{Phase, ThreadContext},
 };
@@ -24,12 +24,14 @@ pub(super) async fn serve(
     let _ = stream.set_nodelay(true);
     let timeouts = context.shared.config.timeouts;
     let phases = Phases::new();
+    let socket = ClientSocket::new(stream);
     let service = service_fn(|request| {
         let serving = phases.serve();
-        let context = context.clone();
+        let (context, socket) = (context.clone(), socket.clone());
         async move {
+            let client = request::Client { address: client.ip(), socket };
             Ok::<_, Infallible>(
-                request::handle(&context, client.ip(), request).await.map(|body| body.hold(serving)),
+                request::handle(&context, client, request).await.map(|body| body.hold(serving)),
             )
         }
     });
@@ -37,7 +39,7 @@ pub(super) async fn serve(
         .max_headers(limits::HEADERS_MAX)
         .max_header_size(limits::HEAD_BYTES_MAX)
         .max_buf_size(limits::HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(ClientIo::new(stream, phases.clone())), service);
+        .serve_connection(TokioIo::new(ClientIo::new(socket.clone(), phases.clone())), service);
     let mut connection = std::pin::pin!(connection);
 
     let watchdog = tokio::time::sleep(timeouts.head);

@@ -12,6 +12,7 @@ mod connection;
 mod error;
 mod headers;
 mod listen;
+mod raw;
 mod relay;
 pub mod request;
 mod route;
@@ -29,6 +30,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
+    kernel::Bypass,
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -56,6 +58,8 @@ pub struct Shared {
     pub index: Arc<PrefixIndex>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
+    /// The relay past this process, if the kernel has it.
+    pub bypass: Option<Bypass>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
@@ -67,7 +71,13 @@ pub struct Shared {
 
 impl Shared {
     /// Puts the parts together.
-    pub fn new(config: Config, fleet: Fleet, index: Arc<PrefixIndex>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        config: Config,
+        fleet: Fleet,
+        index: Arc<PrefixIndex>,
+        metrics: Arc<Metrics>,
+        bypass: Option<Bypass>,
+    ) -> Self {
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
         };
@@ -82,6 +92,7 @@ impl Shared {
             fleet,
             index,
             metrics,
+            bypass,
             connections: AtomicUsize::new(0),
         }
     }

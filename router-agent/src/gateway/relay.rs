@@ -17,6 +17,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::{
     account::{Attempt, RequestAccount},
     client_io::Serving,
+    raw::{Ledger, RawError, RawRelay},
 };
 use crate::upstream::Lease;
 
@@ -30,6 +31,7 @@ pub(super) struct GatewayBody {
 enum Content {
     Own(Full<Bytes>),
     Relay(Box<Relay>),
+    Raw(Box<RawRelay>),
 }
 
 impl GatewayBody {
@@ -39,6 +41,10 @@ impl GatewayBody {
 
     pub(super) fn relay(relay: Relay) -> Self {
         Self { content: Content::Relay(Box::new(relay)), serving: None }
+    }
+
+    pub(super) fn raw(relay: RawRelay) -> Self {
+        Self { content: Content::Raw(Box::new(relay)), serving: None }
     }
 
     pub(super) fn hold(mut self, serving: Serving) -> Self {
@@ -58,6 +64,7 @@ impl Body for GatewayBody {
         match &mut self.content {
             Content::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Content::Relay(relay) => relay.poll_frame(cx),
+            Content::Raw(relay) => relay.poll_frame(cx).map_err(RelayError::Raw),
         }
     }
 
@@ -65,6 +72,7 @@ impl Body for GatewayBody {
         match &self.content {
             Content::Own(body) => body.is_end_stream(),
             Content::Relay(relay) => relay.is_end_stream(),
+            Content::Raw(relay) => relay.is_end_stream(),
         }
     }
 
@@ -72,14 +80,19 @@ impl Body for GatewayBody {
         match &self.content {
             Content::Own(body) => body.size_hint(),
             Content::Relay(relay) => relay.body.size_hint(),
+            Content::Raw(relay) => relay.size_hint(),
         }
     }
 }
 
 /// The worker broke off where the client cannot be told in the body: the client's connection is closed unfinished.
 #[derive(Debug, thiserror::Error)]
-#[error("the worker's response broke off: {0}")]
-pub(super) struct RelayError(#[from] hyper::Error);
+pub(super) enum RelayError {
+    #[error("the worker's response broke off: {0}")]
+    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Raw(RawError),
+}
 
 /// One worker response under way.
 pub(super) struct Relay {
@@ -97,14 +110,8 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) fn new(
-        body: Incoming,
-        lease: Lease,
-        attempt: Attempt,
-        account: RequestAccount,
-        status: StatusCode,
-        is_event_stream: bool,
-    ) -> Self {
+    pub(super) fn new(body: Incoming, lease: Lease, ledger: Ledger) -> Self {
+        let Ledger { attempt, account, status, is_event_stream } = ledger;
         let (lease, at_event_boundary, ended) = (Some(lease), true, false);
         let mut relay =
             Self { body, lease, attempt, account, status, is_event_stream, at_event_boundary, ended };
@@ -166,14 +173,14 @@ impl Relay {
         }
     }
 
-    /// What vLLM itself sends when its engine dies under a stream, so that clients need to know one form only.
     fn error_event(&self) -> Bytes {
-        const EVENT: &str = "data: {\"error\":{\"message\":\"the worker failed while it was answering\",\
-            \"type\":\"server_error\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n";
-        if self.at_event_boundary {
-            Bytes::from_static(EVENT.as_bytes())
-        } else {
-            Bytes::from(format!("\n\n{EVENT}"))
-        }
+        error_event(self.at_event_boundary)
     }
+}
+
+/// What vLLM itself sends when its engine dies under a stream, so that clients need to know one form only.
+pub(super) fn error_event(at_event_boundary: bool) -> Bytes {
+    const EVENT: &str = "data: {\"error\":{\"message\":\"the worker failed while it was answering\",\
+        \"type\":\"server_error\",\"param\":null,\"code\":502}}\n\ndata: [DONE]\n\n";
+    if at_event_boundary { Bytes::from_static(EVENT.as_bytes()) } else { Bytes::from(format!("\n\n{EVENT}")) }
 }

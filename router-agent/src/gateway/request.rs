@@ -14,30 +14,47 @@ use super::{
     account::{Attempt, RequestAccount, is_load},
     body,
     choose::{self, Choice},
+    client_io::ClientSocket,
     headers,
+    raw::{Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
 };
-use crate::{fleet::Worker, index::WorkerSlot, routing::Decision, upstream};
+use crate::{fleet::Worker, index::WorkerSlot, kernel::Bypass, routing::Decision, upstream};
+
+/// Who asks, and over which connection.
+pub(super) struct Client {
+    pub(super) address: IpAddr,
+    pub(super) socket: Rc<ClientSocket>,
+}
 
 /// Answers one request, always: an error becomes an OpenAI error object.
 pub(super) async fn handle(
     context: &Rc<ThreadContext>,
-    client: IpAddr,
+    client: Client,
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
     let (parts, body) = request.into_parts();
-    let Parts { method, uri, headers: client_headers, .. } = parts;
+    let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
-    let (worker_headers, request_id) = headers::for_worker(client_headers, client);
-    let outgoing = Outgoing { method, uri: origin_form(&uri), headers: worker_headers, body: Bytes::new() };
+    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address);
+    // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
+    let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
+    let bypass = context.shared.bypass.as_ref().filter(|bypass| raw && bypass.is_on());
+    let outgoing = Outgoing {
+        method,
+        uri: origin_form(&uri),
+        headers: worker_headers,
+        body: Bytes::new(),
+        hold_body: bypass.is_some(),
+    };
 
     let mut response = match answer(context, route, outgoing, body).await {
         Ok(answer) => {
             answer.log(route, &request_id);
-            answer.relay(account)
+            answer.relay(context, &client, bypass, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -60,6 +77,8 @@ struct Outgoing {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
+    /// The kernel may relay the response: hyper reads its head only, until that is decided.
+    hold_body: bool,
 }
 
 impl Outgoing {
@@ -113,26 +132,34 @@ async fn answer(
             || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason =
-            match upstream::send(&context.pool, &worker, repeatable, head_timeout, request).await {
-                Ok(sent) => {
-                    let status = sent.response.status();
-                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision });
-                    }
-                    attempt.complete(status);
-                    if is_load(status) { "load" } else { "status" }
+        let retry_reason = match upstream::send(
+            &context.pool,
+            &worker,
+            repeatable,
+            outgoing.hold_body,
+            head_timeout,
+            request,
+        )
+        .await
+        {
+            Ok(sent) => {
+                let status = sent.response.status();
+                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                    return Ok(Answer { sent, attempt, decision });
                 }
-                Err(error) => {
-                    attempt.fail(error.kind());
-                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                    let harmless = repeatable || !error.may_have_been_processed();
-                    if !(harmless && may_try_again()) {
-                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
-                    }
-                    error.kind()
+                attempt.complete(status);
+                if is_load(status) { "load" } else { "status" }
+            }
+            Err(error) => {
+                attempt.fail(error.kind());
+                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                let harmless = repeatable || !error.may_have_been_processed();
+                if !(harmless && may_try_again()) {
+                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
                 }
-            };
+                error.kind()
+            }
+        };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose::choose(shared, &context.scratch, &plan, &tried).ok_or(GatewayError::NoWorker)?;
@@ -167,20 +194,41 @@ impl Answer {
     }
 
     /// The worker's response with our headers, its body relayed.
-    fn relay(self, account: RequestAccount) -> Response<GatewayBody> {
+    fn relay(
+        self,
+        context: &ThreadContext,
+        client: &Client,
+        bypass: Option<&Bypass>,
+        account: RequestAccount,
+    ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, attempt, decision } = self;
         let (mut parts, body) = response.into_parts();
+        let content_type = parts.headers.get(header::CONTENT_TYPE);
+        let is_event_stream =
+            content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let raw = bypass.zip(Plan::of(context, parts.status, parts.version, &parts.headers, is_event_stream));
+
         parts.version = Version::HTTP_11;
         headers::strip_hop_by_hop(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
-        let content_type = parts.headers.get(header::CONTENT_TYPE);
-        let is_event_stream =
-            content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-        let relay = Relay::new(body, lease, attempt, account, parts.status, is_event_stream);
-        Response::from_parts(parts, GatewayBody::relay(relay))
+
+        let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
+        let (lease, ledger) = match raw {
+            None => (lease, ledger),
+            Some((bypass, plan)) => match RawRelay::new(plan, lease, &client.socket, bypass, ledger) {
+                Ok(relay) => {
+                    context.shared.metrics.relay.bypass.inc();
+                    return Response::from_parts(parts, GatewayBody::raw(relay));
+                }
+                Err(refused) => refused,
+            },
+        };
+        context.shared.metrics.relay.copy.inc();
+        lease.open_body();
+        Response::from_parts(parts, GatewayBody::relay(Relay::new(body, lease, ledger)))
     }
 }
 

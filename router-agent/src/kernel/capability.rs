@@ -43,7 +43,9 @@ pub struct Capabilities {
     pub steering: Capability,
     /// The maps are pinned, so that other processes see them.
     pub pins: Capability,
-    /// Response bodies relayed by the kernel.
+    /// Bodies of workers on this host go straight into the client's socket.
+    pub bypass: Capability,
+    /// Bodies of other workers are moved by the kernel.
     pub splice: Capability,
     /// The XDP guard.
     pub guard: Capability,
@@ -57,6 +59,7 @@ impl Capabilities {
             ("workers map", &self.workers_map),
             ("steering", &self.steering),
             ("pins", &self.pins),
+            ("bypass", &self.bypass),
             ("splice", &self.splice),
             ("guard", &self.guard),
         ]
@@ -71,6 +74,7 @@ impl Capabilities {
             workers_map: no.clone(),
             steering: no.clone(),
             pins: no.clone(),
+            bypass: no.clone(),
             splice: not_built(),
             guard: not_built(),
         }

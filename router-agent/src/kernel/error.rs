@@ -29,6 +29,12 @@ pub enum KernelError {
     Entry { name: String },
     #[error("{threads} listeners for {expected} data threads")]
     Threads { threads: usize, expected: u32 },
+    #[error("this kernel says nothing of its types (CONFIG_DEBUG_INFO_BTF), or has other ones than expected")]
+    KernelTypes,
+    #[error("{what}")]
+    Socket { what: &'static str, source: io::Error },
+    #[error("no cgroup2 file system is mounted")]
+    NoCgroup,
     #[error("steering is attached already")]
     Attached,
 }

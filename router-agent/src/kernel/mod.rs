@@ -26,12 +26,14 @@
 //! `cargo xtask ebpf` and embedded, see `docs/kernel.md`. Opening takes about 50 ms, most of it for reading the
 //! kernel's own BTF and for the verifier.
 
+pub mod bypass;
 mod capability;
 mod error;
 mod pinned;
 mod pins;
 mod steering;
 mod sys;
+mod vmlinux;
 mod workers;
 
 use std::{
@@ -49,6 +51,7 @@ use router_common::{
 };
 
 pub use self::{
+    bypass::Bypass,
     capability::{Capabilities, Capability},
     error::{KernelError, chain},
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
@@ -57,6 +60,7 @@ pub use self::{
     workers::WorkersMap,
 };
 use self::{
+    bypass::Constants,
     capability::{missing_privileges, not_built},
     error::errno,
     pins::Pins,
@@ -80,11 +84,13 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Data threads that will report and have a listener each.
     pub threads: u32,
+    /// Whose sockets the bypass relay may note; `None`: it stays off.
+    pub bypass: Option<bypass::Ports>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1 }
+        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None }
     }
 }
 
@@ -92,6 +98,7 @@ impl Default for Options {
 pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
+    bypass: Option<Bypass>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -101,8 +108,10 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, pins: None, threads };
-        let mut ebpf = match load(threads) {
+        let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
+        let constants = options.bypass.as_ref().map(|_| Constants::read());
+        let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
+        let mut ebpf = match load(threads, known) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
@@ -110,6 +119,11 @@ impl Kernel {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
             capability(load_steering(&mut ebpf), refusal)
+        };
+        let bypass = match (&options.bypass, constants) {
+            (Some(ports), Some(Ok(_))) => kernel.attach_bypass(&mut ebpf, ports),
+            (_, Some(Err(error))) => Capability::Unavailable(chain(&error)),
+            _ => Capability::unavailable("switched off"),
         };
         let workers_map = capability(map(&mut ebpf, names::WORKERS).map(|_| ()), KernelError::to_string);
         let pins = match kernel.pin(&mut ebpf, options) {
@@ -122,6 +136,7 @@ impl Kernel {
             workers_map,
             steering,
             pins,
+            bypass,
             splice: not_built(),
             guard: not_built(),
         };
@@ -137,6 +152,28 @@ impl Kernel {
         }
         self.pins = Some(pins);
         Ok(())
+    }
+
+    fn attach_bypass(&mut self, ebpf: &mut Ebpf, ports: &bypass::Ports) -> Capability {
+        let attached = match Bypass::attach(ebpf, ports) {
+            Ok(attached) => attached,
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                return Capability::Unavailable(refusal(&error));
+            }
+        };
+        match bypass::probe(&attached) {
+            Ok(()) => {
+                self.bypass = Some(attached);
+                Capability::Available
+            }
+            Err(error) => Capability::Unavailable(error.to_string()),
+        }
+    }
+
+    /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
+    pub fn bypass(&self) -> Option<Bypass> {
+        self.bypass.clone()
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -178,13 +215,16 @@ impl Kernel {
     }
 }
 
-fn load(threads: u32) -> Result<Ebpf, KernelError> {
-    EbpfLoader::new()
+fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
+    let mut loader = EbpfLoader::new();
+    loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
         .verifier_log_level(VerifierLogLevel::STATS)
-        .map_max_entries(names::CORES, threads.min(CORES_MAX))
-        .load(OBJECT)
-        .map_err(KernelError::Load)
+        .map_max_entries(names::CORES, threads.min(CORES_MAX));
+    if let Some(constants) = constants {
+        constants.give(&mut loader);
+    }
+    loader.load(OBJECT).map_err(KernelError::Load)
 }
 
 fn load_steering(ebpf: &mut Ebpf) -> Result<(), KernelError> {
@@ -236,8 +276,8 @@ fn refusal(error: &KernelError) -> String {
     let release = release.trim();
     match (errno(error), missing_privileges()) {
         // Without CAP_PERFMON the verifier also follows what the CPU might speculate. It refuses what it then finds
-        // (EACCES), or gives up on so many paths (E2BIG, EFAULT).
-        (Some(libc::EPERM | libc::EACCES | libc::E2BIG | libc::EFAULT), Some(missing)) => missing,
+        // (EACCES), or gives up on so many paths (E2BIG, EFAULT), or does not know the helpers called (EINVAL).
+        (Some(libc::EPERM | libc::EACCES | libc::E2BIG | libc::EFAULT | libc::EINVAL), Some(missing)) => missing,
         (Some(libc::EPERM), None) => {
             "forbidden although the capabilities are there: by a container's seccomp profile or a kernel lockdown"
                 .to_owned()

@@ -78,3 +78,72 @@ impl Drop for SharedArray {
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }
+
+/// Options of a socket that std does not know, all `u64`.
+#[derive(Clone, Copy)]
+pub(super) enum SocketOption {
+    /// `SO_COOKIE`, Linux 4.6: a number that no other socket has had or will have.
+    Cookie,
+    /// `SO_NETNS_COOKIE`, Linux 5.14: the same for its network namespace.
+    NetnsCookie,
+}
+
+pub(super) fn socket_option(socket: &impl AsFd, option: SocketOption) -> io::Result<u64> {
+    let name = match option {
+        SocketOption::Cookie => libc::SO_COOKIE,
+        SocketOption::NetnsCookie => 71,
+    };
+    let mut bytes = [0; 8];
+    get_socket_option(socket, libc::SOL_SOCKET, name, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// `tcpi_bytes_acked` of `TCP_INFO` (Linux 4.1): bytes that the peer has acknowledged.
+pub(super) fn bytes_acknowledged(socket: &impl AsFd) -> io::Result<u64> {
+    const OFFSET: usize = 120; // in `struct tcp_info`, which only ever grows at its end
+    let mut info = [0; OFFSET + 8];
+    let length = get_socket_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    match info.get(OFFSET..length).and_then(|bytes| bytes.try_into().ok()) {
+        Some(bytes) => Ok(u64::from_ne_bytes(bytes)),
+        None => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Whether TCP is in a state in which it takes data (`tcpi_state`: ESTABLISHED or CLOSE_WAIT).
+pub(super) fn is_writable_connection(socket: &impl AsFd) -> bool {
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    let mut state = [0];
+    get_socket_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state)
+        .is_ok_and(|_| matches!(state[0], ESTABLISHED | CLOSE_WAIT))
+}
+
+/// `SIOCOUTQ`: bytes written and not acknowledged.
+pub(super) fn bytes_outstanding(socket: &impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { Ok(bytes.max(0) as u32) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits until `socket` is readable or the time is over.
+pub(super) fn wait_readable(file: impl AsFd, timeout: std::time::Duration) {
+    let mut poll = libc::pollfd { fd: file.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd. Whatever comes of it, the caller looks again.
+    unsafe { libc::poll(&raw mut poll, 1, timeout.as_millis() as libc::c_int) };
+}
+
+/// Fills `bytes`, at most, and says how much of it.
+fn get_socket_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    bytes: &mut [u8],
+) -> io::Result<usize> {
+    let mut length = bytes.len() as libc::socklen_t;
+    // SAFETY: `bytes` may be written for `length` bytes, and the kernel writes no more.
+    let result = unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_mut_ptr().cast(), &raw mut length)
+    };
+    if result == 0 { Ok(length as usize) } else { Err(io::Error::last_os_error()) }
+}

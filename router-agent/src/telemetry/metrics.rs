@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use crate::{fleet::Worker, routing::Reason};
+use crate::{fleet::Worker, kernel::bypass::Stop, routing::Reason};
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
 
@@ -51,6 +51,8 @@ pub struct Metrics {
     pub refused: IntCounter,
     /// Requests whose handling panicked: always a defect.
     pub panics: IntCounter,
+    /// Who moves response bodies.
+    pub relay: RelayMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     worker_requests: IntCounterVec,
@@ -67,6 +69,72 @@ pub struct Metrics {
     kernel: IntGaugeVec,
     steering: IntCounterVec,
 }
+
+/// Bodies by the way they took.
+#[derive(Debug)]
+pub struct RelayMetrics {
+    available: IntGaugeVec,
+    /// Responses whose body the kernel was offered.
+    pub bypass: IntCounter,
+    /// Responses whose body was copied by hyper.
+    pub copy: IntCounter,
+    /// Bytes that the kernel moved past this process.
+    pub bypassed_bytes: IntCounter,
+    /// Times that a stream was lent to the kernel.
+    pub lent: IntCounter,
+    returned: [IntCounter; 5],
+    /// Redirected bytes that the client's socket did not take as they were counted: always a defect.
+    pub mismatches: IntCounter,
+}
+
+impl RelayMetrics {
+    fn new(make: &Maker) -> Result<Self> {
+        let responses = make.counters(
+            "warmpath_relay_responses_total",
+            "Responses by the way their body takes to the client.",
+            &["path"],
+        )?;
+        let returned = make.counters(
+            "warmpath_relay_returns_total",
+            "Streams that the kernel gave back, by reason (end: the body is complete).",
+            &["reason"],
+        )?;
+        Ok(Self {
+            available: make.gauges(
+                "warmpath_relay_available",
+                "Ways of moving response bodies: 1 usable, 0 not (the log says why).",
+                &["path"],
+            )?,
+            bypass: responses.with_label_values(&["bypass"]),
+            copy: responses.with_label_values(&["copy"]),
+            bypassed_bytes: make.counter(
+                "warmpath_relay_bypassed_bytes_total",
+                "Bytes of response bodies that the kernel moved past this process.",
+            )?,
+            lent: make.counter(
+                "warmpath_relay_lent_total",
+                "Times that a stream was offered to the kernel; more than the responses where clients are slow.",
+            )?,
+            returned: RETURNS.map(|stop| returned.with_label_values(&[stop.label()])),
+            mismatches: make.counter(
+                "warmpath_relay_mismatches_total",
+                "Streams whose redirected bytes the client's socket did not take as counted: always a defect.",
+            )?,
+        })
+    }
+
+    /// Notes whether a path can be used.
+    pub fn available(&self, path: &str, available: bool) {
+        self.available.with_label_values(&[path]).set(i64::from(available));
+    }
+
+    /// Streams that the kernel gave back for this reason.
+    pub fn returned(&self, stop: Stop) -> &IntCounter {
+        &self.returned[RETURNS.iter().position(|other| *other == stop).unwrap_or_default()]
+    }
+}
+
+const RETURNS: [Stop; 5] = [Stop::End, Stop::Room, Stop::Framing, Stop::ErrorEvent, Stop::Failed];
 
 /// The metrics of one worker, looked up once.
 #[derive(Debug)]
@@ -259,6 +327,7 @@ impl Metrics {
                 "New connections seen by the steering program, by what it did.",
                 &["result"],
             )?,
+            relay: RelayMetrics::new(&make)?,
             registry: make.0,
         }))
     }

@@ -1,24 +1,71 @@
 //! One worker connection, for the time of one request.
 
-use bytes::Bytes;
+use std::{
+    io,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::AbortHandle};
 
-use super::Pool;
-use crate::{index::WorkerSlot, limits};
+use super::{
+    Pool,
+    pool::Parked,
+    seam::{Seam, Taken},
+};
+use crate::{
+    index::WorkerSlot,
+    kernel::{Bypass, bypass::WorkerEnd},
+    limits,
+};
 
 /// A connection and the task that drives it; dropping it closes the socket at once.
 #[derive(Debug)]
 pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
+    seam: Rc<Seam>,
+    kernel: KernelEnd,
+}
+
+/// What the kernel knows of a connection.
+#[derive(Debug, Default)]
+enum KernelEnd {
+    /// Nobody has asked.
+    #[default]
+    Unasked,
+    /// The other end is not on this host, or was not noted.
+    Unknown,
+    /// The programs know the other end.
+    Known(WorkerEnd),
 }
 
 impl Connection {
     pub(super) fn is_open(&self) -> bool {
         !self.sender.is_closed()
+    }
+
+    /// Gives a socket from which `position` bytes have been read to hyper, and starts driving it on this thread.
+    pub(super) fn start(socket: TcpStream, position: u64) -> Self {
+        let seam = Seam::new(socket, position);
+        let mut builder = http1::Builder::new();
+        builder.max_headers(limits::HEADERS_MAX).writev(true);
+        let handshake = pin!(builder.handshake(TokioIo::new(seam.io())));
+        let Poll::Ready(Ok((sender, driver))) = handshake.poll(&mut Context::from_waker(Waker::noop()))
+        else {
+            unreachable!("an HTTP/1 handshake does no IO, so it cannot wait or fail");
+        };
+        let driver = tokio::task::spawn_local(async move {
+            if let Err(error) = driver.await {
+                tracing::trace!(%error, "worker connection ended");
+            }
+        });
+        Self { sender, driver: driver.abort_handle(), seam, kernel: KernelEnd::default() }
     }
 }
 
@@ -26,20 +73,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
-}
-
-/// Gives a socket to hyper and starts driving it on this thread.
-pub(super) async fn handshake(stream: TcpStream) -> Connection {
-    let mut builder = http1::Builder::new();
-    builder.max_headers(limits::HEADERS_MAX).writev(true);
-    let (sender, driver) =
-        builder.handshake(TokioIo::new(stream)).await.expect("an HTTP/1 handshake does no IO");
-    let driver = tokio::task::spawn_local(async move {
-        if let Err(error) = driver.await {
-            tracing::trace!(%error, "worker connection ended");
-        }
-    });
-    Connection { sender, driver: driver.abort_handle() }
 }
 
 /// A connection leased to one request. [`Lease::put_back`] returns it to its pool; dropping it closes it, and the worker
@@ -66,9 +99,91 @@ impl Lease {
         &mut self.connection.sender
     }
 
+    /// The response about to come stops after its head, until [`Lease::open_body`] or [`Lease::take_body`].
+    pub(super) fn hold_body(&self) {
+        self.connection.seam.hold_after_head();
+    }
+
+    /// hyper may read the body.
+    pub fn open_body(&self) {
+        self.connection.seam.open();
+    }
+
+    /// Whether the kernel can redirect what the worker sends on this connection. System calls for the first response
+    /// of a connection only.
+    pub fn is_known_to(&mut self, bypass: &Bypass) -> bool {
+        let Connection { kernel, seam, .. } = &mut self.connection;
+        if matches!(kernel, KernelEnd::Unasked) {
+            let known = seam.addresses().and_then(|(ours, worker)| bypass.worker(worker, ours));
+            *kernel = known.map_or(KernelEnd::Unknown, KernelEnd::Known);
+        }
+        matches!(kernel, KernelEnd::Known(_))
+    }
+
+    /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be.
+    pub fn take_body(mut self) -> Result<RawBody, Self> {
+        let kernel = match std::mem::take(&mut self.connection.kernel) {
+            KernelEnd::Known(kernel) => kernel,
+            other => {
+                self.connection.kernel = other;
+                return Err(self);
+            }
+        };
+        let Some(Taken { socket, early, position }) = self.connection.seam.take() else {
+            self.connection.kernel = KernelEnd::Known(kernel);
+            return Err(self);
+        };
+        Ok(RawBody { pool: self.pool, slot: self.slot, socket, early, position, kernel })
+    }
+
     /// The response has been read to its end: the connection may serve another request.
     pub fn put_back(self) {
         let Self { pool, slot, connection, .. } = self;
-        pool.put(slot, connection);
+        pool.put(slot, Parked::Driven(connection));
+    }
+}
+
+/// A worker connection in the middle of a response, without hyper: the body is there byte for byte as it was sent.
+/// Dropping it closes the connection.
+#[derive(Debug)]
+pub struct RawBody {
+    pool: Pool,
+    slot: WorkerSlot,
+    /// The connection.
+    pub socket: TcpStream,
+    /// Body bytes that came with the head.
+    pub early: BytesMut,
+    /// Bytes of this connection before those that come next (`early` first): what the relay moves, it adds.
+    pub position: u64,
+    /// The kernel's end of it.
+    pub kernel: WorkerEnd,
+}
+
+impl RawBody {
+    /// The body has been read to its last byte: the connection may serve another request.
+    pub fn put_back(self) {
+        let Self { pool, slot, socket, position, kernel, .. } = self;
+        pool.put(slot, Parked::Raw(RawConnection { socket, position, kernel }));
+    }
+}
+
+/// An idle worker connection that hyper will get when it is used again.
+#[derive(Debug)]
+pub(super) struct RawConnection {
+    socket: TcpStream,
+    position: u64,
+    kernel: WorkerEnd,
+}
+
+impl RawConnection {
+    /// Open, and nothing has come that nobody asked for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.socket.try_read(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    pub(super) fn start(self) -> Connection {
+        let mut connection = Connection::start(self.socket, self.position);
+        connection.kernel = KernelEnd::Known(self.kernel);
+        connection
     }
 }

@@ -8,9 +8,10 @@ mod connect;
 pub mod fetch;
 mod lease;
 mod pool;
+mod seam;
 mod send;
 
 pub use connect::ConnectError;
-pub use lease::Lease;
+pub use lease::{Lease, RawBody};
 pub use pool::{Pool, PoolSettings};
 pub use send::{SendError, Sent, send};

@@ -13,7 +13,7 @@ use std::{
 use super::{
     ConnectError, Lease,
     connect::connect,
-    lease::{Connection, handshake},
+    lease::{Connection, RawConnection},
 };
 use crate::{fleet::Worker, index::WorkerSlot, limits};
 
@@ -26,8 +26,33 @@ pub struct PoolSettings {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Parked,
     since: Instant,
+}
+
+/// An idle connection.
+#[derive(Debug)]
+pub(super) enum Parked {
+    /// hyper watches it.
+    Driven(Connection),
+    /// Nobody does: its last response was relayed without hyper.
+    Raw(RawConnection),
+}
+
+impl Parked {
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Driven(connection) => connection.is_open(),
+            Self::Raw(raw) => raw.is_idle(),
+        }
+    }
+
+    fn connection(self) -> Connection {
+        match self {
+            Self::Driven(connection) => connection,
+            Self::Raw(raw) => raw.start(),
+        }
+    }
 }
 
 /// The pools of one data thread. Cloning gives another handle on the same pools.
@@ -52,7 +77,7 @@ impl Pool {
             if now.duration_since(since) >= limits::IDLE_CONNECTION_TIMEOUT {
                 connections.clear(); // the rest is older still
             } else if connection.is_open() {
-                return Some(Lease::new(self.clone(), worker.slot, connection, true));
+                return Some(Lease::new(self.clone(), worker.slot, connection.connection(), true));
             }
         }
         None
@@ -61,11 +86,11 @@ impl Pool {
     /// A new connection. Needs a `LocalSet`: the connection is driven by a task on this thread.
     pub async fn connect(&self, worker: &Worker) -> Result<Lease, ConnectError> {
         let stream = connect(worker, self.settings.connect_timeout).await?;
-        Ok(Lease::new(self.clone(), worker.slot, handshake(stream).await, false))
+        Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream, 0), false))
     }
 
     /// Takes back a connection whose last response has been read to its end.
-    pub(super) fn put(&self, slot: WorkerSlot, connection: Connection) {
+    pub(super) fn put(&self, slot: WorkerSlot, connection: Parked) {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(slot).or_default();
         if connection.is_open() && connections.len() < limits::IDLE_CONNECTIONS_MAX {

@@ -1,6 +1,7 @@
 //! The kernel side against the running kernel: needs root (or the three capabilities) and a BPF file system, and
 //! says `skipped: why` where it has neither. Each test has an instance, and so a pin directory, of its own.
 
+mod bypass;
 mod isolation;
 mod steering;
 mod workers;
@@ -45,7 +46,7 @@ impl PinRoot {
     }
 
     fn options(&self, instance: &str) -> Options {
-        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1 }
+        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1, bypass: None }
     }
 }
 

@@ -1,0 +1,202 @@
+//! Slots: user space's view of [`Order`] and [`State`], and which connection has which.
+//!
+//! The program may be in the middle of a run on a slot that was just taken from its connection; so a slot rests for
+//! a second before another connection gets it. A run takes microseconds.
+
+use std::{
+    collections::VecDeque,
+    mem::offset_of,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::{Duration, Instant},
+};
+
+use aya::maps::{HashMap, Map, MapData};
+use parking_lot::Mutex;
+use router_common::{
+    framing::Framing,
+    names,
+    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM, State},
+};
+
+use super::{ClientEnd, Shared, events::Waiters};
+use crate::kernel::{error::KernelError, sys::SharedArray};
+
+const REST: Duration = Duration::from_secs(1);
+
+pub(super) struct Slots {
+    by_cookie: Mutex<HashMap<MapData, u64, u32>>,
+    orders: SharedArray,
+    states: SharedArray,
+    waiters: Waiters,
+    /// With the time since when each is free; the longest free first.
+    free: Mutex<VecDeque<(u32, Option<Instant>)>>,
+}
+
+/// Why the kernel gave a stream back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The body is complete.
+    End,
+    /// The client is slow: what is in its way is user space's, and TCP's, to handle.
+    Room,
+    /// The body ends, or breaks, inside a message, which is to be read by user space.
+    Framing,
+    /// The engine says in its stream that it died: user space is to see it.
+    ErrorEvent,
+    /// The client's socket is gone, or did not take what it was given.
+    Failed,
+}
+
+impl Stop {
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::Room => "room",
+            Self::Framing => "framing",
+            Self::ErrorEvent => "error_event",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn new(
+        by_cookie: HashMap<MapData, u64, u32>,
+        orders: Map,
+        states: Map,
+        waiters: Waiters,
+    ) -> Result<Self, KernelError> {
+        let share = |map: Map, name: &'static str, value_size: usize| {
+            let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
+            SharedArray::map(map.fd(), value_size * SLOTS as usize)
+                .map_err(|source| KernelError::SharedMemory { name, source })
+        };
+        Ok(Self {
+            by_cookie: Mutex::new(by_cookie),
+            orders: share(orders, names::RELAY_ORDERS, size_of::<Order>())?,
+            states: share(states, names::RELAY_STATES, size_of::<State>())?,
+            waiters,
+            free: Mutex::new((0..SLOTS).map(|slot| (slot, None)).collect()),
+        })
+    }
+
+    /// A slot for the connection whose worker's socket is `cookie`; `None` if there is none free.
+    pub(super) fn take(&self, shared: &Arc<Shared>, cookie: u64, first_seq: u32) -> Option<WorkerEnd> {
+        let slot = {
+            let mut free = self.free.lock();
+            let (_, since) = free.front()?;
+            if since.is_some_and(|since| since.elapsed() < REST) {
+                return None;
+            }
+            free.pop_front()?.0
+        };
+        let end = WorkerEnd { shared: shared.clone(), slot, cookie };
+        for word in (0..size_of::<State>()).step_by(8) {
+            self.states.u64(slot as usize * size_of::<State>() + word).store(0, SeqCst);
+        }
+        end.order_u64(offset_of!(Order, arm_at)).store(DISARMED, SeqCst);
+        end.order_u32(offset_of!(Order, first_seq)).store(first_seq, SeqCst);
+        self.by_cookie.lock().insert(cookie, slot, 0).ok()?; // dropping `end` gives the slot back
+        Some(end)
+    }
+}
+
+/// A connection to a worker that the program knows.
+pub struct WorkerEnd {
+    shared: Arc<Shared>,
+    slot: u32,
+    cookie: u64,
+}
+
+impl WorkerEnd {
+    /// Orders: take over at `position`, where user space has passed on everything before it and the scanner stands at
+    /// `framing`. At most one take-over follows; [`WorkerEnd::turn`] tells. `watch_errors`: the body is a stream in
+    /// which an engine's death would be told.
+    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, watch_errors: bool) {
+        let Framing { remaining, state, overhead } = framing;
+        self.order_u64(offset_of!(Order, target)).store(client.cookie, SeqCst);
+        self.order_u64(offset_of!(Order, remaining)).store(remaining, SeqCst);
+        self.order_u32(offset_of!(Order, state)).store(state, SeqCst);
+        self.order_u32(offset_of!(Order, overhead)).store(overhead, SeqCst);
+        self.order_u32(offset_of!(Order, watch_errors)).store(u32::from(watch_errors), SeqCst);
+        self.order_u64(offset_of!(Order, arm_at)).store(u64::from(position), SeqCst);
+    }
+
+    /// Takes the order back. A take-over that has begun goes on.
+    pub fn disarm(&self) {
+        self.order_u64(offset_of!(Order, arm_at)).store(DISARMED, SeqCst);
+    }
+
+    /// Even: the bytes are user space's. One more at each take-over and at each return.
+    pub fn turn(&self) -> u64 {
+        self.state_u64(offset_of!(State, turn)).load(SeqCst)
+    }
+
+    /// Bytes redirected on this connection so far.
+    pub fn redirected(&self) -> u64 {
+        self.state_u64(offset_of!(State, redirected)).load(SeqCst)
+    }
+
+    /// Messages redirected on this connection so far.
+    pub fn messages(&self) -> u64 {
+        self.state_u64(offset_of!(State, messages)).load(SeqCst)
+    }
+
+    /// Why the kernel gave the stream back last, and where the scanner stands. Only while the turn is even.
+    pub fn stopped(&self) -> (Stop, Framing) {
+        let base = offset_of!(State, framing);
+        let framing = Framing {
+            remaining: self.state_u64(base + offset_of!(Framing, remaining)).load(SeqCst),
+            state: self.state_u32(base + offset_of!(Framing, state)).load(SeqCst),
+            overhead: self.state_u32(base + offset_of!(Framing, overhead)).load(SeqCst),
+        };
+        let stop = match self.state_u32(offset_of!(State, stop)).load(SeqCst) {
+            STOP_END => Stop::End,
+            STOP_ROOM => Stop::Room,
+            STOP_FRAMING => Stop::Framing,
+            STOP_ERROR_EVENT => Stop::ErrorEvent,
+            _ => Stop::Failed,
+        };
+        (stop, framing)
+    }
+
+    /// Completes when the kernel has given the stream back; possibly sooner, so look at the turn.
+    pub async fn event(&self) {
+        self.shared.slots.waiters.of(self.slot).notified().await;
+    }
+
+    fn order_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
+        self.shared.slots.orders.u64(self.slot as usize * size_of::<Order>() + offset)
+    }
+
+    fn order_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
+        self.shared.slots.orders.u32(self.slot as usize * size_of::<Order>() + offset)
+    }
+
+    fn state_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
+        self.shared.slots.states.u64(self.slot as usize * size_of::<State>() + offset)
+    }
+
+    fn state_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
+        self.shared.slots.states.u32(self.slot as usize * size_of::<State>() + offset)
+    }
+}
+
+impl std::fmt::Debug for WorkerEnd {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("WorkerEnd")
+            .field("slot", &self.slot)
+            .field("turn", &self.turn())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkerEnd {
+    fn drop(&mut self) {
+        self.disarm();
+        let slots = &self.shared.slots;
+        let _ = slots.by_cookie.lock().remove(&self.cookie);
+        slots.free.lock().push_back((self.slot, Some(Instant::now())));
+    }
+}

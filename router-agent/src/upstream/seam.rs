@@ -1,0 +1,295 @@
+//! A worker's socket as hyper sees it, and the point at which somebody else can take the body over.
+//!
+//! hyper parses heads. For a response that the kernel may relay, it must not read past the head, because what it has
+//! read is in its buffer and not in the socket any more. So the socket is in one of three states:
+//!
+//! * **open**: hyper reads what there is.
+//! * **head only**: hyper reads up to the end of the response head (interim 1xx heads pass); what came behind it is
+//!   kept here.
+//! * **held**: hyper reads nothing. Either [`Seam::open`] gives it the body after all, as if nothing had been, or
+//!   [`Seam::take`] takes the socket away from it for good; hyper's connection is then dropped and, when the body
+//!   has been relayed, a new one is made over the same socket.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// The seam of one worker connection.
+#[derive(Debug)]
+pub(super) struct Seam {
+    /// `None` once it was taken.
+    socket: RefCell<Option<TcpStream>>,
+    state: Cell<State>,
+    /// What was read behind the head.
+    early: RefCell<BytesMut>,
+    /// hyper's, while it may not read.
+    reader: RefCell<Option<Waker>>,
+    /// Bytes read from the socket since it was connected, by whomever.
+    position: Cell<u64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Open,
+    HeadOnly(HeadEnd),
+    Held,
+}
+
+/// A socket taken from hyper.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) socket: TcpStream,
+    /// Read from the socket already: the body's first bytes.
+    pub(super) early: BytesMut,
+    /// Bytes of the connection before `early`.
+    pub(super) position: u64,
+}
+
+impl Seam {
+    /// Over a socket from which `position` bytes have been read.
+    pub(super) fn new(socket: TcpStream, position: u64) -> Rc<Self> {
+        Rc::new(Self {
+            socket: RefCell::new(Some(socket)),
+            state: Cell::new(State::Open),
+            early: RefCell::default(),
+            reader: RefCell::default(),
+            position: Cell::new(position),
+        })
+    }
+
+    /// What hyper is given.
+    pub(super) fn io(self: &Rc<Self>) -> WorkerIo {
+        WorkerIo(self.clone())
+    }
+
+    /// From here on, hyper reads one response head and no more. Call between responses.
+    pub(super) fn hold_after_head(&self) {
+        self.state.set(State::HeadOnly(HeadEnd::default()));
+    }
+
+    /// hyper reads whatever there is.
+    pub(super) fn open(&self) {
+        self.state.set(State::Open);
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Takes the socket, if it is held after a head.
+    pub(super) fn take(&self) -> Option<Taken> {
+        if !matches!(self.state.get(), State::Held) {
+            return None;
+        }
+        let socket = self.socket.borrow_mut().take()?;
+        self.open(); // whoever reads from here on learns that there is nothing to be had
+        let early = self.early.take();
+        let position = self.position.get() - early.len() as u64;
+        Some(Taken { socket, early, position })
+    }
+
+    /// Both addresses, ours first.
+    pub(super) fn addresses(&self) -> Option<(std::net::SocketAddr, std::net::SocketAddr)> {
+        let socket = self.socket.borrow();
+        let socket = socket.as_ref()?;
+        Some((socket.local_addr().ok()?, socket.peer_addr().ok()?))
+    }
+
+    fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if matches!(self.state.get(), State::Held) {
+            *self.reader.borrow_mut() = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        {
+            let mut early = self.early.borrow_mut();
+            if !early.is_empty() {
+                let count = early.len().min(buf.remaining());
+                buf.put_slice(&early[..count]);
+                early.advance(count);
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let before = buf.filled().len();
+        std::task::ready!(self.with_socket(|socket| socket.poll_read(cx, buf)))?;
+        let read = &buf.filled()[before..];
+        self.position.set(self.position.get() + read.len() as u64);
+        if let State::HeadOnly(mut head) = self.state.get() {
+            if let Some(end) = read.iter().position(|byte| head.feed(*byte)) {
+                self.early.borrow_mut().extend_from_slice(&read[end + 1..]);
+                self.state.set(State::Held);
+                buf.set_filled(before + end + 1);
+            } else {
+                self.state.set(State::HeadOnly(head));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn with_socket<T>(
+        &self,
+        call: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match self.socket.borrow_mut().as_mut() {
+            Some(socket) => call(Pin::new(socket)),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
+    }
+}
+
+/// hyper's handle on a worker's socket.
+#[derive(Debug)]
+pub(super) struct WorkerIo(Rc<Seam>);
+
+impl AsyncRead for WorkerIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for WorkerIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.with_socket(|socket| socket.poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with_socket(|socket| socket.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.with_socket(|socket| socket.poll_shutdown(cx))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.with_socket(|socket| socket.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+/// Finds the end of a response head as hyper does: the first empty line after a line that is not; a bare LF ends a
+/// line, and empty lines before the status line are passed over.
+#[derive(Debug, Clone, Copy, Default)]
+struct HeadEnd {
+    /// A line with something in it was seen.
+    begun: bool,
+    /// The status line is complete.
+    has_status: bool,
+    /// Bytes of this line, without its end.
+    line_bytes: u32,
+    /// The first digit of the status.
+    class: u8,
+}
+
+impl HeadEnd {
+    /// Where the first digit of the status stands: after "HTTP/1.1 ".
+    const CLASS_AT: u32 = 9;
+
+    /// True at the last byte of a head that is not an interim one.
+    fn feed(&mut self, byte: u8) -> bool {
+        match byte {
+            b'\n' if self.line_bytes == 0 && self.begun => {
+                let interim = self.class == b'1';
+                *self = Self::default();
+                return !interim;
+            }
+            b'\n' => {
+                self.has_status = self.begun;
+                self.line_bytes = 0;
+            }
+            b'\r' => {}
+            _ => {
+                if !self.has_status && self.line_bytes == Self::CLASS_AT {
+                    self.class = byte;
+                }
+                self.begun = true;
+                self.line_bytes = self.line_bytes.saturating_add(1);
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(bytes: &[u8]) -> Option<usize> {
+        let mut head = HeadEnd::default();
+        bytes.iter().position(|byte| head.feed(*byte)).map(|at| at + 1)
+    }
+
+    #[test]
+    fn the_end_of_a_head_is_an_empty_line() {
+        let head = b"HTTP/1.1 200 OK\r\na: b\r\n\r\n";
+        assert_eq!(end(&[head, &b"body\r\n\r\n"[..]].concat()), Some(head.len()));
+        assert_eq!(end(&head[..head.len() - 1]), None);
+        assert_eq!(end(b"HTTP/1.1 200 OK\na: b\n\nbody"), Some(22));
+        assert_eq!(end(b"\r\n\nHTTP/1.1 204 \r\n\r\n"), Some(20), "empty lines before the head are no head");
+    }
+
+    #[test]
+    fn interim_heads_are_passed_over() {
+        let interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
+        let bytes = [interim, &b"HTTP/1.1 200 OK\r\n\r\nx"[..]].concat();
+        assert_eq!(end(&bytes), Some(bytes.len() - 1));
+        assert_eq!(end(interim), None);
+        assert_eq!(
+            end(b"HTTP/1.1 200 OK\r\nx-code: 1234567891\r\n\r\n"),
+            Some(39),
+            "digits elsewhere say nothing"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_held_body_is_there_when_the_seam_opens_and_there_when_it_is_taken() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\n";
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut worker, _) = listener.accept().await.unwrap();
+        let seam = Seam::new(socket, 0);
+        let mut io = seam.io();
+        for (round, take) in [(0, false), (1, true)] {
+            seam.hold_after_head();
+            worker.write_all(&[HEAD, b"bo"].concat()).await.unwrap();
+            let mut read = [0; 1024];
+            let count = io.read(&mut read).await.unwrap();
+            assert_eq!(&read[..count], HEAD);
+            worker.write_all(b"dy 123").await.unwrap();
+            let mut more = [0; 8];
+            assert!(
+                tokio::time::timeout(std::time::Duration::from_millis(20), io.read(&mut more)).await.is_err(),
+                "nothing behind the head is read"
+            );
+            let before = round * (HEAD.len() as u64 + 8);
+            if take {
+                let mut taken = seam.take().unwrap();
+                assert_eq!((&taken.early[..], taken.position), (&b"bo"[..], before + HEAD.len() as u64));
+                taken.socket.read_exact(&mut more[..6]).await.unwrap();
+                assert_eq!(&more[..6], b"dy 123");
+                assert!(io.read(&mut more).await.is_err(), "hyper has lost it");
+            } else {
+                assert!(seam.addresses().is_some());
+                seam.open();
+                io.read_exact(&mut more).await.unwrap();
+                assert_eq!(&more, b"body 123");
+                assert!(seam.take().is_none(), "an open seam is hyper's");
+            }
+        }
+    }
+}
