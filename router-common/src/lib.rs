@@ -38,17 +38,11 @@ pub mod names {
     /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
     pub const LISTENERS: &str = "listeners";
 
-    /// `u32` port → what it is, [`PORT_OF_WORKER`](crate::relay::PORT_OF_WORKER) and so on; hash, never pinned.
-    pub const RELAY_PORTS: &str = "relay_ports";
-    /// [`Pair`](crate::relay::Pair) → [`Accepted`](crate::relay::Accepted); LRU hash, never pinned.
-    pub const RELAY_ACCEPTED: &str = "relay_accepted";
-    /// `u64` cookie → a worker's accepted socket, with the `sk_msg` program; socket hash, never pinned.
+    /// `u32` slot → a worker's socket, with the `sk_msg` program; socket map, never pinned.
     pub const RELAY_WORKERS: &str = "relay_workers";
     /// `u64` cookie → a client's socket; socket hash without a program, never pinned.
     pub const RELAY_CLIENTS: &str = "relay_clients";
-    /// `u64` cookie → kernel address of a client's socket; LRU hash, never pinned.
-    pub const RELAY_SOCKETS: &str = "relay_sockets";
-    /// `u64` cookie of a worker's socket → `u32` slot; hash, never pinned.
+    /// A worker's socket → `u32` slot; socket storage, never pinned.
     pub const RELAY_SLOTS: &str = "relay_slots";
     /// `u32` slot → [`Order`](crate::relay::Order); mmapable array, never pinned.
     pub const RELAY_ORDERS: &str = "relay_orders";
@@ -57,17 +51,14 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 14] = [
+    const ALL: [&str; 11] = [
         WORKERS,
         CORES,
         STEERING,
         INSTANCE,
         LISTENERS,
-        RELAY_PORTS,
-        RELAY_ACCEPTED,
         RELAY_WORKERS,
         RELAY_CLIENTS,
-        RELAY_SOCKETS,
         RELAY_SLOTS,
         RELAY_ORDERS,
         RELAY_STATES,

@@ -11,11 +11,11 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod sched_cls;
+#[cfg(target_arch = "bpf")]
 mod sk_msg;
 #[cfg(target_arch = "bpf")]
 mod sk_reuseport;
-#[cfg(target_arch = "bpf")]
-mod sock_ops;
 #[cfg(target_arch = "bpf")]
 mod tcp;
 

@@ -2,14 +2,14 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage, SockHash, SockMap},
     macros::btf_map,
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
     instance::InstanceValue,
     limits::{CORES_MAX, WORKERS_MAX},
-    relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
+    relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
     workers::WorkerValue,
 };
 
@@ -47,23 +47,14 @@ pub(crate) struct Scratch {
 #[btf_map(name = "steer_scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-#[btf_map(name = "relay_ports")]
-pub(crate) static RELAY_PORTS: HashMap<u32, u32, { PORTS_MAX as usize }> = HashMap::new();
-
-#[btf_map(name = "relay_accepted")]
-pub(crate) static RELAY_ACCEPTED: LruHashMap<Pair, Accepted, { SOCKETS_MAX as usize }> = LruHashMap::new();
-
 #[btf_map(name = "relay_workers")]
-pub(crate) static RELAY_WORKERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
+pub(crate) static RELAY_WORKERS: SockMap<{ SLOTS as usize }> = SockMap::new();
 
 #[btf_map(name = "relay_clients")]
-pub(crate) static RELAY_CLIENTS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
-
-#[btf_map(name = "relay_sockets")]
-pub(crate) static RELAY_SOCKETS: LruHashMap<u64, u64, { SOCKETS_MAX as usize }> = LruHashMap::new();
+pub(crate) static RELAY_CLIENTS: SockHash<u64, { CLIENTS_MAX as usize }> = SockHash::new();
 
 #[btf_map(name = "relay_slots")]
-pub(crate) static RELAY_SLOTS: HashMap<u64, u32, { SLOTS as usize }> = HashMap::new();
+pub(crate) static RELAY_SLOTS: SkStorage<u32> = SkStorage::new();
 
 #[btf_map(name = "relay_orders")]
 pub(crate) static RELAY_ORDERS: Array<Order, { SLOTS as usize }, MMAPABLE> = Array::new();

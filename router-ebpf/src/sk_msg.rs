@@ -31,8 +31,8 @@ use router_common::{
 
 use crate::{
     atomic::{fetch_u64, publish_u64},
-    maps::{RELAY_CLIENTS, RELAY_EVENTS, RELAY_ORDERS, RELAY_SLOTS, RELAY_SOCKETS, RELAY_STATES},
-    tcp::{SendSide, TcpSock},
+    maps::{RELAY_CLIENTS, RELAY_EVENTS, RELAY_ORDERS, RELAY_STATES},
+    tcp::{SendSide, TcpSock, slot_of},
 };
 
 /// Most steps through one message: more framing than this (chunks of a byte or two) goes to user space.
@@ -71,7 +71,7 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
     unsafe {
         let length = (*message).size;
         let worker = TcpSock::of((*message).__bindgen_anon_3.sk)?;
-        let slot = *RELAY_SLOTS.get_ptr(worker.cookie())?;
+        let slot = *slot_of((*message).__bindgen_anon_3.sk.cast(), None)?;
         let order: *mut Order = RELAY_ORDERS.get_ptr_mut(slot)?;
         let state: *mut State = RELAY_STATES.get_ptr_mut(slot)?;
 
@@ -83,9 +83,9 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
                 return None;
             }
         }
-        let target = if relaying { get!(state, target) } else { get!(order, target) };
-        let address = if relaying { get!(state, target_address) } else { *RELAY_SOCKETS.get_ptr(target)? };
-        let Some(client) = SendSide::of(address, target) else {
+        // User space changes neither while the stream is lent.
+        let target = get!(order, target);
+        let Some(client) = SendSide::of(get!(order, target_address), target) else {
             if relaying {
                 stop(state, slot, STOP_FAILED);
             }
@@ -94,8 +94,6 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         if !relaying {
             // One take-over for each order: a message that is then refused comes again at the same position.
             set!(order, arm_at = DISARMED);
-            set!(state, target = target);
-            set!(state, target_address = address);
             set!(state, target_seq = client.write_seq);
             set!(state, since = 0);
             set!(state, watch_errors = get!(order, watch_errors));

@@ -165,7 +165,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let (mut kernel, mut capabilities) = Kernel::open(&kernel::Options {
         instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
         threads: config.threads as u32,
-        bypass: bypass_ports(&config),
+        bypass: config.splice == Splice::Auto && config.relay.bypass != RelayMode::Off,
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
@@ -223,15 +223,6 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Whose sockets the kernel may note for the bypass; `None` if it is switched off.
-fn bypass_ports(config: &Config) -> Option<kernel::bypass::Ports> {
-    let off = config.splice == Splice::Off || config.relay.bypass == RelayMode::Off;
-    (!off).then(|| kernel::bypass::Ports {
-        workers: config.workers.iter().map(|worker| worker.url.port).collect(),
-        clients: Some(config.listen.port()),
-    })
 }
 
 /// SIGTERM and SIGINT.

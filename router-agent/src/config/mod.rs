@@ -33,12 +33,11 @@ pub enum Splice {
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
+    #[default]
     Auto,
     /// Wherever it can be.
     On,
-    /// Never. The default for now: with the worker's sockets in a sockmap, a worker that asks its socket how much there
-    /// is to read (nginx does, vLLM does not) waits for ever after the first request of a connection.
-    #[default]
+    /// Never.
     Off,
 }
 

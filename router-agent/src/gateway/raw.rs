@@ -38,7 +38,7 @@ use crate::{
     config::RelayMode,
     kernel::{
         Bypass,
-        bypass::{self, ClientEnd, Stop},
+        bypass::{self, ClientEnd, Ends, LendError, Lent, Stop},
     },
     limits,
     upstream::{Lease, RawBody},
@@ -139,18 +139,16 @@ enum Stage {
 }
 
 impl RawRelay {
-    /// Takes the body from `lease`, if the kernel knows both ends of its way.
+    /// Takes the body from `lease`, if the kernel may get both ends of its way.
     #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub(super) fn new(
         plan: Plan,
-        mut lease: Lease,
+        lease: Lease,
         client: &Rc<ClientSocket>,
         bypass: &Bypass,
         ledger: Ledger,
     ) -> Result<Self, (Lease, Ledger)> {
-        if !lease.is_known_to(bypass) {
-            return Err((lease, ledger));
-        }
+        let Some(ends) = lease.ends().filter(Ends::are_local) else { return Err((lease, ledger)) };
         let Some(client_end) = client.known_to(bypass) else { return Err((lease, ledger)) };
         let body = match lease.take_body() {
             Ok(body) => body,
@@ -159,10 +157,13 @@ impl RawRelay {
         let Plan { framing, length, keep } = plan;
         let task = Task {
             body: Some(body),
-            lent: None,
-            client: client.clone(),
+            bypass: Some(bypass.clone()),
+            ends,
             client_end,
-            bypass: bypass.clone(),
+            lent: None,
+            stretch: None,
+            position: 0,
+            client: client.clone(),
             framing,
             keep,
             ledger,
@@ -228,16 +229,31 @@ pub(super) struct Ledger {
 struct Task {
     /// Until it is put back.
     body: Option<RawBody>,
-    /// While the kernel has the stream: turn and count of redirected bytes at which it was lent.
-    lent: Option<(u64, u64)>,
-    client: Rc<ClientSocket>,
+    /// `None` once it has refused.
+    bypass: Option<Bypass>,
+    ends: Ends,
     client_end: ClientEnd,
-    bypass: Bypass,
+    /// From the first time that the kernel had the stream.
+    lent: Option<Lent>,
+    /// While the kernel has it.
+    stretch: Option<Stretch>,
+    /// Bytes of the worker's since the stream was lent first, modulo 2^32.
+    position: u32,
+    client: Rc<ClientSocket>,
     /// Where the scanner stands after everything that was passed on.
     framing: Framing,
     keep: bool,
     ledger: Ledger,
     buffer: BytesMut,
+}
+
+/// How things were when the kernel was asked to take over.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    turn: u64,
+    redirected: u64,
+    /// Bytes that the client's socket had been given.
+    written: u64,
 }
 
 /// What a stretch of the way ended with.
@@ -307,7 +323,7 @@ impl Task {
 
     /// Not to a client that is behind: the stream would come straight back.
     fn kernel_may(&self) -> bool {
-        self.bypass.is_on()
+        self.bypass.as_ref().is_some_and(Bypass::is_on)
             && bypass::outstanding(&self.client.stream).is_ok_and(|bytes| bytes <= limits::RELAY_RESUME_BYTES)
     }
 
@@ -328,7 +344,7 @@ impl Task {
             }
         });
         self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?;
-        self.body.as_mut().expect(BODY).position += count as u64;
+        self.position = self.position.wrapping_add(count as u32);
         if self.framing.is_broken() {
             return Err(RawError::Framing);
         }
@@ -337,38 +353,41 @@ impl Task {
 
     /// Lends the stream to the kernel until it gives it back, or bytes come that it did not take.
     async fn lend(&mut self) -> Result<Step, RawError> {
+        let written = bypass::written(&self.client.stream).map_err(RawError::Client)?;
+        let (turn, redirected) = self.lent.as_ref().map_or((0, 0), |lent| (lent.turn(), lent.redirected()));
+        if !self.order()? {
+            return Ok(Step::More);
+        }
+        self.stretch = Some(Stretch { turn, redirected, written });
         let metrics = &self.ledger.attempt.metrics().relay;
-        let before = bypass::written(&self.client.stream).map_err(RawError::Client)?;
-        let body = self.body.as_mut().expect(BODY);
-        let (turn, redirected) = (body.kernel.turn(), body.kernel.redirected());
-        self.lent = Some((turn, redirected));
-        body.kernel.arm(body.position as u32, self.client_end, self.framing, self.ledger.is_event_stream);
         metrics.lent.inc();
+        let body = self.body.as_mut().expect(BODY);
+        let lent = self.lent.as_ref().expect("just lent");
         let (read, taken) = loop {
             tokio::select! {
                 biased;
-                () = body.kernel.event() => {}
+                () = lent.event() => {}
                 ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
             }
             // In this order: bytes that can be read were passed before the turn that is looked at after them.
             self.buffer.clear();
             let read = body.socket.try_read_buf(&mut self.buffer);
-            let turns = body.kernel.turn() - turn;
+            let turns = lent.turn() - turn;
             let nothing = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
             if turns != 2 && nothing {
                 continue;
             }
             break (read, turns);
         };
-        self.lent = None;
-        body.kernel.disarm();
-        let (stop, framing) = body.kernel.stopped();
-        let moved = body.kernel.redirected() - redirected;
-        body.position += moved;
+        self.stretch = None;
+        lent.disarm();
+        let (stop, framing) = lent.stopped();
+        let moved = lent.redirected() - redirected;
+        self.position = self.position.wrapping_add(moved as u32);
         metrics.bypassed_bytes.inc_by(moved);
-        settle(&self.client, before, moved).await.inspect_err(|error| {
+        settle(&self.client, written, moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
-                distrust(&self.bypass, error);
+                distrust(self.bypass.as_ref(), error);
                 metrics.mismatches.inc();
             }
         })?;
@@ -382,7 +401,7 @@ impl Task {
             (1, _) => {
                 if read.as_ref().is_ok_and(|count| *count > 0) {
                     let error = RawError::Mismatch { redirected: moved, taken: moved };
-                    distrust(&self.bypass, &error);
+                    distrust(self.bypass.as_ref(), &error);
                     metrics.mismatches.inc();
                     return Err(error);
                 }
@@ -404,6 +423,30 @@ impl Task {
             Ok(_) => self.pass_buffer().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::More),
             Err(error) => Ok(Step::Closed(error)),
+        }
+    }
+
+    /// Asks the kernel to take over from here; whether it may.
+    fn order(&mut self) -> Result<bool, RawError> {
+        let is_event_stream = self.ledger.is_event_stream;
+        if let Some(lent) = &self.lent {
+            lent.arm(self.position, self.client_end, self.framing, is_event_stream);
+            return Ok(true);
+        }
+        let Some(bypass) = &self.bypass else { return Ok(false) };
+        match bypass.lend(self.ends, self.client_end, self.framing, is_event_stream) {
+            Ok(lent) => {
+                self.position = 0;
+                self.lent = Some(lent);
+                self.ledger.attempt.metrics().relay.bypass.inc();
+                Ok(true)
+            }
+            Err(LendError::NoClient) => Err(RawError::Client(io::ErrorKind::NotConnected.into())),
+            Err(error) => {
+                tracing::debug!(worker = %self.ledger.attempt.worker().name, %error, "copying");
+                self.bypass = None;
+                Ok(false)
+            }
         }
     }
 
@@ -441,29 +484,30 @@ fn filler(framing: Framing) -> Option<Vec<u8>> {
 
 impl Drop for Task {
     /// A client may have read the last byte, and be gone with it, before this task has heard of the end: that is an
-    /// answered request and a connection in good order, not a hang-up.
+    /// answered request, not a hang-up. The worker's connection is in good order if the client's socket took everything;
+    /// if not, its last `sendmsg` may have failed, and it will close.
     fn drop(&mut self) {
-        let (Some((turn, redirected)), Some(body)) = (self.lent.take(), self.body.as_mut()) else { return };
-        body.kernel.disarm();
-        if body.kernel.turn() != turn + 2 || body.kernel.stopped().0 != Stop::End {
+        let (Some(stretch), Some(lent)) = (self.stretch.take(), &self.lent) else { return };
+        lent.disarm();
+        if lent.turn() != stretch.turn + 2 || lent.stopped().0 != Stop::End {
             return;
         }
-        let moved = body.kernel.redirected() - redirected;
-        body.position += moved;
+        let moved = lent.redirected() - stretch.redirected;
         let metrics = &self.ledger.attempt.metrics().relay;
         metrics.bypassed_bytes.inc_by(moved);
         metrics.returned(Stop::End).inc();
-        self.complete(true);
+        let all = bypass::written(&self.client.stream).is_ok_and(|now| now - stretch.written == moved);
+        self.complete(all);
     }
 }
 
 /// Waits until the client's socket has every redirected byte: the worker's `sendmsg` is about to hand the last of them
 /// over. Nothing may be written to the client before.
-async fn settle(client: &ClientSocket, before: u64, redirected: u64) -> Result<(), RawError> {
+async fn settle(client: &ClientSocket, written: u64, redirected: u64) -> Result<(), RawError> {
     let started = Instant::now();
     let mut tries = 0_u32;
     loop {
-        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - before;
+        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
         if taken == redirected {
             return Ok(());
         }
@@ -482,7 +526,9 @@ async fn settle(client: &ClientSocket, before: u64, redirected: u64) -> Result<(
     }
 }
 
-fn distrust(bypass: &Bypass, error: &RawError) {
-    bypass.switch_off();
+fn distrust(bypass: Option<&Bypass>, error: &RawError) {
+    if let Some(bypass) = bypass {
+        bypass.switch_off();
+    }
     tracing::error!(%error, "the kernel relay is switched off: every body is copied from here on");
 }

@@ -219,10 +219,7 @@ impl Answer {
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((bypass, plan)) => match RawRelay::new(plan, lease, &client.socket, bypass, ledger) {
-                Ok(relay) => {
-                    context.shared.metrics.relay.bypass.inc();
-                    return Response::from_parts(parts, GatewayBody::raw(relay));
-                }
+                Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                 Err(refused) => refused,
             },
         };

@@ -84,13 +84,13 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Data threads that will report and have a listener each.
     pub threads: u32,
-    /// Whose sockets the bypass relay may note; `None`: it stays off.
-    pub bypass: Option<bypass::Ports>,
+    /// Whether responses may be lent to the kernel.
+    pub bypass: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None }
+        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: false }
     }
 }
 
@@ -109,7 +109,7 @@ impl Kernel {
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
         let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
-        let constants = options.bypass.as_ref().map(|_| Constants::read());
+        let constants = options.bypass.then(Constants::read);
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
         let mut ebpf = match load(threads, known) {
             Ok(ebpf) => ebpf,
@@ -120,10 +120,10 @@ impl Kernel {
         } else {
             capability(load_steering(&mut ebpf), refusal)
         };
-        let bypass = match (&options.bypass, constants) {
-            (Some(ports), Some(Ok(_))) => kernel.attach_bypass(&mut ebpf, ports),
-            (_, Some(Err(error))) => Capability::Unavailable(chain(&error)),
-            _ => Capability::unavailable("switched off"),
+        let bypass = match constants {
+            Some(Ok(_)) => kernel.attach_bypass(&mut ebpf),
+            Some(Err(error)) => Capability::Unavailable(chain(&error)),
+            None => Capability::unavailable("switched off"),
         };
         let workers_map = capability(map(&mut ebpf, names::WORKERS).map(|_| ()), KernelError::to_string);
         let pins = match kernel.pin(&mut ebpf, options) {
@@ -154,8 +154,8 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_bypass(&mut self, ebpf: &mut Ebpf, ports: &bypass::Ports) -> Capability {
-        let attached = match Bypass::attach(ebpf, ports) {
+    fn attach_bypass(&mut self, ebpf: &mut Ebpf) -> Capability {
+        let attached = match Bypass::attach(ebpf) {
             Ok(attached) => attached,
             Err(error) => {
                 tracing::debug!(?error, "refused by the kernel");

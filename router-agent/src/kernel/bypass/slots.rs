@@ -1,7 +1,7 @@
-//! Slots: user space's view of [`Order`] and [`State`], and which connection has which.
+//! Slots: user space's view of [`Order`] and [`State`], and which stream has which.
 //!
-//! The program may be in the middle of a run on a slot that was just taken from its connection; so a slot rests for
-//! a second before another connection gets it. A run takes microseconds.
+//! The program may be in the middle of a run on a slot that was just taken from its stream; so a slot rests for a second
+//! before another stream gets it. A run takes microseconds.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::Map;
 use parking_lot::Mutex;
 use router_common::{
     framing::Framing,
@@ -24,7 +24,6 @@ use crate::kernel::{error::KernelError, sys::SharedArray};
 const REST: Duration = Duration::from_secs(1);
 
 pub(super) struct Slots {
-    by_cookie: Mutex<HashMap<MapData, u64, u32>>,
     orders: SharedArray,
     states: SharedArray,
     waiters: Waiters,
@@ -61,19 +60,13 @@ impl Stop {
 }
 
 impl Slots {
-    pub(super) fn new(
-        by_cookie: HashMap<MapData, u64, u32>,
-        orders: Map,
-        states: Map,
-        waiters: Waiters,
-    ) -> Result<Self, KernelError> {
+    pub(super) fn new(orders: Map, states: Map, waiters: Waiters) -> Result<Self, KernelError> {
         let share = |map: Map, name: &'static str, value_size: usize| {
             let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
             SharedArray::map(map.fd(), value_size * SLOTS as usize)
                 .map_err(|source| KernelError::SharedMemory { name, source })
         };
         Ok(Self {
-            by_cookie: Mutex::new(by_cookie),
             orders: share(orders, names::RELAY_ORDERS, size_of::<Order>())?,
             states: share(states, names::RELAY_STATES, size_of::<State>())?,
             waiters,
@@ -81,38 +74,38 @@ impl Slots {
         })
     }
 
-    /// A slot for the connection whose worker's socket is `cookie`; `None` if there is none free.
-    pub(super) fn take(&self, shared: &Arc<Shared>, cookie: u64, first_seq: u32) -> Option<WorkerEnd> {
+    /// A slot; `None` if there is none free.
+    pub(super) fn take(shared: &Arc<Shared>) -> Option<Lent> {
+        let slots = &shared.slots;
         let slot = {
-            let mut free = self.free.lock();
+            let mut free = slots.free.lock();
             let (_, since) = free.front()?;
             if since.is_some_and(|since| since.elapsed() < REST) {
                 return None;
             }
             free.pop_front()?.0
         };
-        let end = WorkerEnd { shared: shared.clone(), slot, cookie };
         for word in (0..size_of::<State>()).step_by(8) {
-            self.states.u64(slot as usize * size_of::<State>() + word).store(0, SeqCst);
+            slots.states.u64(slot as usize * size_of::<State>() + word).store(0, SeqCst);
         }
-        end.order_u64(offset_of!(Order, arm_at)).store(DISARMED, SeqCst);
-        end.order_u32(offset_of!(Order, first_seq)).store(first_seq, SeqCst);
-        self.by_cookie.lock().insert(cookie, slot, 0).ok()?; // dropping `end` gives the slot back
-        Some(end)
+        Some(Lent { shared: shared.clone(), slot })
     }
 }
 
-/// A connection to a worker that the program knows.
-pub struct WorkerEnd {
+/// A stream that the program moves, or would on order.
+pub struct Lent {
     shared: Arc<Shared>,
     slot: u32,
-    cookie: u64,
 }
 
-impl WorkerEnd {
+impl Lent {
+    pub(super) fn slot(&self) -> u32 {
+        self.slot
+    }
+
     /// Orders: take over at `position`, where user space has passed on everything before it and the scanner stands at
-    /// `framing`. At most one take-over follows; [`WorkerEnd::turn`] tells. `watch_errors`: the body is a stream in
-    /// which an engine's death would be told.
+    /// `framing`. At most one take-over follows; [`Lent::turn`] tells. Positions count from the byte at which the stream
+    /// was lent first.
     pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, watch_errors: bool) {
         let Framing { remaining, state, overhead } = framing;
         self.order_u64(offset_of!(Order, target)).store(client.cookie, SeqCst);
@@ -133,12 +126,12 @@ impl WorkerEnd {
         self.state_u64(offset_of!(State, turn)).load(SeqCst)
     }
 
-    /// Bytes redirected on this connection so far.
+    /// Bytes redirected since the stream was lent first.
     pub fn redirected(&self) -> u64 {
         self.state_u64(offset_of!(State, redirected)).load(SeqCst)
     }
 
-    /// Messages redirected on this connection so far.
+    /// Messages redirected since.
     pub fn messages(&self) -> u64 {
         self.state_u64(offset_of!(State, messages)).load(SeqCst)
     }
@@ -183,20 +176,17 @@ impl WorkerEnd {
     }
 }
 
-impl std::fmt::Debug for WorkerEnd {
+impl std::fmt::Debug for Lent {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("WorkerEnd")
-            .field("slot", &self.slot)
-            .field("turn", &self.turn())
-            .finish_non_exhaustive()
+        out.debug_struct("Lent").field("slot", &self.slot).field("turn", &self.turn()).finish_non_exhaustive()
     }
 }
 
-impl Drop for WorkerEnd {
+impl Drop for Lent {
     fn drop(&mut self) {
         self.disarm();
-        let slots = &self.shared.slots;
-        let _ = slots.by_cookie.lock().remove(&self.cookie);
-        slots.free.lock().push_back((self.slot, Some(Instant::now())));
+        // Not there if the worker has closed it, or if it was refused.
+        let _ = self.shared.workers.lock().clear_index(&self.slot);
+        self.shared.slots.free.lock().push_back((self.slot, Some(Instant::now())));
     }
 }
