@@ -27,6 +27,7 @@ pub enum Cell<'a> {
     /// The name of an enum's variant.
     Name(&'static str),
     Bytes(&'a [u8]),
+    Numbers(&'a [u64]),
 }
 
 /// A field type of a [`MapValue`].
@@ -68,6 +69,28 @@ impl<const N: usize> Field for [u8; N] {
     }
     fn cell(&self) -> Cell<'_> {
         Cell::Bytes(self)
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl<const N: usize> Field for [u64; N] {
+    fn write(&self, out: &mut [u8]) {
+        for (number, out) in self.iter().zip(out.chunks_exact_mut(8)) {
+            number.write(out);
+        }
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != N * 8 {
+            return None;
+        }
+        let mut numbers = [0; N];
+        for (number, bytes) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+            *number = Field::read(bytes)?;
+        }
+        Some(numbers)
+    }
+    fn cell(&self) -> Cell<'_> {
+        Cell::Numbers(self)
     }
 }
 

@@ -12,8 +12,10 @@
 
 mod bytes;
 pub mod cores;
+pub mod flows;
 pub mod framing;
 pub mod instance;
+pub mod latency;
 pub mod limits;
 pub mod relay;
 pub mod workers;
@@ -35,6 +37,10 @@ pub mod names {
     pub const STEERING: &str = "steering";
     /// `0` → [`InstanceValue`](crate::instance::InstanceValue); array.
     pub const INSTANCE: &str = "instance";
+    /// `u32` slot → [`FlowValue`](crate::flows::FlowValue); mmapable array.
+    pub const FLOWS: &str = "flows";
+    /// [`latency::key`](crate::latency::key) → [`LatencyValue`](crate::latency::LatencyValue); mmapable array.
+    pub const LATENCY: &str = "latency";
     /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
     pub const LISTENERS: &str = "listeners";
 
@@ -51,11 +57,13 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 11] = [
+    const ALL: [&str; 13] = [
         WORKERS,
         CORES,
         STEERING,
         INSTANCE,
+        FLOWS,
+        LATENCY,
         LISTENERS,
         RELAY_WORKERS,
         RELAY_CLIENTS,

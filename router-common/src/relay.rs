@@ -10,10 +10,10 @@
 //! makes the program take over; any other message goes the ordinary way, is read by user space, and the order is
 //! given again with a later position. So each byte is moved by one side only, and no lock is needed.
 
-use crate::{bytes::map_value, framing::Framing};
+use crate::{bytes::map_value, flows::FLOWS_MAX, framing::Framing};
 
-/// Streams that can be lent at once, over all data threads.
-pub const SLOTS: u32 = 4096;
+/// Streams that can be lent at once, over all data threads: those that have a flow.
+pub const SLOTS: u32 = FLOWS_MAX;
 /// Sockets of clients that can be redirected into.
 pub const CLIENTS_MAX: u32 = 65_536;
 /// `arm_at` when nothing is ordered.
@@ -74,8 +74,9 @@ map_value! {
         pub overhead: u32,
         /// The worker's sequence number at position 0; written by the lending program.
         pub first_seq: u32,
-        /// Not 0: give the stream back before an event that begins with [`ERROR_EVENT`].
-        pub watch_errors: u32,
+        /// Not 0: an event stream. It is given back before an event that begins with [`ERROR_EVENT`], and its times are
+        /// noted.
+        pub is_event_stream: u32,
     }
 }
 
@@ -97,14 +98,17 @@ pub struct State {
     pub framing: Framing,
     /// The scanner's working copy.
     pub scan: Framing,
+    /// Events that begin in the message, as far as it was scanned.
+    pub scan_events: u32,
+    pub padding: u32,
     /// Why the program gave the stream back last: one of `STOP_…`.
     pub stop: u32,
     /// The client socket's sequence number at the take-over.
     pub target_seq: u32,
     /// Bytes redirected since.
     pub since: u32,
-    /// [`Order::watch_errors`].
-    pub watch_errors: u32,
+    /// [`Order::is_event_stream`].
+    pub is_event_stream: u32,
 }
 
 /// The body is complete.
@@ -118,10 +122,14 @@ pub const STOP_FAILED: u32 = 4;
 /// The message has an [`ERROR_EVENT`].
 pub const STOP_ERROR_EVENT: u32 = 5;
 
-/// The kernel gave a slot back.
+/// Something has happened that user space should look at: a stream's first bytes ([`EVENT_FIRST`]), or a slot given
+/// back (`STOP_…`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     pub slot: u32,
-    pub stop: u32,
+    pub what: u32,
 }
+
+/// The first bytes of an event stream were redirected.
+pub const EVENT_FIRST: u32 = 0;

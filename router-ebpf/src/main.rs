@@ -18,6 +18,8 @@ mod sk_msg;
 mod sk_reuseport;
 #[cfg(target_arch = "bpf")]
 mod tcp;
+#[cfg(target_arch = "bpf")]
+mod timing;
 
 /// The helpers that the programs call are exported to GPL-compatible programs only. The source is
 /// Apache-2.0 OR MIT; the object, which the kernel links with its own, declares itself dual-licensed.

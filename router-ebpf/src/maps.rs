@@ -7,7 +7,9 @@ use aya_ebpf::{
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
+    flows::{FLOWS_MAX, FlowValue},
     instance::InstanceValue,
+    latency::{LATENCIES, LatencyValue},
     limits::{CORES_MAX, WORKERS_MAX},
     relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
     workers::WorkerValue,
@@ -28,6 +30,12 @@ pub(crate) static STEERING: PerCpuArray<SteeringCounts, 1> = PerCpuArray::new();
 
 #[btf_map(name = "instance")]
 pub(crate) static INSTANCE: Array<InstanceValue, 1> = Array::new();
+
+#[btf_map(name = "flows")]
+pub(crate) static FLOWS: Array<FlowValue, { FLOWS_MAX as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "latency")]
+pub(crate) static LATENCY: Array<LatencyValue, { LATENCIES as usize }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "listeners")]
 pub(crate) static LISTENERS: ReusePortSockArray<{ CORES_MAX as usize }> = ReusePortSockArray::new();

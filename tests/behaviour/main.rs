@@ -15,3 +15,4 @@ mod observe;
 mod passthrough;
 mod routing;
 mod tidy;
+mod timing;

@@ -11,7 +11,9 @@ use std::{
 use router_common::{
     Cell, MapValue,
     cores::{CoreValue, SteeringCounts},
+    flows::{FlowState, FlowValue},
     instance::InstanceValue,
+    latency::{BUCKETS, LatencyValue, bucket_end_seconds},
     names,
     workers::WorkerValue,
 };
@@ -28,7 +30,7 @@ use crate::{
     after_help = "Examples:\n  warmpath maps\n  warmpath maps workers\n  warmpath maps workers --json | jq '.[].in_flight'"
 )]
 pub struct MapsArgs {
-    /// A map to print: workers, cores, steering or instance. Without it, what there is.
+    /// A map to print: workers, flows, latency, cores, steering or instance. Without it, what there is.
     name: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -83,7 +85,8 @@ pub enum MapsError {
     Output(#[from] io::Error),
 }
 
-const KNOWN: [&str; 4] = [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE];
+const KNOWN: [&str; 6] =
+    [names::WORKERS, names::FLOWS, names::LATENCY, names::CORES, names::STEERING, names::INSTANCE];
 
 /// A row to print: each column's name, text and JSON.
 type Line = Vec<(&'static str, String, Value)>;
@@ -127,7 +130,11 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
     let mut list = Vec::new();
     for map in maps.list().map_err(MapsError::Kernel)? {
         let entries = match map.name.as_str() {
-            // Arrays are always full.
+            names::FLOWS => {
+                let rows = maps.rows::<FlowValue>(&map.name).map_err(MapsError::Kernel)?;
+                rows.iter().filter(|row| row.value.state != FlowState::Free).count()
+            }
+            // Other arrays are always full.
             names::WORKERS => maps.rows::<WorkerValue>(&map.name).map_err(MapsError::Kernel)?.len(),
             _ => map.max_entries as usize,
         };
@@ -170,6 +177,15 @@ fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, Kernel
             let sum = cpus.iter().fold(SteeringCounts::ZERO, |sum, cpu| sum.plus(&cpu.value));
             vec![line(None, &sum, now_ns)]
         }
+        names::FLOWS => {
+            let rows = maps.rows::<FlowValue>(name)?;
+            let taken = rows.iter().filter(|row| row.value.state != FlowState::Free);
+            taken.map(|row| flow_line(row, now_ns)).collect()
+        }
+        names::LATENCY => {
+            let rows = maps.rows::<LatencyValue>(name)?;
+            rows.iter().filter(|row| row.value.count > 0).map(|row| latency_line(&row.value)).collect()
+        }
         _ => vec![line(None, &maps.instance()?, now_ns)],
     };
     Ok(lines)
@@ -178,16 +194,68 @@ fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, Kernel
 /// A worker, with address and port in one column.
 fn worker_line(row: &Row<WorkerValue>, now_ns: u64) -> Line {
     let mut line = line(Some(("index", row.key)), &row.value, now_ns);
-    let ip = Ipv6Addr::from(row.value.address);
+    join_address(&mut line, "address", "port", row.value.address, row.value.port);
+    line
+}
+
+/// A response under way, with the client's address and port in one column.
+fn flow_line(row: &Row<FlowValue>, now_ns: u64) -> Line {
+    let mut line = line(Some(("slot", row.key)), &row.value, now_ns);
+    join_address(&mut line, "client", "client_port", row.value.client, row.value.client_port as u16);
+    line
+}
+
+fn join_address(line: &mut Line, address: &str, port: &str, ip: [u8; 16], port_number: u16) {
+    let ip = Ipv6Addr::from(ip);
     let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
-    let address = SocketAddr::new(ip, row.value.port).to_string();
-    line.retain(|(name, ..)| *name != "port");
-    for (name, text, value) in &mut line {
-        if *name == "address" {
-            (*text, *value) = (address.clone(), json!(address));
+    let both = SocketAddr::new(ip, port_number).to_string();
+    line.retain(|(name, ..)| *name != port);
+    for (name, text, value) in line {
+        if *name == address {
+            (*text, *value) = (both.clone(), json!(both));
         }
     }
+}
+
+/// A histogram as its mean and percentiles; JSON has the buckets.
+fn latency_line(value: &LatencyValue) -> Line {
+    let mut line: Line = vec![
+        ("worker", value.worker.to_string(), json!(value.worker)),
+        ("kind", value.kind.name().to_owned(), json!(value.kind.name())),
+        ("count", value.count.to_string(), json!(value.count)),
+    ];
+    let mean = value.sum_ns.checked_div(value.count).unwrap_or(0);
+    line.push(("mean", duration(mean), json!(mean as f64 / 1e9)));
+    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+        let end = percentile_end(&value.buckets, share);
+        line.push((name, format!("< {}", duration((end * 1e9) as u64)), json!(end)));
+    }
+    line.push((
+        "buckets",
+        value.buckets.iter().filter(|count| **count > 0).count().to_string(),
+        json!(&value.buckets[..]),
+    ));
     line
+}
+
+/// Where the bucket ends in which `share` of all is reached, in seconds.
+fn percentile_end(buckets: &[u64; BUCKETS], share: f64) -> f64 {
+    let wanted = buckets.iter().sum::<u64>() as f64 * share;
+    let mut sum = 0;
+    let reached = buckets.iter().position(|count| {
+        sum += count;
+        sum as f64 >= wanted
+    });
+    bucket_end_seconds(reached.unwrap_or(BUCKETS - 1))
+}
+
+fn duration(ns: u64) -> String {
+    match ns {
+        ..10_000 => format!("{ns} ns"),
+        ..10_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
+        ..10_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
+        _ => format!("{:.0} s", ns as f64 / 1e9),
+    }
 }
 
 fn line(key: Option<(&'static str, u32)>, value: &impl MapValue, now_ns: u64) -> Line {
@@ -196,6 +264,7 @@ fn line(key: Option<(&'static str, u32)>, value: &impl MapValue, now_ns: u64) ->
         let (text, value) = match cell {
             Cell::Number(number) if name.ends_with("_ns") => (age(number, now_ns), json!(number)),
             Cell::Number(number) => (number.to_string(), json!(number)),
+            Cell::Numbers(numbers) => (format!("{numbers:?}"), json!(numbers)),
             Cell::Name(variant) => (variant.to_owned(), json!(variant)),
             Cell::Bytes(bytes) => {
                 let text = until_nul(bytes);
@@ -357,7 +426,7 @@ mod tests {
         let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
         assert!(error.contains("running: b"), "{error}");
         let error = print(root.path(), Some("wokers"), false, None).expect_err("no such map").to_string();
-        assert!(error.contains("workers, cores"), "{error}");
+        assert!(error.contains("workers, flows"), "{error}");
     }
 
     #[test]

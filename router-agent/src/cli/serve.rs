@@ -92,6 +92,9 @@ pub enum ServeError {
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// No memory for the streams under way.
+    #[error("{}", kernel::chain(_0))]
+    Memory(#[from] kernel::KernelError),
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -179,7 +182,10 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let fleet = build_fleet(&config, &metrics);
     fleet::check_all(&fleet, &config).await;
-    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics, kernel.bypass()));
+    let flows = kernel.flows()?;
+    let names = fleet.workers().iter().map(|worker| (worker.slot.0.into(), worker.name.clone())).collect();
+    metrics.show_latency(flows.clone(), names)?;
+    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics, kernel.bypass(), flows));
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);

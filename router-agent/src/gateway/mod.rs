@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
-    kernel::Bypass,
+    kernel::{Bypass, Flows},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -60,6 +60,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relay past this process, if the kernel has it.
     pub bypass: Option<Bypass>,
+    /// The streams under way and their times.
+    pub flows: Flows,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
@@ -77,6 +79,7 @@ impl Shared {
         index: Arc<PrefixIndex>,
         metrics: Arc<Metrics>,
         bypass: Option<Bypass>,
+        flows: Flows,
     ) -> Self {
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
@@ -93,6 +96,7 @@ impl Shared {
             index,
             metrics,
             bypass,
+            flows,
             connections: AtomicUsize::new(0),
         }
     }

@@ -5,9 +5,9 @@
 //! The scanner says where that is. Afterwards hyper has both connections again: the worker's through
 //! [`RawBody::put_back`], the client's because it is shown a stand-in for the body, which [`ClientSocket`] swallows.
 //!
-//! The first bytes of a body are always moved here: they are what time to first token is, and a body that has ended
-//! with them is not worth the kernel's while. Then the kernel is asked to take over at the exact position that has
-//! been passed on (`router_common::relay` has the protocol). It gives the stream back at the end, or when the client
+//! What has come with the head is moved here. Then the kernel is asked to take over at the exact position that has been
+//! passed on (`router_common::relay` has the protocol); of an event stream that is the first byte, as a rule, and the
+//! kernel says when it has come. It gives the stream back at the end, or when the client
 //! is slow, or when something is not as it should be; what it has redirected until then is counted and checked
 //! against what the client's socket was given, at each return.
 
@@ -39,6 +39,7 @@ use crate::{
     kernel::{
         Bypass,
         bypass::{self, ClientEnd, Ends, LendError, Lent, Stop},
+        flows::Flow,
     },
     limits,
     upstream::{Lease, RawBody},
@@ -148,6 +149,7 @@ impl RawRelay {
         bypass: &Bypass,
         ledger: Ledger,
     ) -> Result<Self, (Lease, Ledger)> {
+        let Some(flow) = ledger.attempt.flow().cloned() else { return Err((lease, ledger)) };
         let Some(ends) = lease.ends().filter(Ends::are_local) else { return Err((lease, ledger)) };
         let Some(client_end) = client.known_to(bypass) else { return Err((lease, ledger)) };
         let body = match lease.take_body() {
@@ -160,6 +162,7 @@ impl RawRelay {
             bypass: Some(bypass.clone()),
             ends,
             client_end,
+            flow,
             lent: None,
             stretch: None,
             position: 0,
@@ -233,6 +236,7 @@ struct Task {
     bypass: Option<Bypass>,
     ends: Ends,
     client_end: ClientEnd,
+    flow: Flow,
     /// From the first time that the kernel had the stream.
     lent: Option<Lent>,
     /// While the kernel has it.
@@ -295,7 +299,9 @@ impl Task {
     /// To the last byte; whether the worker's connection may be used again.
     async fn relay(&mut self) -> Result<bool, RawError> {
         let early = std::mem::take(&mut self.body.as_mut().expect(BODY).early);
-        let mut has_data = !early.is_empty();
+        // The kernel may have an event stream from its first byte on. Of another body, what comes with the head is moved
+        // here: it may be all.
+        let mut may_lend = self.ledger.is_event_stream || !early.is_empty();
         let mut step = self.pass(&early).await?;
         loop {
             match step {
@@ -308,11 +314,11 @@ impl Task {
             step = match socket.try_read_buf(&mut self.buffer) {
                 Ok(0) => Step::Closed(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {
-                    has_data = true;
+                    may_lend = true;
                     self.pass_buffer().await?
                 }
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => Step::Closed(error),
-                Err(_) if has_data && self.kernel_may() => self.lend().await?,
+                Err(_) if may_lend && self.kernel_may() => self.lend().await?,
                 Err(_) => {
                     socket.readable().await.map_err(RawError::Worker)?;
                     Step::More
@@ -338,7 +344,7 @@ impl Task {
     async fn pass(&mut self, bytes: &[u8]) -> Result<Step, RawError> {
         let Ledger { attempt, is_event_stream, .. } = &mut self.ledger;
         let count = self.framing.advance_with(bytes, |data| {
-            attempt.body_data(*is_event_stream);
+            attempt.body_data(data);
             if *is_event_stream && data.starts_with(ERROR_EVENT) {
                 attempt.fail("error_event"); // the engine died; vLLM says so in the stream
             }
@@ -359,7 +365,8 @@ impl Task {
             return Ok(Step::More);
         }
         self.stretch = Some(Stretch { turn, redirected, written });
-        let metrics = &self.ledger.attempt.metrics().relay;
+        let metrics = self.ledger.attempt.metrics().clone();
+        let metrics = &metrics.relay;
         metrics.lent.inc();
         let body = self.body.as_mut().expect(BODY);
         let lent = self.lent.as_ref().expect("just lent");
@@ -368,6 +375,9 @@ impl Task {
                 biased;
                 () = lent.event() => {}
                 ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
+            }
+            if self.flow.first_byte_ns().is_some() {
+                self.ledger.attempt.first_byte();
             }
             // In this order: bytes that can be read were passed before the turn that is looked at after them.
             self.buffer.clear();
@@ -434,7 +444,7 @@ impl Task {
             return Ok(true);
         }
         let Some(bypass) = &self.bypass else { return Ok(false) };
-        match bypass.lend(self.ends, self.client_end, self.framing, is_event_stream) {
+        match bypass.lend(&self.flow, self.ends, self.client_end, self.framing, is_event_stream) {
             Ok(lent) => {
                 self.position = 0;
                 self.lent = Some(lent);
@@ -442,7 +452,7 @@ impl Task {
                 Ok(true)
             }
             Err(LendError::NoClient) => Err(RawError::Client(io::ErrorKind::NotConnected.into())),
-            Err(error) => {
+            Err(error @ (LendError::NoWorker | LendError::Refused)) => {
                 tracing::debug!(worker = %self.ledger.attempt.worker().name, %error, "copying");
                 self.bypass = None;
                 Ok(false)

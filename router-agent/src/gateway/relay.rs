@@ -132,7 +132,7 @@ impl Relay {
         match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.attempt.body_data(self.is_event_stream);
+                    self.attempt.body_data(data);
                     if self.is_event_stream {
                         self.at_event_boundary = data.ends_with(b"\n\n");
                         if data.starts_with(b"data: {\"error\":") {

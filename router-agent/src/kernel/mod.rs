@@ -29,6 +29,7 @@
 pub mod bypass;
 mod capability;
 mod error;
+pub mod flows;
 mod pinned;
 mod pins;
 mod steering;
@@ -37,6 +38,7 @@ mod vmlinux;
 mod workers;
 
 use std::{
+    net::IpAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -54,6 +56,7 @@ pub use self::{
     bypass::Bypass,
     capability::{Capabilities, Capability},
     error::{KernelError, chain},
+    flows::Flows,
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
     steering::{Core, Steering},
@@ -73,7 +76,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("warmpath.bpf.o");
 const PROGRAM: &str = "select_core";
 
 /// The maps that are pinned.
-const PINNED: [&str; 4] = [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE];
+const PINNED: [&str; 6] =
+    [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE, names::FLOWS, names::LATENCY];
 
 /// How to open the kernel side.
 #[derive(Clone, Debug)]
@@ -99,6 +103,7 @@ pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
     bypass: Option<Bypass>,
+    flows: Option<Flows>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -108,13 +113,14 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
+        let mut kernel = Self { ebpf: None, steering: None, bypass: None, flows: None, pins: None, threads };
         let constants = options.bypass.then(Constants::read);
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
         let mut ebpf = match load(threads, known) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
+        kernel.flows = share_flows(&mut ebpf);
         let steering = if threads > CORES_MAX {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
@@ -162,7 +168,10 @@ impl Kernel {
                 return Capability::Unavailable(refusal(&error));
             }
         };
-        match bypass::probe(&attached) {
+        let Some(flows) = &self.flows else {
+            return Capability::unavailable("no memory is shared with the kernel");
+        };
+        match bypass::probe(&attached, flows) {
             Ok(()) => {
                 self.bypass = Some(attached);
                 Capability::Available
@@ -174,6 +183,11 @@ impl Kernel {
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
     pub fn bypass(&self) -> Option<Bypass> {
         self.bypass.clone()
+    }
+
+    /// Streams and their times: in the maps, if the kernel has them, else in memory of this process.
+    pub fn flows(&self) -> Result<Flows, KernelError> {
+        self.flows.clone().map_or_else(Flows::private, Ok)
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -213,6 +227,16 @@ impl Kernel {
     pub fn steering_stats(&self) -> Option<SteeringCounts> {
         self.steering.as_ref()?.stats().ok()
     }
+}
+
+/// The memory of the maps `flows` and `latency`; `None`, and a line in the log, where it cannot be had.
+fn share_flows(ebpf: &mut Ebpf) -> Option<Flows> {
+    let array = |name| match ebpf.map(name) {
+        Some(Map::Array(data)) => Ok(data),
+        _ => Err(KernelError::Missing { what: "array", name }),
+    };
+    let flows = (|| Flows::over(array(names::FLOWS)?, array(names::LATENCY)?))();
+    flows.inspect_err(|error| tracing::warn!(error = %chain(error), "streams are not shown in BPF maps")).ok()
 }
 
 fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
@@ -268,6 +292,19 @@ fn capability(result: Result<(), KernelError>, why: impl FnOnce(&KernelError) ->
             Capability::Unavailable(why(&error))
         }
     }
+}
+
+/// As the maps have addresses: IPv6, or IPv4 mapped into it, in network byte order.
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// `SO_COOKIE`: a number that no other socket has had or will have.
+pub fn socket_cookie(socket: impl AsFd) -> std::io::Result<u64> {
+    sys::socket_cookie(&socket)
 }
 
 /// Why the kernel refused, and what would help.

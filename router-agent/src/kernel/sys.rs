@@ -47,6 +47,26 @@ impl SharedArray {
                 0,
             )
         };
+        Self::of(base, length)
+    }
+
+    /// The same over memory of this process, zeroed, for where there is no map.
+    pub(super) fn own(length: usize) -> io::Result<Self> {
+        // SAFETY: as above; without a file.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        Self::of(base, length)
+    }
+
+    fn of(base: *mut libc::c_void, length: usize) -> io::Result<Self> {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

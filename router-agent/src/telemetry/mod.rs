@@ -1,5 +1,6 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod latency;
 mod logging;
 mod metrics;
 

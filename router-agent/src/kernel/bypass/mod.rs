@@ -13,7 +13,7 @@ mod slots;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsFd, AsRawFd},
     sync::{
         Arc,
@@ -38,7 +38,7 @@ pub use self::{
     probe::{ProbeError, probe},
     slots::{Lent, Stop},
 };
-use super::{error::KernelError, sys, vmlinux::Vmlinux};
+use super::{error::KernelError, flows::Flow, octets, sys, vmlinux::Vmlinux};
 
 const LEND: &str = "lend_stream";
 const RELAY: &str = "relay_message";
@@ -87,9 +87,6 @@ pub enum LendError {
     /// Nor will it be, on this connection.
     #[error("the kernel does not take the worker's socket into a socket map")]
     Refused,
-    /// As many as there can be.
-    #[error("too many streams are lent")]
-    Full,
 }
 
 /// A client's socket that a stream can be redirected into.
@@ -165,20 +162,21 @@ impl Bypass {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Lends a stream: from the byte that the caller would read next from its end of the connection, what the worker
+    /// Lends the stream of `flow`: from the byte that the caller would read next from its end of the connection, what the worker
     /// sends goes to `client`, until [`Lent::turn`] says that it has come back. Everything before that byte was passed on,
-    /// and `framing` stands after it. `watch_errors`: the body is a stream in which an engine's death would be told.
+    /// and `framing` stands after it. `is_event_stream`: an engine's death would be told in it, and its times are noted.
     ///
     /// Dropping the [`Lent`] gives the worker's socket back.
     pub fn lend(
         &self,
+        flow: &Flow,
         ends: Ends,
         client: ClientEnd,
         framing: Framing,
-        watch_errors: bool,
+        is_event_stream: bool,
     ) -> Result<Lent, LendError> {
-        let lent = Slots::take(&self.shared).ok_or(LendError::Full)?;
-        lent.arm(0, client, framing, watch_errors);
+        let lent = Slots::take(&self.shared, flow.clone());
+        lent.arm(0, client, framing, is_event_stream);
         let packet = Lend {
             padding: [0; 16],
             worker: octets(ends.worker.ip()),
@@ -210,9 +208,9 @@ impl Bypass {
         self.shared.on.store(false, Relaxed);
     }
 
-    /// Makes a client's socket one that streams can be redirected into. It leaves the map when it is closed.
-    pub fn client(&self, socket: impl AsFd) -> Option<ClientEnd> {
-        let cookie = sys::socket_cookie(&socket).ok()?;
+    /// Makes a client's socket, whose cookie this is, one that streams can be redirected into. It leaves the map when it
+    /// is closed.
+    pub fn client(&self, socket: impl AsFd, cookie: u64) -> Option<ClientEnd> {
         let raw = socket.as_fd().as_raw_fd();
         self.shared.clients.lock().insert(cookie, raw, 0).ok()?;
         Some(ClientEnd { cookie })
@@ -239,13 +237,6 @@ pub fn outstanding(socket: impl AsFd) -> io::Result<u32> {
 /// Whether the connection of this socket stands, in both directions or in ours.
 pub fn is_established(socket: impl AsFd) -> bool {
     sys::is_writable_connection(&socket)
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    }
 }
 
 fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>

@@ -10,7 +10,10 @@ use std::{
 use router_common::framing::Framing;
 
 use super::{Bypass, ClientEnd, Ends, LendError, Lent, Stop, written};
-use crate::kernel::sys::bytes_to_read;
+use crate::kernel::{
+    flows::{Flow, Flows, Start},
+    sys::{bytes_to_read, socket_cookie},
+};
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +39,7 @@ fn check(holds: bool, what: &'static str) -> Result<(), ProbeError> {
 /// The four sockets: worker ⇄ gateway ⇄ client.
 struct Rig<'a> {
     bypass: &'a Bypass,
+    flows: &'a Flows,
     worker: TcpStream,
     to_worker: TcpStream,
     to_client: TcpStream,
@@ -44,36 +48,49 @@ struct Rig<'a> {
 }
 
 /// Tries the bypass. Blocks for milliseconds if all is well, for at most a few seconds if not.
-pub fn probe(bypass: &Bypass) -> Result<(), ProbeError> {
+pub fn probe(bypass: &Bypass, flows: &Flows) -> Result<(), ProbeError> {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (workers, clients) = (TcpListener::bind(local)?, TcpListener::bind(local)?);
-    let mut rig = Rig::new(bypass, &workers, &clients)?;
+    let mut rig = Rig::new(bypass, flows, &workers, &clients)?;
     rig.takes_over_at_the_position_only()?;
     rig.keeps_the_order()?;
     rig.gives_the_socket_back()?;
     rig.returns_what_ends_inside_a_message()?;
     rig.returns_what_tells_of_an_error()?;
     rig.returns_what_finds_no_room()?;
-    Rig::new(bypass, &workers, &clients)?.shows_a_death()?;
-    refuses_what_is_not_there(bypass, &workers, rig.client_end)
+    Rig::new(bypass, flows, &workers, &clients)?.shows_a_death()?;
+    refuses_what_is_not_there(bypass, flows, &workers, rig.client_end)
 }
 
 /// The listener is no connection.
 fn refuses_what_is_not_there(
     bypass: &Bypass,
+    flows: &Flows,
     workers: &TcpListener,
     client: ClientEnd,
 ) -> Result<(), ProbeError> {
     let ends = Ends { worker: workers.local_addr()?, gateway: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)) };
-    let lent = bypass.lend(ends, client, Framing::chunked(), false);
+    let lent = bypass.lend(&flow(flows)?, ends, client, Framing::chunked(), false);
     check(
         lent.is_err_and(|error| error == LendError::NoWorker),
         "a connection that is not there is not found",
     )
 }
 
+/// Of nobody: no histogram has its times.
+fn flow(flows: &Flows) -> Result<Flow, ProbeError> {
+    let start = Start { sent_ns: 0, is_event_stream: false };
+    let flow = flows.start(u32::MAX, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 0, start);
+    flow.ok_or(ProbeError::Check("there is a free flow"))
+}
+
 impl<'a> Rig<'a> {
-    fn new(bypass: &'a Bypass, workers: &TcpListener, clients: &TcpListener) -> Result<Self, ProbeError> {
+    fn new(
+        bypass: &'a Bypass,
+        flows: &'a Flows,
+        workers: &TcpListener,
+        clients: &TcpListener,
+    ) -> Result<Self, ProbeError> {
         let to_worker = TcpStream::connect(workers.local_addr()?)?;
         let (worker, _) = workers.accept()?;
         let client = TcpStream::connect(clients.local_addr()?)?;
@@ -83,14 +100,14 @@ impl<'a> Rig<'a> {
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.set_write_timeout(Some(PATIENCE))?;
         }
-        let client_end = bypass.client(&to_client);
+        let client_end = bypass.client(&to_client, socket_cookie(&to_client)?);
         let client_end = client_end.ok_or(ProbeError::Check("a client's socket can be put into the map"))?;
-        Ok(Self { bypass, worker, to_worker, to_client, client, client_end })
+        Ok(Self { bypass, flows, worker, to_worker, to_client, client, client_end })
     }
 
     fn lend(&self, framing: Framing, watch_errors: bool) -> Result<Lent, ProbeError> {
         let ends = Ends { worker: self.to_worker.peer_addr()?, gateway: self.to_worker.local_addr()? };
-        Ok(self.bypass.lend(ends, self.client_end, framing, watch_errors)?)
+        Ok(self.bypass.lend(&flow(self.flows)?, ends, self.client_end, framing, watch_errors)?)
     }
 
     fn reads(&mut self, expected: &[u8]) -> io::Result<bool> {

@@ -1,34 +1,25 @@
-//! Slots: user space's view of [`Order`] and [`State`], and which stream has which.
-//!
-//! The program may be in the middle of a run on a slot that was just taken from its stream; so a slot rests for a second
-//! before another stream gets it. A run takes microseconds.
+//! Slots: user space's view of [`Order`] and [`State`]. A stream's slot is its flow's.
 
 use std::{
-    collections::VecDeque,
     mem::offset_of,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::{Duration, Instant},
 };
 
 use aya::maps::Map;
-use parking_lot::Mutex;
 use router_common::{
+    flows::FlowState,
     framing::Framing,
     names,
     relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM, State},
 };
 
 use super::{ClientEnd, Shared, events::Waiters};
-use crate::kernel::{error::KernelError, sys::SharedArray};
-
-const REST: Duration = Duration::from_secs(1);
+use crate::kernel::{error::KernelError, flows::Flow, sys::SharedArray};
 
 pub(super) struct Slots {
     orders: SharedArray,
     states: SharedArray,
     waiters: Waiters,
-    /// With the time since when each is free; the longest free first.
-    free: Mutex<VecDeque<(u32, Option<Instant>)>>,
 }
 
 /// Why the kernel gave a stream back.
@@ -70,49 +61,41 @@ impl Slots {
             orders: share(orders, names::RELAY_ORDERS, size_of::<Order>())?,
             states: share(states, names::RELAY_STATES, size_of::<State>())?,
             waiters,
-            free: Mutex::new((0..SLOTS).map(|slot| (slot, None)).collect()),
         })
     }
 
-    /// A slot; `None` if there is none free.
-    pub(super) fn take(shared: &Arc<Shared>) -> Option<Lent> {
-        let slots = &shared.slots;
-        let slot = {
-            let mut free = slots.free.lock();
-            let (_, since) = free.front()?;
-            if since.is_some_and(|since| since.elapsed() < REST) {
-                return None;
-            }
-            free.pop_front()?.0
-        };
+    /// The slot of `flow`, as new.
+    pub(super) fn take(shared: &Arc<Shared>, flow: Flow) -> Lent {
+        let at = flow.slot() as usize * size_of::<State>();
         for word in (0..size_of::<State>()).step_by(8) {
-            slots.states.u64(slot as usize * size_of::<State>() + word).store(0, SeqCst);
+            shared.slots.states.u64(at + word).store(0, SeqCst);
         }
-        Some(Lent { shared: shared.clone(), slot })
+        flow.moved_by(FlowState::Bypass);
+        Lent { shared: shared.clone(), flow }
     }
 }
 
-/// A stream that the program moves, or would on order.
+/// A stream that the program moves, or would on order. Lent at most once in a flow's life.
 pub struct Lent {
     shared: Arc<Shared>,
-    slot: u32,
+    flow: Flow,
 }
 
 impl Lent {
     pub(super) fn slot(&self) -> u32 {
-        self.slot
+        self.flow.slot()
     }
 
     /// Orders: take over at `position`, where user space has passed on everything before it and the scanner stands at
     /// `framing`. At most one take-over follows; [`Lent::turn`] tells. Positions count from the byte at which the stream
     /// was lent first.
-    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, watch_errors: bool) {
+    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, is_event_stream: bool) {
         let Framing { remaining, state, overhead } = framing;
         self.order_u64(offset_of!(Order, target)).store(client.cookie, SeqCst);
         self.order_u64(offset_of!(Order, remaining)).store(remaining, SeqCst);
         self.order_u32(offset_of!(Order, state)).store(state, SeqCst);
         self.order_u32(offset_of!(Order, overhead)).store(overhead, SeqCst);
-        self.order_u32(offset_of!(Order, watch_errors)).store(u32::from(watch_errors), SeqCst);
+        self.order_u32(offset_of!(Order, is_event_stream)).store(u32::from(is_event_stream), SeqCst);
         self.order_u64(offset_of!(Order, arm_at)).store(u64::from(position), SeqCst);
     }
 
@@ -154,31 +137,34 @@ impl Lent {
         (stop, framing)
     }
 
-    /// Completes when the kernel has given the stream back; possibly sooner, so look at the turn.
+    /// Completes when the kernel has given the stream back, or has moved its first bytes; possibly sooner, so look.
     pub async fn event(&self) {
-        self.shared.slots.waiters.of(self.slot).notified().await;
+        self.shared.slots.waiters.of(self.slot()).notified().await;
     }
 
     fn order_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
-        self.shared.slots.orders.u64(self.slot as usize * size_of::<Order>() + offset)
+        self.shared.slots.orders.u64(self.slot() as usize * size_of::<Order>() + offset)
     }
 
     fn order_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
-        self.shared.slots.orders.u32(self.slot as usize * size_of::<Order>() + offset)
+        self.shared.slots.orders.u32(self.slot() as usize * size_of::<Order>() + offset)
     }
 
     fn state_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
-        self.shared.slots.states.u64(self.slot as usize * size_of::<State>() + offset)
+        self.shared.slots.states.u64(self.slot() as usize * size_of::<State>() + offset)
     }
 
     fn state_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
-        self.shared.slots.states.u32(self.slot as usize * size_of::<State>() + offset)
+        self.shared.slots.states.u32(self.slot() as usize * size_of::<State>() + offset)
     }
 }
 
 impl std::fmt::Debug for Lent {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Lent").field("slot", &self.slot).field("turn", &self.turn()).finish_non_exhaustive()
+        out.debug_struct("Lent")
+            .field("slot", &self.slot())
+            .field("turn", &self.turn())
+            .finish_non_exhaustive()
     }
 }
 
@@ -186,7 +172,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         self.disarm();
         // Not there if the worker has closed it, or if it was refused.
-        let _ = self.shared.workers.lock().clear_index(&self.slot);
-        self.shared.slots.free.lock().push_back((self.slot, Some(Instant::now())));
+        let _ = self.shared.workers.lock().clear_index(&self.slot());
+        self.flow.moved_by(FlowState::Copy);
     }
 }
