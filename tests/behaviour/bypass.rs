@@ -25,10 +25,11 @@ use tokio::{
 use warmpath_tests::{Gateway, PATIENCE, SimConfig, eventually, sim, urls};
 
 /// Everything that can go raw goes raw.
-const ALL_RAW: &str = "relay: {bypass: on, min_bytes: 0B}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
+const ALL_RAW: &str =
+    "relay: {bypass: on, min_bytes: 0B, sample: 0}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
 
 /// What is measured to pay.
-const EVENT_STREAMS: &str = "relay: {bypass: auto}\n";
+const EVENT_STREAMS: &str = "relay: {bypass: auto, sample: 0}\n";
 
 async fn start(workers: &[String], config: &str) -> Option<Gateway> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -545,7 +546,8 @@ async fn a_worker_that_asks_how_much_there_is_to_read_is_told() {
             tokio::spawn(asks(socket));
         }
     });
-    let config = "relay: {bypass: auto}\nhealth: {interval: 60s}\nscrape_interval: 60s\nthreads: 1\n";
+    let config =
+        "relay: {bypass: auto, sample: 0}\nhealth: {interval: 60s}\nscrape_interval: 60s\nthreads: 1\n";
     let Some(gateway) = start(&[format!("http://{address}")], config).await else { return };
     let mut client = Client::new(gateway.address);
     for _ in 0..20 {

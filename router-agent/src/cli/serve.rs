@@ -17,7 +17,7 @@ use tokio::{
 use super::banner::Banner;
 use crate::{
     admin::{self, Admin},
-    config::{self, Config, ConfigError, LogFormat, RelayMode, Splice},
+    config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
@@ -168,7 +168,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let (mut kernel, mut capabilities) = Kernel::open(&kernel::Options {
         instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
         threads: config.threads as u32,
-        bypass: config.splice == Splice::Auto && config.relay.bypass != RelayMode::Off,
+        bypass: config.splice == Splice::Auto && config.relay.allows(config.relay.bypass),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);

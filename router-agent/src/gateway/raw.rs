@@ -42,6 +42,7 @@ use crate::{
         flows::Flow,
     },
     limits,
+    telemetry::RelayMetrics,
     upstream::{Lease, RawBody},
 };
 
@@ -60,6 +61,8 @@ pub(super) enum RawError {
 
 /// Why there is one.
 const BODY: &str = "it is put back when the relay is over";
+/// How often the counts of a stream that the kernel has are compared. At each return they are compared anyway.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// How long the client's socket may take to show what was redirected into it: the worker is inside `sendmsg`.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What hyper is given instead of a body with a length, again and again.
@@ -109,6 +112,7 @@ impl Plan {
         }
         let is_long = length.is_none_or(|length| length >= settings.min_bytes);
         let is_worth_it = match settings.bypass {
+            _ if settings.copy == RelayMode::Off => true,
             RelayMode::Off => false,
             // Measured: an event at a time, the kernel is far cheaper; in bulk, copying is as fast.
             RelayMode::Auto => is_event_stream,
@@ -375,6 +379,12 @@ impl Task {
                 biased;
                 () = lent.event() => {}
                 ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
+                () = tokio::time::sleep(WATCH_EVERY) => {
+                    if let Err(error) = watch(&self.client, lent, written, redirected).await {
+                        distrust(self.bypass.as_ref(), metrics, &error);
+                        return Err(error);
+                    }
+                }
             }
             if self.flow.first_byte_ns().is_some() {
                 self.ledger.attempt.first_byte();
@@ -397,8 +407,7 @@ impl Task {
         metrics.bypassed_bytes.inc_by(moved);
         settle(&self.client, written, moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
-                distrust(self.bypass.as_ref(), error);
-                metrics.mismatches.inc();
+                distrust(self.bypass.as_ref(), metrics, error);
             }
         })?;
         if taken > 0 {
@@ -411,8 +420,7 @@ impl Task {
             (1, _) => {
                 if read.as_ref().is_ok_and(|count| *count > 0) {
                     let error = RawError::Mismatch { redirected: moved, taken: moved };
-                    distrust(self.bypass.as_ref(), &error);
-                    metrics.mismatches.inc();
+                    distrust(self.bypass.as_ref(), metrics, &error);
                     return Err(error);
                 }
             }
@@ -497,6 +505,9 @@ impl Drop for Task {
     /// answered request, not a hang-up. The worker's connection is in good order if the client's socket took everything;
     /// if not, its last `sendmsg` may have failed, and it will close.
     fn drop(&mut self) {
+        if self.lent.is_none() {
+            self.ledger.attempt.metrics().relay.copy.inc();
+        }
         let (Some(stretch), Some(lent)) = (self.stretch.take(), &self.lent) else { return };
         lent.disarm();
         if lent.turn() != stretch.turn + 2 || lent.stopped().0 != Stop::End {
@@ -536,9 +547,84 @@ async fn settle(client: &ClientSocket, written: u64, redirected: u64) -> Result<
     }
 }
 
-fn distrust(bypass: Option<&Bypass>, error: &RawError) {
+/// What two readings of the redirected bytes, before and after one of those that the client's socket took, say.
+#[derive(Debug, PartialEq, Eq)]
+enum Count {
+    Right,
+    /// The worker is inside `sendmsg`: look again.
+    Moving,
+    Wrong,
+}
+
+fn compare(before: u64, taken: u64, after: u64) -> Count {
+    match () {
+        () if taken > after => Count::Wrong,
+        () if before == taken && taken == after => Count::Right,
+        () => Count::Moving,
+    }
+}
+
+/// Compares what the kernel counted with what the client's socket took, while the kernel has the stream.
+async fn watch(client: &ClientSocket, lent: &Lent, written: u64, redirected: u64) -> Result<(), RawError> {
+    let started = Instant::now();
+    let moved = || lent.redirected() - redirected;
+    let first = moved();
+    loop {
+        let before = moved();
+        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
+        let after = moved();
+        let wrong = match compare(before, taken, after) {
+            Count::Right => return Ok(()),
+            Count::Wrong => true,
+            // Bytes that were counted, and nobody has them; unless more came, and they may have been those.
+            Count::Moving if started.elapsed() > SETTLE_TIMEOUT && after != first => return Ok(()),
+            Count::Moving => started.elapsed() > SETTLE_TIMEOUT && bypass::is_established(&client.stream),
+        };
+        if wrong {
+            return Err(RawError::Mismatch { redirected: after, taken });
+        }
+        if !bypass::is_established(&client.stream) {
+            return Ok(()); // its end is seen elsewhere
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn distrust(bypass: Option<&Bypass>, metrics: &RelayMetrics, error: &RawError) {
+    metrics.mismatches.inc();
+    metrics.available("bypass", false);
     if let Some(bypass) = bypass {
         bypass.switch_off();
     }
     tracing::error!(%error, "the kernel relay is switched off: every body is copied from here on");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_compared_between_two_readings() {
+        assert_eq!(compare(10, 10, 10), Count::Right);
+        assert_eq!(compare(10, 20, 20), Count::Moving, "the second reading may be of bytes that came since");
+        assert_eq!(compare(10, 5, 10), Count::Moving, "the last message is counted before it is handed over");
+        assert_eq!(compare(10, 21, 20), Count::Wrong);
+    }
+
+    #[test]
+    fn an_open_chunk_is_filled_up_and_a_length_cannot_be() {
+        let mut framing = Framing::chunked();
+        assert_eq!(filler(framing).as_deref(), Some(&b""[..]));
+        framing.advance(b"4\r\nab");
+        assert_eq!(filler(framing).as_deref(), Some(&b"  \r\n"[..]));
+        let mut whole = Framing::chunked();
+        whole.advance(&[&b"4\r\nab"[..], &filler(framing).expect("it can be"), b"0\r\n\r\n"].concat());
+        assert!(whole.is_done());
+        framing.advance(b"cd\r");
+        assert_eq!(filler(framing).as_deref(), Some(&b"\n"[..]));
+        assert_eq!(filler(Framing::length(9)), None);
+        let mut size = Framing::chunked();
+        size.advance(b"4");
+        assert_eq!(filler(size), None, "in the middle of a size");
+    }
 }

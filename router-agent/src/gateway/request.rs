@@ -42,6 +42,7 @@ pub(super) async fn handle(
     let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
+    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
     let bypass = context.shared.bypass.as_ref().filter(|bypass| raw && bypass.is_on());
     let outgoing = Outgoing {
         method,
