@@ -154,7 +154,8 @@ impl Relay {
                 self.attempt.fail("broken_stream");
                 self.account.answered(self.status);
                 tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
-                if self.is_event_stream {
+                // A body with a length would be cut there, and look complete.
+                if self.is_event_stream && self.body.size_hint().exact().is_none() {
                     Poll::Ready(Some(Ok(Frame::data(self.error_event()))))
                 } else {
                     Poll::Ready(Some(Err(error.into())))
