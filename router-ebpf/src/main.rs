@@ -15,6 +15,8 @@ mod sk_msg;
 #[cfg(target_arch = "bpf")]
 mod sk_reuseport;
 #[cfg(target_arch = "bpf")]
+mod sk_skb;
+#[cfg(target_arch = "bpf")]
 mod sock_ops;
 #[cfg(target_arch = "bpf")]
 mod tcp;

@@ -2,7 +2,7 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash, SockMap},
     macros::btf_map,
 };
 use router_common::{
@@ -10,6 +10,7 @@ use router_common::{
     instance::InstanceValue,
     limits::{CORES_MAX, WORKERS_MAX},
     relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
+    splice,
     workers::WorkerValue,
 };
 
@@ -73,3 +74,20 @@ pub(crate) static RELAY_STATES: Array<State, { SLOTS as usize }, MMAPABLE> = Arr
 
 #[btf_map(name = "relay_events")]
 pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+// The splice relay; clients' sockets are in `relay_clients`.
+
+#[btf_map(name = "splice_workers")]
+pub(crate) static SPLICE_WORKERS: SockMap<{ splice::SLOTS as usize }> = SockMap::new();
+
+#[btf_map(name = "splice_slots")]
+pub(crate) static SPLICE_SLOTS: HashMap<u64, u32, { splice::SLOTS as usize }> = HashMap::new();
+
+#[btf_map(name = "splice_orders")]
+pub(crate) static SPLICE_ORDERS: Array<splice::Order, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_states")]
+pub(crate) static SPLICE_STATES: Array<splice::State, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_events")]
+pub(crate) static SPLICE_EVENTS: RingBuf<Event, { splice::EVENTS_BYTES as usize }> = RingBuf::new();

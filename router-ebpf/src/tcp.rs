@@ -12,6 +12,8 @@ use aya_ebpf::{
 #[unsafe(no_mangle)]
 static TCP_WRITE_SEQ: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static SOCK_WMEM_QUEUED: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SOCK_SNDBUF: Global<u32> = Global::new(0);
@@ -40,6 +42,13 @@ impl TcpSock {
     pub(crate) fn write_seq(self) -> u32 {
         // SAFETY: a field of the socket, by the kernel's BTF; the verifier knows both.
         unsafe { self.0.add(TCP_WRITE_SEQ.load() as usize).cast::<u32>().read() }
+    }
+
+    /// The sequence number of the first byte that the application has not read.
+    #[inline(always)]
+    pub(crate) fn copied_seq(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { self.0.add(TCP_COPIED_SEQ.load() as usize).cast::<u32>().read() }
     }
 
     /// 0 until somebody has asked for it with `bpf_get_socket_cookie` or `SO_COOKIE`.

@@ -28,9 +28,11 @@
 
 pub mod bypass;
 mod capability;
+mod epoll;
 mod error;
 mod pinned;
 mod pins;
+pub mod splice;
 mod steering;
 mod sys;
 mod vmlinux;
@@ -56,6 +58,7 @@ pub use self::{
     error::{KernelError, chain},
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
+    splice::Splice,
     steering::{Core, Steering},
     workers::WorkersMap,
 };
@@ -86,11 +89,13 @@ pub struct Options {
     pub threads: u32,
     /// Whose sockets the bypass relay may note; `None`: it stays off.
     pub bypass: Option<bypass::Ports>,
+    /// Whether the splice relay may be used.
+    pub splice: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None }
+        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None, splice: false }
     }
 }
 
@@ -99,6 +104,7 @@ pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
     bypass: Option<Bypass>,
+    splice: Option<Splice>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -108,10 +114,12 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
+        let mut kernel = Self { ebpf: None, steering: None, bypass: None, splice: None, pins: None, threads };
         let constants = options.bypass.as_ref().map(|_| Constants::read());
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known) {
+        let splice_constants = options.splice.then(splice::Constants::read);
+        let known_to_splice = splice_constants.as_ref().and_then(|constants| constants.as_ref().ok());
+        let mut ebpf = match load(threads, known, known_to_splice) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
@@ -119,6 +127,12 @@ impl Kernel {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
             capability(load_steering(&mut ebpf), refusal)
+        };
+        // Before the bypass, which takes the map of clients that both use.
+        let splice = match splice_constants {
+            Some(Ok(_)) => kernel.attach_splice(&mut ebpf),
+            Some(Err(error)) => Capability::Unavailable(chain(&error)),
+            None => Capability::unavailable("switched off"),
         };
         let bypass = match (&options.bypass, constants) {
             (Some(ports), Some(Ok(_))) => kernel.attach_bypass(&mut ebpf, ports),
@@ -137,7 +151,7 @@ impl Kernel {
             steering,
             pins,
             bypass,
-            splice: not_built(),
+            splice,
             guard: not_built(),
         };
         (kernel, capabilities)
@@ -174,6 +188,28 @@ impl Kernel {
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
     pub fn bypass(&self) -> Option<Bypass> {
         self.bypass.clone()
+    }
+
+    fn attach_splice(&mut self, ebpf: &mut Ebpf) -> Capability {
+        let attached = match Splice::attach(ebpf) {
+            Ok(attached) => attached,
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                return Capability::Unavailable(refusal(&error));
+            }
+        };
+        match splice::probe(&attached) {
+            Ok(()) => {
+                self.splice = Some(attached);
+                Capability::Available
+            }
+            Err(error) => Capability::Unavailable(error.to_string()),
+        }
+    }
+
+    /// The relay for workers on other hosts; `None` if the kernel did not pass its test.
+    pub fn splice(&self) -> Option<Splice> {
+        self.splice.clone()
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -215,13 +251,20 @@ impl Kernel {
     }
 }
 
-fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
+fn load(
+    threads: u32,
+    constants: Option<&Constants>,
+    splice: Option<&splice::Constants>,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
         .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries(names::CORES, threads.min(CORES_MAX));
     if let Some(constants) = constants {
+        constants.give(&mut loader);
+    }
+    if let Some(constants) = splice {
         constants.give(&mut loader);
     }
     loader.load(OBJECT).map_err(KernelError::Load)
