@@ -18,6 +18,7 @@ pub mod instance;
 pub mod latency;
 pub mod limits;
 pub mod relay;
+pub mod splice;
 pub mod workers;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -57,7 +58,18 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 13] = [
+    /// `u32` slot → our socket to a worker, with the `sk_skb` program; socket map, never pinned.
+    pub const SPLICE_WORKERS: &str = "splice_workers";
+    /// `u64` cookie of our socket to a worker → `u32` slot; hash, never pinned.
+    pub const SPLICE_SLOTS: &str = "splice_slots";
+    /// `u32` slot → [`Order`](crate::splice::Order); mmapable array, never pinned.
+    pub const SPLICE_ORDERS: &str = "splice_orders";
+    /// `u32` slot → [`State`](crate::splice::State); mmapable array, never pinned.
+    pub const SPLICE_STATES: &str = "splice_states";
+    /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
+    pub const SPLICE_EVENTS: &str = "splice_events";
+
+    const ALL: [&str; 18] = [
         WORKERS,
         CORES,
         STEERING,
@@ -71,6 +83,11 @@ pub mod names {
         RELAY_ORDERS,
         RELAY_STATES,
         RELAY_EVENTS,
+        SPLICE_WORKERS,
+        SPLICE_SLOTS,
+        SPLICE_ORDERS,
+        SPLICE_STATES,
+        SPLICE_EVENTS,
     ];
     const _: () = {
         let mut i = 0;

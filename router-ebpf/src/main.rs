@@ -17,6 +17,8 @@ mod sk_msg;
 #[cfg(target_arch = "bpf")]
 mod sk_reuseport;
 #[cfg(target_arch = "bpf")]
+mod sk_skb;
+#[cfg(target_arch = "bpf")]
 mod tcp;
 #[cfg(target_arch = "bpf")]
 mod timing;

@@ -12,6 +12,7 @@ use router_common::{
     latency::{LATENCIES, LatencyValue},
     limits::{CORES_MAX, WORKERS_MAX},
     relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
+    splice,
     workers::WorkerValue,
 };
 
@@ -72,3 +73,20 @@ pub(crate) static RELAY_STATES: Array<State, { SLOTS as usize }, MMAPABLE> = Arr
 
 #[btf_map(name = "relay_events")]
 pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+// The splice relay; clients' sockets are in `relay_clients`.
+
+#[btf_map(name = "splice_workers")]
+pub(crate) static SPLICE_WORKERS: SockMap<{ splice::SLOTS as usize }> = SockMap::new();
+
+#[btf_map(name = "splice_slots")]
+pub(crate) static SPLICE_SLOTS: HashMap<u64, u32, { splice::SLOTS as usize }> = HashMap::new();
+
+#[btf_map(name = "splice_orders")]
+pub(crate) static SPLICE_ORDERS: Array<splice::Order, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_states")]
+pub(crate) static SPLICE_STATES: Array<splice::State, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_events")]
+pub(crate) static SPLICE_EVENTS: RingBuf<Event, { splice::EVENTS_BYTES as usize }> = RingBuf::new();

@@ -47,7 +47,7 @@ impl TcpSock {
         unsafe { self.0.add(TCP_WRITE_SEQ.load() as usize).cast::<u32>().read() }
     }
 
-    /// The sequence number after the last byte that the application has read.
+    /// The sequence number of the first byte that the application has not read.
     #[inline(always)]
     pub(crate) fn copied_seq(self) -> u32 {
         // SAFETY: as above.

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     mem::offset_of,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -116,6 +116,12 @@ impl Flows {
         Some(flow)
     }
 
+    /// A response of nobody, for the start-up tests: no histogram has its times.
+    pub(super) fn unnamed(&self) -> Option<Flow> {
+        let client = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        self.start(u32::MAX, client, 0, Start { sent_ns: 0, is_event_stream: false })
+    }
+
     /// A worker's histogram.
     pub fn latency(&self, worker: u32, kind: LatencyKind) -> Option<LatencyValue> {
         if worker >= WORKERS_MAX {
@@ -180,6 +186,11 @@ impl Flow {
     pub fn first_byte_ns(&self) -> Option<u64> {
         let first = self.entry.u64(offset_of!(FlowValue, first_byte_ns)).load(Relaxed);
         (first != 0).then_some(first)
+    }
+
+    /// Events moved so far, by whomever.
+    pub fn events(&self) -> u64 {
+        self.entry.u64(offset_of!(FlowValue, events)).load(Relaxed)
     }
 
     /// User space has moved `data`, a chunk of the body or a part of one.
@@ -277,7 +288,7 @@ mod tests {
         assert_eq!(first.buckets[latency::bucket(first.sum_ns)], 1);
         assert_eq!(flows.latency(4, LatencyKind::EventGap).expect("a worker").count, 0);
         assert_eq!(flow.entry.u64(offset_of!(FlowValue, bytes)).load(Relaxed), 27);
-        assert_eq!(flow.entry.u64(offset_of!(FlowValue, events)).load(Relaxed), 3);
+        assert_eq!(flow.events(), 3);
     }
 
     #[test]

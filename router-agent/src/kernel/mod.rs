@@ -28,10 +28,12 @@
 
 pub mod bypass;
 mod capability;
+mod epoll;
 mod error;
 pub mod flows;
 mod pinned;
 mod pins;
+pub mod splice;
 mod steering;
 mod sys;
 mod vmlinux;
@@ -59,6 +61,7 @@ pub use self::{
     flows::Flows,
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
+    splice::Splice,
     steering::{Core, Steering},
     workers::WorkersMap,
 };
@@ -88,13 +91,21 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Data threads that will report and have a listener each.
     pub threads: u32,
-    /// Whether responses may be lent to the kernel.
+    /// Whether event streams and other bodies of workers on this host may be lent to the kernel.
     pub bypass: bool,
+    /// The same for workers on other hosts.
+    pub splice: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: false }
+        Self {
+            instance: None,
+            pin_root: PathBuf::from(DEFAULT_ROOT),
+            threads: 1,
+            bypass: false,
+            splice: false,
+        }
     }
 }
 
@@ -104,6 +115,7 @@ pub struct Kernel {
     steering: Option<Steering>,
     bypass: Option<Bypass>,
     flows: Option<Flows>,
+    splice: Option<Splice>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -113,10 +125,13 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, bypass: None, flows: None, pins: None, threads };
+        let mut kernel =
+            Self { ebpf: None, steering: None, bypass: None, splice: None, flows: None, pins: None, threads };
         let constants = options.bypass.then(Constants::read);
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known) {
+        let splice_constants = options.splice.then(splice::Constants::read);
+        let known_to_splice = splice_constants.as_ref().and_then(|constants| constants.as_ref().ok());
+        let mut ebpf = match load(threads, known, known_to_splice) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
@@ -125,6 +140,12 @@ impl Kernel {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
             capability(load_steering(&mut ebpf), refusal)
+        };
+        // Before the bypass, which takes the map of clients that both use.
+        let splice = match splice_constants {
+            Some(Ok(_)) => kernel.attach_splice(&mut ebpf),
+            Some(Err(error)) => Capability::Unavailable(chain(&error)),
+            None => Capability::unavailable("switched off"),
         };
         let bypass = match constants {
             Some(Ok(_)) => kernel.attach_bypass(&mut ebpf),
@@ -143,7 +164,7 @@ impl Kernel {
             steering,
             pins,
             bypass,
-            splice: not_built(),
+            splice,
             guard: not_built(),
         };
         (kernel, capabilities)
@@ -188,6 +209,31 @@ impl Kernel {
     /// Streams and their times: in the maps, if the kernel has them, else in memory of this process.
     pub fn flows(&self) -> Result<Flows, KernelError> {
         self.flows.clone().map_or_else(Flows::private, Ok)
+    }
+
+    fn attach_splice(&mut self, ebpf: &mut Ebpf) -> Capability {
+        let attached = match Splice::attach(ebpf) {
+            Ok(attached) => attached,
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                return Capability::Unavailable(refusal(&error));
+            }
+        };
+        let Some(flows) = &self.flows else {
+            return Capability::unavailable("no memory is shared with the kernel");
+        };
+        match splice::probe(&attached, flows) {
+            Ok(()) => {
+                self.splice = Some(attached);
+                Capability::Available
+            }
+            Err(error) => Capability::Unavailable(error.to_string()),
+        }
+    }
+
+    /// The relay for workers on other hosts; `None` if the kernel did not pass its test.
+    pub fn splice(&self) -> Option<Splice> {
+        self.splice.clone()
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -239,13 +285,20 @@ fn share_flows(ebpf: &mut Ebpf) -> Option<Flows> {
     flows.inspect_err(|error| tracing::warn!(error = %chain(error), "streams are not shown in BPF maps")).ok()
 }
 
-fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
+fn load(
+    threads: u32,
+    constants: Option<&Constants>,
+    splice: Option<&splice::Constants>,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
         .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries(names::CORES, threads.min(CORES_MAX));
     if let Some(constants) = constants {
+        constants.give(&mut loader);
+    }
+    if let Some(constants) = splice {
         constants.give(&mut loader);
     }
     loader.load(OBJECT).map_err(KernelError::Load)

@@ -197,8 +197,31 @@ pub(super) fn wait_readable(file: impl AsFd, timeout: std::time::Duration) {
     unsafe { libc::poll(&raw mut poll, 1, timeout.as_millis() as libc::c_int) };
 }
 
+/// Whether the peer has closed its side, or the connection broke (`POLLRDHUP`, Linux 2.6.17).
+pub(super) fn is_closed_by_peer(socket: &impl AsFd) -> bool {
+    let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    let mut poll = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: ends, revents: 0 };
+    // SAFETY: one valid pollfd; does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & ends != 0
+}
+
+/// Sets an option that has no safe name.
+pub(super) fn set_socket_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let length = bytes.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes.
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_ptr().cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Fills `bytes`, at most, and says how much of it.
-fn get_socket_option(
+pub(super) fn get_socket_option(
     socket: &impl AsFd,
     level: libc::c_int,
     name: libc::c_int,

@@ -92,7 +92,7 @@ pub enum LendError {
 /// A client's socket that a stream can be redirected into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientEnd {
-    cookie: u64,
+    pub(super) cookie: u64,
 }
 
 /// What the programs are told of this kernel when they are loaded.

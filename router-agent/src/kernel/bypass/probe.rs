@@ -11,7 +11,7 @@ use router_common::framing::Framing;
 
 use super::{Bypass, ClientEnd, Ends, LendError, Lent, Stop, written};
 use crate::kernel::{
-    flows::{Flow, Flows, Start},
+    flows::{Flow, Flows},
     sys::{bytes_to_read, socket_cookie},
 };
 
@@ -77,11 +77,8 @@ fn refuses_what_is_not_there(
     )
 }
 
-/// Of nobody: no histogram has its times.
 fn flow(flows: &Flows) -> Result<Flow, ProbeError> {
-    let start = Start { sent_ns: 0, is_event_stream: false };
-    let flow = flows.start(u32::MAX, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), 0, start);
-    flow.ok_or(ProbeError::Check("there is a free flow"))
+    flows.unnamed().ok_or(ProbeError::Check("there is a free flow"))
 }
 
 impl<'a> Rig<'a> {
