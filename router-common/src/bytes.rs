@@ -27,6 +27,8 @@ pub enum Cell<'a> {
     /// The name of an enum's variant.
     Name(&'static str),
     Bytes(&'a [u8]),
+    /// A set of numbers: bit `n % 64` of word `n / 64`.
+    Set(&'a [u64]),
 }
 
 /// A field type of a [`MapValue`].
@@ -68,6 +70,25 @@ impl<const N: usize> Field for [u8; N] {
     }
     fn cell(&self) -> Cell<'_> {
         Cell::Bytes(self)
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl<const N: usize> Field for [u64; N] {
+    fn write(&self, out: &mut [u8]) {
+        for (word, out) in self.iter().zip(out.chunks_exact_mut(8)) {
+            out.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::read(bytes)?;
+        }
+        Some(words)
+    }
+    fn cell(&self) -> Cell<'_> {
+        Cell::Set(self)
     }
 }
 

@@ -12,9 +12,11 @@
 
 mod bytes;
 pub mod cores;
+pub mod decisions;
 pub mod framing;
 pub mod instance;
 pub mod limits;
+pub mod prefixes;
 pub mod relay;
 pub mod workers;
 
@@ -22,7 +24,7 @@ pub mod workers;
 pub use bytes::{Cell, Field, MapValue};
 
 /// The version of all layouts in this crate; stored in the `instance` map, checked by readers in other processes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Names of the maps, as the kernel, bpftool and the pin directory show them (at most 15 bytes: `BPF_OBJ_NAME_LEN`
 /// is 16 with its NUL).
@@ -35,6 +37,10 @@ pub mod names {
     pub const STEERING: &str = "steering";
     /// `0` → [`InstanceValue`](crate::instance::InstanceValue); array.
     pub const INSTANCE: &str = "instance";
+    /// `u64` block hash → [`PrefixValue`](crate::prefixes::PrefixValue); hash.
+    pub const PREFIXES: &str = "prefixes";
+    /// `u32` slot → [`DecisionValue`](crate::decisions::DecisionValue); mmapable array.
+    pub const DECISIONS: &str = "decisions";
     /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
     pub const LISTENERS: &str = "listeners";
 
@@ -57,11 +63,13 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 14] = [
+    const ALL: [&str; 16] = [
         WORKERS,
         CORES,
         STEERING,
         INSTANCE,
+        PREFIXES,
+        DECISIONS,
         LISTENERS,
         RELAY_PORTS,
         RELAY_ACCEPTED,

@@ -19,3 +19,15 @@ pub const CORE_LAG_FLOOR_US: u32 = 5_000;
 
 /// Bytes of a worker's name in the `workers` map; longer names are cut at a character boundary.
 pub const WORKER_NAME_BYTES: usize = 48;
+
+/// Slots of the `decisions` ring.
+pub const DECISIONS_MAX: u32 = 4096;
+
+/// Bytes of `x-request-id` in the `decisions` map; the hash beside them covers the whole.
+pub const REQUEST_ID_BYTES: usize = 64;
+
+/// Entries of the `prefixes` map.
+pub const PREFIXES_MAX: u32 = 256;
+
+/// Words of 64 workers in the `prefixes` map: the gateway's limit of 256.
+pub const PREFIX_WORKER_WORDS: usize = 4;

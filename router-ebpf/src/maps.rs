@@ -7,8 +7,10 @@ use aya_ebpf::{
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
+    decisions::DecisionValue,
     instance::InstanceValue,
-    limits::{CORES_MAX, WORKERS_MAX},
+    limits::{CORES_MAX, DECISIONS_MAX, PREFIXES_MAX, WORKERS_MAX},
+    prefixes::PrefixValue,
     relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
     workers::WorkerValue,
 };
@@ -28,6 +30,12 @@ pub(crate) static STEERING: PerCpuArray<SteeringCounts, 1> = PerCpuArray::new();
 
 #[btf_map(name = "instance")]
 pub(crate) static INSTANCE: Array<InstanceValue, 1> = Array::new();
+
+#[btf_map(name = "prefixes")]
+pub(crate) static PREFIXES: HashMap<u64, PrefixValue, { PREFIXES_MAX as usize }> = HashMap::new();
+
+#[btf_map(name = "decisions")]
+pub(crate) static DECISIONS: Array<DecisionValue, { DECISIONS_MAX as usize }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "listeners")]
 pub(crate) static LISTENERS: ReusePortSockArray<{ CORES_MAX as usize }> = ReusePortSockArray::new();

@@ -2,7 +2,8 @@
 
 use std::process::{Command, Output};
 
-use warmpath_tests::{Gateway, Signal, eventually, sims, urls};
+use serde_json::{Value, json};
+use warmpath_tests::{Gateway, Signal, eventually, request, sims, urls};
 
 fn run(program: &str, args: &[&str]) -> std::io::Result<Output> {
     Command::new(program).args(args).output()
@@ -48,6 +49,61 @@ async fn the_workers_map_has_named_fields_in_bpftool_and_rows_in_warmpath_maps()
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.ended().await, Some(0));
     assert!(!std::path::Path::new(&directory).exists(), "pins go with the gateway");
+}
+
+#[tokio::test]
+async fn why_this_worker_is_answered_by_the_requests_id() {
+    let sims = sims(2).await;
+    let instance = format!("test-why-{}", std::process::id());
+    let gateway = match pinned(&sims, &instance).await {
+        Ok(gateway) => gateway,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let maps = |args: &[&str]| {
+        let args = [&["maps"], args, &["--instance", &instance, "--json"]].concat();
+        let output = run(warmpath_tests::binary().to_str().unwrap(), &args).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let prompt = "What the whole conversation begins with. ".repeat(100);
+    gateway.chat(&prompt).await;
+    let body =
+        json!({"messages": [{"role": "user", "content": format!("{prompt} And more.")}], "max_tokens": 2});
+    let headers = [("content-type", "application/json"), ("x-request-id", "the-one-in-question")];
+    let reply = request(gateway.address, "POST", "/v1/chat/completions", &headers, body.to_string()).await;
+    gateway.chat("Something else.").await;
+
+    let decisions = maps(&["decisions", "--request", "the-one-in-question"]);
+    let decision = &decisions[0];
+    assert_eq!(decisions.as_array().unwrap().len(), 1);
+    assert_eq!(decision["request_id"], "the-one-in-question");
+    assert_eq!(
+        (&decision["policy"], &decision["reason"]),
+        (&json!("Warm"), &json!("PrefixHit")),
+        "{decision}"
+    );
+    assert_eq!((&decision["attempt"], &decision["candidates"]), (&json!(1), &json!(2)));
+    assert_eq!(decision["matched_tokens"].to_string(), reply.header("x-warmpath-matched-tokens"));
+    assert!(
+        decision["matched_blocks"].as_u64() > Some(0)
+            && decision["cost"].as_u64() < decision["runner_up_cost"].as_u64()
+    );
+    assert_ne!(decision["worker"], decision["runner_up"]);
+    let workers = maps(&["workers"]);
+    let worker =
+        workers.as_array().unwrap().iter().find(|worker| worker["index"] == decision["worker"]).unwrap();
+    assert_eq!(worker["name"], reply.header("x-warmpath-worker"));
+    assert_eq!(maps(&["decisions"]).as_array().unwrap().len(), 3, "all that there were");
+    assert_eq!(maps(&["decisions", "--last", "1"])[0]["sequence"], 3);
+
+    // The prefix that both shared, in a sample of the index made every second.
+    let prefix = eventually("the shared prefix", || async {
+        let prefixes = maps(&["prefixes"]);
+        prefixes.as_array().unwrap().iter().find(|prefix| prefix["hits"] == 2).cloned()
+    })
+    .await;
+    assert_eq!(prefix["workers"], json!([decision["worker"]]));
+    assert_eq!(prefix["depth_blocks"], decision["matched_blocks"]);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod body;
 mod choose;
 mod client_io;
 mod connection;
+mod decided;
 mod error;
 mod headers;
 mod listen;
@@ -30,7 +31,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
-    kernel::Bypass,
+    kernel::{Bypass, Decisions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -60,6 +61,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relay past this process, if the kernel has it.
     pub bypass: Option<Bypass>,
+    /// Where decisions are published, if the kernel has the map.
+    decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
@@ -77,6 +80,7 @@ impl Shared {
         index: Arc<PrefixIndex>,
         metrics: Arc<Metrics>,
         bypass: Option<Bypass>,
+        decisions_map: Option<Decisions>,
     ) -> Self {
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
@@ -93,6 +97,7 @@ impl Shared {
             index,
             metrics,
             bypass,
+            decisions_map,
             connections: AtomicUsize::new(0),
         }
     }

@@ -92,7 +92,7 @@ fn stale_pins_of_another_shape_are_replaced() {
     let mut workers = kernel.take_workers().expect("loaded");
     workers.publish(0, &WorkerValue::new("w", ([127, 0, 0, 1], 1).into())).expect("publish");
     assert_eq!(maps.rows::<WorkerValue>(names::WORKERS).expect("readable now").len(), 1);
-    assert_eq!(maps.list().expect("listed").len(), 4, "what an older version left is gone");
+    assert_eq!(maps.list().expect("listed").len(), 6, "what an older version left is gone");
 }
 
 #[test]
