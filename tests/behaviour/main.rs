@@ -13,5 +13,6 @@ mod kernel;
 mod limits;
 mod observe;
 mod passthrough;
+mod privileges;
 mod routing;
 mod tidy;

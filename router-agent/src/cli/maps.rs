@@ -143,7 +143,12 @@ fn print(root: &Path, args: &MapsArgs) -> Result<String, MapsError> {
     }
     let instance = args.instance.as_deref().filter(|name| *name != DEFAULT_INSTANCE);
     let maps = PinnedMaps::open(root, instance).map_err(|error| no_pins(root, error))?;
-    let who = maps.instance().map_err(MapsError::Kernel)?;
+    let who = maps.instance().map_err(|error| match error {
+        error if error.is_permission_denied() => {
+            MapsError::Forbidden { directory: maps.directory().to_owned() }
+        }
+        error => MapsError::Kernel(error),
+    })?;
     if !PinnedMaps::is_readable(&who) {
         return Err(MapsError::Schema { pid: who.pid, theirs: who.schema_version });
     }
