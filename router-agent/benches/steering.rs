@@ -7,8 +7,10 @@
 //! listener has the connection, so its time contains the program's.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    rc::Rc,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -20,6 +22,7 @@ use std::{
 use router_agent::kernel::{Core, Kernel, Options, Steering};
 use router_common::limits::CORE_REPORT_EVERY_MS;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::AsyncReadExt;
 
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
 mod support;
@@ -28,9 +31,10 @@ use support::Times;
 const THREADS: usize = 4;
 const ROUNDS: usize = 6;
 const CONNECTIONS: usize = 10_000;
-/// Client threads, each with one connection at a time.
-const CLIENTS: usize = 4;
-const KEPT_OPEN: usize = 64;
+/// Client threads: one, and enough to keep two cores busy with clients alone. Each has some connections open, which it
+/// closes together.
+const CLIENTS: [usize; 2] = [1, 4];
+const KEPT_OPEN: usize = 16;
 
 /// How often one data thread blocks, per way; for how long; and what comes in meanwhile.
 const BLOCKS: usize = 25;
@@ -139,26 +143,28 @@ fn data_thread(
     stop: &AtomicBool,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    tokio::task::LocalSet::new().block_on(&runtime, async {
         let listener = tokio::net::TcpListener::from_std(listener).expect("registered");
-        let mut open = Vec::new();
+        let open = Rc::new(Cell::new(0));
         let mut due = tokio::time::Instant::now();
         while !stop.load(SeqCst) {
             tokio::select! {
                 accepted = listener.accept() => {
-                    let (stream, peer) = accepted.expect("accepts");
+                    let (mut stream, peer) = accepted.expect("accepts");
                     if let Some(core) = core {
                         core.accepted();
                     }
-                    open.push(stream);
                     log.lock().expect("nobody panics holding it").push((number, peer.port(), Instant::now()));
-                    if open.len() > KEPT_OPEN {
-                        open.drain(..KEPT_OPEN / 2);
-                    }
+                    let open = Rc::clone(&open);
+                    open.set(open.get() + 1);
+                    tokio::task::spawn_local(async move {
+                        let _ = stream.read(&mut [0]).await; // until the client leaves
+                        open.set(open.get() - 1);
+                    });
                 }
                 () = tokio::time::sleep_until(due) => {
                     if let Some(core) = core {
-                        core.report(due.elapsed().as_micros() as u32, open.len() as u32);
+                        core.report(due.elapsed().as_micros() as u32, open.get());
                     }
                     due = tokio::time::Instant::now() + Duration::from_millis(CORE_REPORT_EVERY_MS);
                     if block.swap(false, SeqCst) {
@@ -171,7 +177,7 @@ fn data_thread(
 }
 
 /// Opens [`CONNECTIONS`] and says how many each thread got, and how long each connect(2) took.
-fn spread(way: Way) -> Option<(Vec<usize>, Vec<Duration>)> {
+fn spread(way: Way, clients: usize) -> Option<(Vec<usize>, Vec<Duration>)> {
     let group = Group::start(way)?;
     let left = AtomicU64::new(CONNECTIONS as u64);
     let took = std::thread::scope(|scope| {
@@ -181,13 +187,13 @@ fn spread(way: Way) -> Option<(Vec<usize>, Vec<Duration>)> {
                 let (stream, time) = group.connect();
                 took.push(time);
                 open.push(stream);
-                if open.len() > KEPT_OPEN / CLIENTS {
-                    open.drain(..KEPT_OPEN / CLIENTS / 2);
+                if open.len() == KEPT_OPEN {
+                    open.clear();
                 }
             }
             took
         };
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        let clients: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
         clients.into_iter().flat_map(|client| client.join().expect("a client ends")).collect()
     });
     let began = Instant::now();
@@ -248,34 +254,21 @@ fn block_one(way: Way) -> Option<Blocked> {
 }
 
 fn main() {
-    let mut spreads: HashMap<Way, (Vec<Vec<usize>>, Vec<Duration>)> = HashMap::new();
-    for _ in 0..ROUNDS {
-        for way in Way::ALL {
-            let Some((got, took)) = spread(way) else { return };
-            let (all, times) = spreads.entry(way).or_default();
-            all.push(got);
-            times.extend(took);
+    println!("{CONNECTIONS} connections over {THREADS} data threads, {ROUNDS} rounds each");
+    for clients in CLIENTS {
+        let mut spreads: HashMap<Way, (Vec<Vec<usize>>, Vec<Duration>)> = HashMap::new();
+        for _ in 0..ROUNDS {
+            for way in Way::ALL {
+                let Some((got, took)) = spread(way, clients) else { return };
+                let (all, times) = spreads.entry(way).or_default();
+                all.push(got);
+                times.extend(took);
+            }
         }
-    }
-    println!("{CONNECTIONS} connections, {THREADS} data threads, {CLIENTS} clients, {ROUNDS} rounds each");
-    for way in Way::ALL {
-        let (got, times) = spreads.remove(&way).expect("it was run");
-        let times = Times::new(times);
-        let us = |share| times.at(share).as_nanos() as f64 / 1000.0;
-        let off = |got: &Vec<usize>| {
-            let mean = CONNECTIONS / THREADS;
-            got.iter().map(|got| got.abs_diff(mean)).max().unwrap_or(0) as f64 * 100.0 / mean as f64
-        };
-        println!(
-            "{:<8} per thread min {} mean {} max {}; farthest from the mean {:.1} %; connect p50 {:.1} p99 {:.1} us",
-            way.name(),
-            got.iter().flatten().min().expect("rounds"),
-            CONNECTIONS / THREADS,
-            got.iter().flatten().max().expect("rounds"),
-            got.iter().map(off).fold(0.0, f64::max),
-            us(50.0),
-            us(99.0),
-        );
+        for way in Way::ALL {
+            let (got, times) = spreads.remove(&way).expect("it was run");
+            print_spread(way, clients, &got, &Times::new(times));
+        }
     }
 
     let mut blocks: HashMap<Way, Vec<Blocked>> = HashMap::new();
@@ -302,4 +295,19 @@ fn main() {
             waits.at(100.0).as_secs_f64() * 1e3,
         );
     }
+}
+
+fn print_spread(way: Way, clients: usize, got: &[Vec<usize>], times: &Times) {
+    let mean = CONNECTIONS / THREADS;
+    let us = |share| times.at(share).as_nanos() as f64 / 1000.0;
+    let farthest = got.iter().flatten().map(|got| got.abs_diff(mean)).max().unwrap_or(0);
+    println!(
+        "{:<8} {clients} clients: per thread min {} mean {mean} max {} (within {:.1} %); connect p50 {:.1} p99 {:.1} us",
+        way.name(),
+        got.iter().flatten().min().expect("rounds"),
+        got.iter().flatten().max().expect("rounds"),
+        farthest as f64 * 100.0 / mean as f64,
+        us(50.0),
+        us(99.0),
+    );
 }

@@ -38,8 +38,14 @@ pub(super) fn line(key: Option<(&'static str, u64)>, value: &impl MapValue, now_
 /// The same as a list of names and values, one per row.
 pub(super) fn list(line: &Line) -> String {
     let width = line.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
-    let rows: Vec<String> = line.iter().map(|(name, text, _)| format!("{name:<width$}  {text}")).collect();
+    let row = |(name, text, _): &(&'static str, String, Value)| format!("{:<width$}  {text}", header(name));
+    let rows: Vec<String> = line.iter().map(row).collect();
     rows.join("\n") + "\n"
+}
+
+/// A field's name where its value is shown as an age.
+fn header(name: &'static str) -> &'static str {
+    name.strip_suffix("_ns").unwrap_or(name)
 }
 
 fn hex(number: u64) -> String {
@@ -76,7 +82,7 @@ pub(super) fn age(then_ns: u64, now_ns: u64) -> String {
 /// Aligned columns, numbers to the right.
 pub(super) fn table(lines: &[Line]) -> String {
     let Some(first) = lines.first() else { return String::new() };
-    let headers = first.iter().map(|(name, ..)| name.strip_suffix("_ns").unwrap_or(name));
+    let headers = first.iter().map(|(name, ..)| header(name));
     let columns: Vec<(&str, usize, bool)> = headers
         .enumerate()
         .map(|(column, header)| {
