@@ -1,11 +1,16 @@
-//! What one decision costs, by policy and number of candidates; and the whole way from body to worker.
+//! What one decision costs, by policy and number of candidates; the whole way from body to worker; and the record of it
+//! in the `decisions` map, with one thread writing and with two.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use fastrand::Rng;
 use router_agent::{
     index::{Matches, PrefixIndex, WorkerSlot},
+    kernel::{Kernel, Options},
     prompt::{ApiKind, BLOCK_BYTES, parse},
     routing::{Ask, Candidate, Policy, Router},
 };
+use router_common::decisions::{DecisionPolicy, DecisionReason, DecisionValue};
 use serde_json::json;
 
 #[allow(dead_code, reason = "each benchmark uses a part of it")]
@@ -65,4 +70,27 @@ fn main() {
             time(&format!("body {name}, {workers} workers: parse to insert"), 300, &mut whole);
         }
     }
+    println!();
+    records();
+}
+
+fn records() {
+    let (mut kernel, capabilities) =
+        Kernel::open(&Options { instance: Some("bench-decide".to_owned()), ..Options::default() });
+    let Some(decisions) = kernel.take_decisions() else {
+        return println!("record in the decisions map: skipped: {}", capabilities.load);
+    };
+    let decision = DecisionValue::new(3, DecisionPolicy::Warm, DecisionReason::PrefixHit);
+    let sixteen = || (0..16).for_each(|_| decisions.record(&decision));
+    time("16 records in the decisions map", 300, sixteen);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                sixteen();
+            }
+        });
+        time("16 records while another thread does nothing else", 300, sixteen);
+        done.store(true, Relaxed);
+    });
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use router_agent::index::{Matches, PrefixIndex, WorkerSlot};
+use router_agent::index::{Hottest, Matches, PrefixIndex, WorkerSlot};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 mod support;
@@ -130,12 +130,29 @@ fn main() {
             let request = &requests[random.usize(..requests.len())];
             index.insert(request.slot, &request.hashes);
         });
+        sample(&index);
         beside_a_writer(&index, &requests);
         let start = Instant::now();
         index.remove_worker(WorkerSlot(1));
         println!("  removal of one worker: {:.2} ms", start.elapsed().as_secs_f64() * 1e3);
     }
     shared_by_all();
+}
+
+/// What the `prefixes` map is made from: a step is what holds the lock at a time.
+fn sample(index: &PrefixIndex) {
+    let mut hottest = Hottest::default();
+    hottest.begin(index, 1);
+    time("  sample of the most used, one step", 300, || {
+        if !hottest.step(index, 256, 1) {
+            hottest.begin(index, 1);
+        }
+    });
+    time("  sample of the most used, whole", 300, || {
+        hottest.begin(index, 1);
+        while hottest.step(index, 256, 1) {}
+        hottest.finish(index).len()
+    });
 }
 
 /// Lookups on this thread while another one does nothing but insert.

@@ -27,7 +27,8 @@ pub enum Cell<'a> {
     /// The name of an enum's variant.
     Name(&'static str),
     Bytes(&'a [u8]),
-    Numbers(&'a [u64]),
+    /// A set of numbers: bit `n % 64` of word `n / 64`.
+    Set(&'a [u64]),
 }
 
 /// A field type of a [`MapValue`].
@@ -75,22 +76,19 @@ impl<const N: usize> Field for [u8; N] {
 #[cfg(not(target_arch = "bpf"))]
 impl<const N: usize> Field for [u64; N] {
     fn write(&self, out: &mut [u8]) {
-        for (number, out) in self.iter().zip(out.chunks_exact_mut(8)) {
-            number.write(out);
+        for (word, out) in self.iter().zip(out.chunks_exact_mut(8)) {
+            out.copy_from_slice(&word.to_ne_bytes());
         }
     }
     fn read(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != N * 8 {
-            return None;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::read(bytes)?;
         }
-        let mut numbers = [0; N];
-        for (number, bytes) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
-            *number = Field::read(bytes)?;
-        }
-        Some(numbers)
+        Some(words)
     }
     fn cell(&self) -> Cell<'_> {
-        Cell::Numbers(self)
+        Cell::Set(self)
     }
 }
 

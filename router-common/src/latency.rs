@@ -46,7 +46,7 @@ pub const fn key(worker: u32, kind: LatencyKind) -> u32 {
 #[inline]
 pub const fn bucket(ns: u64) -> usize {
     // Written without a branch: the kernel's verifier walks every one.
-    let log2 = (63 - (ns | 1).leading_zeros()) as usize;
+    let log2 = (ns | 1).ilog2() as usize;
     if log2 < BUCKETS { log2 } else { BUCKETS - 1 }
 }
 

@@ -12,11 +12,13 @@
 
 mod bytes;
 pub mod cores;
+pub mod decisions;
 pub mod flows;
 pub mod framing;
 pub mod instance;
 pub mod latency;
 pub mod limits;
+pub mod prefixes;
 pub mod relay;
 pub mod splice;
 pub mod workers;
@@ -25,7 +27,7 @@ pub mod workers;
 pub use bytes::{Cell, Field, MapValue};
 
 /// The version of all layouts in this crate; stored in the `instance` map, checked by readers in other processes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Names of the maps, as the kernel, bpftool and the pin directory show them (at most 15 bytes: `BPF_OBJ_NAME_LEN`
 /// is 16 with its NUL).
@@ -42,6 +44,10 @@ pub mod names {
     pub const FLOWS: &str = "flows";
     /// [`latency::key`](crate::latency::key) → [`LatencyValue`](crate::latency::LatencyValue); mmapable array.
     pub const LATENCY: &str = "latency";
+    /// `u64` block hash → [`PrefixValue`](crate::prefixes::PrefixValue); hash.
+    pub const PREFIXES: &str = "prefixes";
+    /// `u32` slot → [`DecisionValue`](crate::decisions::DecisionValue); mmapable array.
+    pub const DECISIONS: &str = "decisions";
     /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
     pub const LISTENERS: &str = "listeners";
 
@@ -69,13 +75,15 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const SPLICE_EVENTS: &str = "splice_events";
 
-    const ALL: [&str; 18] = [
+    const ALL: [&str; 20] = [
         WORKERS,
         CORES,
         STEERING,
         INSTANCE,
         FLOWS,
         LATENCY,
+        PREFIXES,
+        DECISIONS,
         LISTENERS,
         RELAY_WORKERS,
         RELAY_CLIENTS,

@@ -7,10 +7,12 @@ use aya_ebpf::{
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
+    decisions::DecisionValue,
     flows::{FLOWS_MAX, FlowValue},
     instance::InstanceValue,
     latency::{LATENCIES, LatencyValue},
-    limits::{CORES_MAX, WORKERS_MAX},
+    limits::{CORES_MAX, DECISIONS_MAX, PREFIXES_MAX, WORKERS_MAX},
+    prefixes::PrefixValue,
     relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
     splice,
     workers::WorkerValue,
@@ -37,6 +39,12 @@ pub(crate) static FLOWS: Array<FlowValue, { FLOWS_MAX as usize }, MMAPABLE> = Ar
 
 #[btf_map(name = "latency")]
 pub(crate) static LATENCY: Array<LatencyValue, { LATENCIES as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "prefixes")]
+pub(crate) static PREFIXES: HashMap<u64, PrefixValue, { PREFIXES_MAX as usize }> = HashMap::new();
+
+#[btf_map(name = "decisions")]
+pub(crate) static DECISIONS: Array<DecisionValue, { DECISIONS_MAX as usize }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "listeners")]
 pub(crate) static LISTENERS: ReusePortSockArray<{ CORES_MAX as usize }> = ReusePortSockArray::new();

@@ -13,6 +13,7 @@ mod kernel;
 mod limits;
 mod observe;
 mod passthrough;
+mod privileges;
 mod routing;
 mod tidy;
 mod timing;

@@ -3,13 +3,13 @@
 //! times as ages, per-CPU counters summed. `--json` gives the numbers as they are.
 
 use std::{
+    cmp::Reverse,
     io::{self, Write as _},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use router_common::{
-    Cell, MapValue,
     cores::{CoreValue, SteeringCounts},
     flows::{FlowState, FlowValue},
     instance::InstanceValue,
@@ -17,24 +17,42 @@ use router_common::{
     names,
     workers::WorkerValue,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::{
+    decisions::Wanted,
+    table::{Line, age, line, list, object, pretty, table},
+};
 use crate::{
     config::DEFAULT_INSTANCE,
     kernel::{DEFAULT_ROOT, KernelError, PinnedMaps, Row, chain, now_ns},
 };
 
+mod decisions;
+mod table;
+
 /// Arguments of `warmpath maps`.
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  warmpath maps\n  warmpath maps workers\n  warmpath maps workers --json | jq '.[].in_flight'"
-)]
+#[derive(Debug, Default, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    warmpath maps\n  \
+    warmpath maps workers\n  \
+    warmpath maps workers --json | jq '.[].in_flight'\n  \
+    warmpath maps decisions --last 5\n  \
+    warmpath maps decisions --request 4b1d0f6e\n  \
+    warmpath maps prefixes")]
 pub struct MapsArgs {
-    /// A map to print: workers, flows, latency, cores, steering or instance. Without it, what there is.
+    /// A map to print: workers, flows, latency, prefixes, decisions, cores, steering or instance. Without it, what
+    /// there is.
     name: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
+    /// The N newest decisions [default: 20], or the N prefixes used last [default: all].
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// The decisions on one request, by the whole of its `x-request-id`.
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
     /// The gateway's name, if it has one (`warmpath serve --instance`).
     #[arg(long, value_name = "NAME", env = "WARMPATH_INSTANCE")]
     instance: Option<String>,
@@ -72,10 +90,18 @@ pub enum MapsError {
         theirs: u32,
     },
     /// A name that no map has.
-    #[error("no map `{name}`: there are {}", KNOWN.join(", "))]
+    #[error("no map `{name}`: there are {}", KNOWN.map(|(name, _)| name).join(", "))]
     Unknown {
         /// The name given.
         name: String,
+    },
+    /// A flag that says nothing about this map.
+    #[error("{flag} goes with {maps}")]
+    Unfit {
+        /// The flag given.
+        flag: &'static str,
+        /// Where it would say something.
+        maps: &'static str,
     },
     /// The kernel said no.
     #[error("{}", chain(_0))]
@@ -85,15 +111,20 @@ pub enum MapsError {
     Output(#[from] io::Error),
 }
 
-const KNOWN: [&str; 6] =
-    [names::WORKERS, names::FLOWS, names::LATENCY, names::CORES, names::STEERING, names::INSTANCE];
-
-/// A row to print: each column's name, text and JSON.
-type Line = Vec<(&'static str, String, Value)>;
+/// Every map that is pinned, and what it says.
+const KNOWN: [(&str, &str); 8] = [
+    (names::WORKERS, "state and load of each worker"),
+    (names::FLOWS, "every stream now, and who moves its bytes"),
+    (names::LATENCY, "times to first byte and between events, per worker"),
+    (names::PREFIXES, "prompt prefixes that most requests share, and who holds them"),
+    (names::DECISIONS, "why each of the last requests went where it went"),
+    (names::CORES, "lag and connections of each data thread"),
+    (names::STEERING, "where new connections were placed, and why not elsewhere"),
+    (names::INSTANCE, "the process behind these maps"),
+];
 
 pub(super) fn run(args: &MapsArgs) -> Result<(), MapsError> {
-    let instance = args.instance.as_deref().filter(|name| *name != DEFAULT_INSTANCE);
-    let text = print(Path::new(DEFAULT_ROOT), args.name.as_deref(), args.json, instance)?;
+    let text = print(Path::new(DEFAULT_ROOT), args)?;
     match io::stdout().write_all(text.as_bytes()) {
         // `warmpath maps | head -1`
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -102,27 +133,42 @@ pub(super) fn run(args: &MapsArgs) -> Result<(), MapsError> {
 }
 
 /// What the command prints.
-fn print(root: &Path, name: Option<&str>, json: bool, instance: Option<&str>) -> Result<String, MapsError> {
+fn print(root: &Path, args: &MapsArgs) -> Result<String, MapsError> {
+    let name = args.name.as_deref();
     if let Some(name) = name
-        && !KNOWN.contains(&name)
+        && !KNOWN.iter().any(|(known, _)| *known == name)
     {
         return Err(MapsError::Unknown { name: name.to_owned() });
     }
+    if args.last.is_some() && !matches!(name, Some(names::DECISIONS | names::PREFIXES)) {
+        return Err(MapsError::Unfit { flag: "--last", maps: "decisions and prefixes" });
+    }
+    if args.request.is_some() && name != Some(names::DECISIONS) {
+        return Err(MapsError::Unfit { flag: "--request", maps: "decisions" });
+    }
+    let instance = args.instance.as_deref().filter(|name| *name != DEFAULT_INSTANCE);
     let maps = PinnedMaps::open(root, instance).map_err(|error| no_pins(root, error))?;
-    let who = maps.instance().map_err(MapsError::Kernel)?;
+    let who = maps.instance().map_err(|error| match error {
+        error if error.is_permission_denied() => {
+            MapsError::Forbidden { directory: maps.directory().to_owned() }
+        }
+        error => MapsError::Kernel(error),
+    })?;
     if !PinnedMaps::is_readable(&who) {
         return Err(MapsError::Schema { pid: who.pid, theirs: who.schema_version });
     }
     let now_ns = now_ns();
-    let Some(name) = name else { return overview(&maps, &who, now_ns, json) };
-    let lines = lines(&maps, name, now_ns).map_err(MapsError::Kernel)?;
-    if json {
+    let Some(name) = name else { return overview(&maps, &who, now_ns, args.json) };
+    let lines = lines(&maps, name, args, now_ns).map_err(MapsError::Kernel)?;
+    if args.json {
         return Ok(pretty(&Value::Array(lines.into_iter().map(object).collect())));
     }
-    if lines.is_empty() {
-        return Ok(format!("{name} is empty\n"));
+    match (&args.request, lines.is_empty()) {
+        (Some(id), true) => Ok(format!("no decision on request {id} among those kept\n")),
+        (None, true) => Ok(format!("{name} is empty\n")),
+        (Some(_), false) => Ok(lines.iter().map(list).collect::<Vec<_>>().join("\n")),
+        (None, false) => Ok(table(&lines)),
     }
-    Ok(table(&lines))
 }
 
 /// What is pinned, and by whom.
@@ -134,10 +180,13 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
                 let rows = maps.rows::<FlowValue>(&map.name).map_err(MapsError::Kernel)?;
                 rows.iter().filter(|row| row.value.state != FlowState::Free).count()
             }
-            // Other arrays are always full.
             names::WORKERS => maps.rows::<WorkerValue>(&map.name).map_err(MapsError::Kernel)?.len(),
+            names::PREFIXES => maps.prefixes().map_err(MapsError::Kernel)?.len(),
+            names::DECISIONS => maps.decisions().map_err(MapsError::Kernel)?.len(),
+            // Arrays are always full.
             _ => map.max_entries as usize,
         };
+        let says = KNOWN.iter().find(|(name, _)| *name == map.name).map_or("", |(_, says)| says);
         let number = |name, number: u32| (name, number.to_string(), json!(number));
         list.push(vec![
             ("map", map.name.clone(), json!(map.name)),
@@ -146,6 +195,7 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
             number("max_entries", map.max_entries),
             number("key_bytes", map.key_bytes),
             number("value_bytes", map.value_bytes),
+            ("says", says.to_owned(), json!(says)),
         ]);
     }
     let alive = maps.is_live();
@@ -162,7 +212,7 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
     Ok(format!("{directory}, {state}\n{}", table(&list)))
 }
 
-fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, KernelError> {
+fn lines(maps: &PinnedMaps, name: &str, args: &MapsArgs, now_ns: u64) -> Result<Vec<Line>, KernelError> {
     let lines = match name {
         names::WORKERS => {
             maps.rows::<WorkerValue>(name)?.iter().map(|row| worker_line(row, now_ns)).collect()
@@ -170,7 +220,7 @@ fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, Kernel
         names::CORES => maps
             .rows::<CoreValue>(name)?
             .iter()
-            .map(|row| line(Some(("thread", row.key)), &row.value, now_ns))
+            .map(|row| line(Some(("thread", row.key.into())), &row.value, now_ns))
             .collect(),
         names::STEERING => {
             let cpus = maps.rows::<SteeringCounts>(name)?;
@@ -186,21 +236,35 @@ fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, Kernel
             let rows = maps.rows::<LatencyValue>(name)?;
             rows.iter().filter(|row| row.value.count > 0).map(|row| latency_line(&row.value)).collect()
         }
+        names::PREFIXES => prefix_lines(maps, args.last, now_ns)?,
+        names::DECISIONS => {
+            let wanted = Wanted { last: args.last, request: args.request.as_deref() };
+            decisions::lines(maps, &wanted, args.json, now_ns)?
+        }
         _ => vec![line(None, &maps.instance()?, now_ns)],
     };
     Ok(lines)
 }
 
+/// The most used first.
+fn prefix_lines(maps: &PinnedMaps, last: Option<usize>, now_ns: u64) -> Result<Vec<Line>, KernelError> {
+    let mut rows = maps.prefixes()?;
+    rows.sort_by_key(|row| Reverse(row.value.last_used_ns));
+    rows.truncate(last.unwrap_or(usize::MAX));
+    rows.sort_by_key(|row| (Reverse(row.value.hits), row.value.depth_blocks));
+    Ok(rows.iter().map(|row| line(Some(("hash", row.key)), &row.value, now_ns)).collect())
+}
+
 /// A worker, with address and port in one column.
 fn worker_line(row: &Row<WorkerValue>, now_ns: u64) -> Line {
-    let mut line = line(Some(("index", row.key)), &row.value, now_ns);
+    let mut line = line(Some(("index", row.key.into())), &row.value, now_ns);
     join_address(&mut line, "address", "port", row.value.address, row.value.port);
     line
 }
 
 /// A response under way, with the client's address and port in one column.
 fn flow_line(row: &Row<FlowValue>, now_ns: u64) -> Line {
-    let mut line = line(Some(("slot", row.key)), &row.value, now_ns);
+    let mut line = line(Some(("slot", row.key.into())), &row.value, now_ns);
     join_address(&mut line, "client", "client_port", row.value.client, row.value.client_port as u16);
     line
 }
@@ -251,88 +315,11 @@ fn percentile_end(buckets: &[u64; BUCKETS], share: f64) -> f64 {
 
 fn duration(ns: u64) -> String {
     match ns {
-        ..10_000 => format!("{ns} ns"),
-        ..10_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
-        ..10_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
         _ => format!("{:.0} s", ns as f64 / 1e9),
     }
-}
-
-fn line(key: Option<(&'static str, u32)>, value: &impl MapValue, now_ns: u64) -> Line {
-    let mut line: Line = key.iter().map(|(name, key)| (*name, key.to_string(), json!(key))).collect();
-    value.visit(&mut |name, cell| {
-        let (text, value) = match cell {
-            Cell::Number(number) if name.ends_with("_ns") => (age(number, now_ns), json!(number)),
-            Cell::Number(number) => (number.to_string(), json!(number)),
-            Cell::Numbers(numbers) => (format!("{numbers:?}"), json!(numbers)),
-            Cell::Name(variant) => (variant.to_owned(), json!(variant)),
-            Cell::Bytes(bytes) => {
-                let text = until_nul(bytes);
-                (text.clone(), json!(text))
-            }
-        };
-        line.push((name, text, value));
-    });
-    line
-}
-
-fn until_nul(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    // A name is shown on a terminal, and was given from outside.
-    String::from_utf8_lossy(&bytes[..end]).chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// How long ago `then_ns` was.
-fn age(then_ns: u64, now_ns: u64) -> String {
-    if then_ns == 0 {
-        return "never".to_owned();
-    }
-    let seconds = now_ns.saturating_sub(then_ns) as f64 / 1e9;
-    match seconds {
-        ..1.0 => format!("{:.0} ms", seconds * 1e3),
-        ..120.0 => format!("{seconds:.1} s"),
-        ..7200.0 => format!("{:.0} min", seconds / 60.0),
-        _ => format!("{:.1} h", seconds / 3600.0),
-    }
-}
-
-/// Aligned columns, numbers to the right.
-fn table(lines: &[Line]) -> String {
-    let Some(first) = lines.first() else { return String::new() };
-    let headers = first.iter().map(|(name, ..)| name.strip_suffix("_ns").unwrap_or(name));
-    let columns: Vec<(&str, usize, bool)> = headers
-        .enumerate()
-        .map(|(column, header)| {
-            let widest = lines.iter().map(|line| line[column].1.chars().count()).max().unwrap_or(0);
-            (header, widest.max(header.len()), first[column].2.is_number())
-        })
-        .collect();
-    let mut text = String::new();
-    let mut push = |cells: &mut dyn Iterator<Item = &str>| {
-        let row: Vec<String> = cells
-            .zip(&columns)
-            .map(
-                |(cell, (_, width, right))| {
-                    if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-                },
-            )
-            .collect();
-        text.push_str(row.join("  ").trim_end());
-        text.push('\n');
-    };
-    push(&mut columns.iter().map(|(header, ..)| *header));
-    for line in lines {
-        push(&mut line.iter().map(|(_, text, _)| text.as_str()));
-    }
-    text
-}
-
-fn object(line: Line) -> Value {
-    Value::Object(line.into_iter().map(|(name, _, value)| (name.to_owned(), value)).collect::<Map<_, _>>())
-}
-
-fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
 }
 
 fn no_pins(root: &Path, error: KernelError) -> MapsError {
@@ -358,7 +345,11 @@ fn no_pins(root: &Path, error: KernelError) -> MapsError {
 mod tests {
     use super::*;
     use crate::kernel::{Kernel, Options};
-    use router_common::workers::{BreakerState, WorkerState};
+    use router_common::{
+        decisions::{DecisionPolicy, DecisionReason, DecisionValue},
+        prefixes::PrefixValue,
+        workers::{BreakerState, WorkerState},
+    };
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -391,41 +382,33 @@ mod tests {
         assert_eq!(value["state"], "Healthy");
     }
 
-    #[test]
-    fn ages_have_units() {
-        assert_eq!(age(0, SECOND), "never");
-        assert_eq!(age(SECOND - 5_000_000, SECOND), "5 ms");
-        assert_eq!(age(SECOND, 11 * SECOND), "10.0 s");
-        assert_eq!(age(SECOND, 601 * SECOND), "10 min");
-        assert_eq!(age(SECOND, 36_001 * SECOND), "10.0 h");
-        assert_eq!(age(2 * SECOND, SECOND), "0 ms", "clocks of two CPUs");
+    fn named(name: &str) -> MapsArgs {
+        MapsArgs { name: Some(name.to_owned()), ..MapsArgs::default() }
     }
 
     #[test]
-    fn columns_are_aligned() {
-        let line = |name: &str, number: u32| {
-            vec![("map", name.to_owned(), json!(name)), ("entries", number.to_string(), json!(number))]
-        };
-        assert_eq!(
-            table(&[line("workers", 3), line("é", 1024)]),
-            "map      entries\nworkers        3\né           1024\n"
-        );
+    fn flags_that_say_nothing_about_a_map_are_refused() {
+        let root = Path::new(DEFAULT_ROOT);
+        let error = print(root, &MapsArgs { last: Some(1), ..named("workers") }).expect_err("no order");
+        assert_eq!(error.to_string(), "--last goes with decisions and prefixes");
+        let error = print(root, &MapsArgs { request: Some("a".to_owned()), ..named("prefixes") });
+        assert_eq!(error.expect_err("no requests").to_string(), "--request goes with decisions");
     }
 
     #[test]
     fn what_is_not_there_is_said() {
         let root = tempfile::tempdir().expect("a directory");
-        let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
+        let error = print(root.path(), &MapsArgs::default()).expect_err("no pins").to_string();
         assert!(error.contains("no gateway is running with pins here"), "{error}");
         let other = root.path().join("warmpath-b");
         std::fs::create_dir(&other).expect("another instance");
-        let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
+        let error = print(root.path(), &MapsArgs::default()).expect_err("no pins").to_string();
         assert!(!error.contains("running: b"), "left behind, not running: {error}");
         let lock = std::fs::File::open(&other).expect("its directory");
         lock.lock().expect("as a running gateway holds it");
-        let error = print(root.path(), None, false, None).expect_err("no pins").to_string();
+        let error = print(root.path(), &MapsArgs::default()).expect_err("no pins").to_string();
         assert!(error.contains("running: b"), "{error}");
-        let error = print(root.path(), Some("wokers"), false, None).expect_err("no such map").to_string();
+        let error = print(root.path(), &named("wokers")).expect_err("no such map").to_string();
         assert!(error.contains("workers, flows"), "{error}");
     }
 
@@ -438,24 +421,64 @@ mod tests {
             println!("skipped: {}", capabilities.pins);
             return;
         }
-        let print =
-            |name, json| print(Path::new(DEFAULT_ROOT), name, json, Some(&instance)).expect("printed");
-        assert_eq!(print(Some("workers"), false), "workers is empty\n");
+        let print = |args: MapsArgs| {
+            let args = MapsArgs { instance: Some(instance.clone()), ..args };
+            print(Path::new(DEFAULT_ROOT), &args).expect("printed")
+        };
+        let json = |name| -> Value {
+            let text = print(MapsArgs { json: true, ..named(name) });
+            serde_json::from_str(&text).expect("JSON")
+        };
+        assert_eq!(print(named("workers")), "workers is empty\n");
+        assert_eq!(print(named("decisions")), "decisions is empty\n");
         let mut workers = kernel.take_workers().expect("loaded");
         workers.publish(5, &worker()).expect("publish");
 
-        let text = print(None, false);
+        let text = print(MapsArgs::default());
         assert!(text.contains(&format!("by process {}, up for", std::process::id())), "{text}");
         assert_eq!(text.lines().count(), 2 + KNOWN.len(), "{text}");
-        let text = print(Some("workers"), false);
+        assert!(KNOWN.iter().all(|(name, says)| text.contains(name) && text.contains(says)), "{text}");
+        let text = print(named("workers"));
         assert!(text.contains("10.0.0.7:8000") && text.contains(" ms"), "{text}");
-        let value: Value = serde_json::from_str(&print(Some("workers"), true)).expect("JSON");
-        assert_eq!(value[0]["in_flight"], 12);
-        assert_eq!(print(Some("cores"), false).lines().count(), 3, "a header and two threads");
-        assert!(print(Some("cores"), false).contains("never"));
-        let value: Value = serde_json::from_str(&print(Some("steering"), true)).expect("JSON");
-        assert_eq!(value[0]["selected"], 0);
-        let value: Value = serde_json::from_str(&print(Some("instance"), true)).expect("JSON");
-        assert_eq!(value[0]["threads"], 2);
+        assert_eq!(json("workers")[0]["in_flight"], 12);
+        assert_eq!(print(named("cores")).lines().count(), 3, "a header and two threads");
+        assert!(print(named("cores")).contains("never"));
+        assert_eq!(json("steering")[0]["selected"], 0);
+        assert_eq!(json("instance")[0]["threads"], 2);
+
+        let prefix = PrefixValue {
+            parent_hash: 0,
+            hits: 9,
+            last_used_ns: 1,
+            workers: [1 << 5, 0, 0, 0],
+            depth_blocks: 3,
+            own_blocks: 3,
+        };
+        let rows = [(u64::MAX, prefix), (7, PrefixValue { hits: 10, last_used_ns: 2, ..prefix })];
+        kernel.take_prefixes().expect("loaded").publish(&rows).expect("publish");
+        let prefixes = json("prefixes");
+        assert_eq!((&prefixes[0]["hits"], &prefixes[1]["hits"]), (&json!(10), &json!(9)));
+        assert_eq!(prefixes[1]["hash"], "ffffffffffffffff");
+        assert_eq!(prefixes[1]["workers"], json!([5]));
+        let text = print(MapsArgs { last: Some(1), ..named("prefixes") });
+        assert_eq!(text.lines().count(), 2, "the one used last: {text}");
+
+        let decisions = kernel.take_decisions().expect("loaded");
+        for (id, worker) in [("first", 5), ("second", 5), ("second", 0)] {
+            let mut decision = DecisionValue::new(worker, DecisionPolicy::Warm, DecisionReason::PrefixHit);
+            decision.request_id[..id.len()].copy_from_slice(id.as_bytes());
+            decision.request_hash = xxhash_rust::xxh3::xxh3_64(id.as_bytes());
+            decisions.record(&decision);
+        }
+        let text = print(MapsArgs { last: Some(2), ..named("decisions") });
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains("second") && !text.contains("first") && text.contains("gpu?[31m-a"), "{text}");
+        let text = print(MapsArgs { request: Some("first".to_owned()), ..named("decisions") });
+        assert!(text.contains("first") && text.contains("PrefixHit") && !text.contains("second"), "{text}");
+        let text = print(MapsArgs { request: Some("third".to_owned()), ..named("decisions") });
+        assert_eq!(text, "no decision on request third among those kept\n");
+        let rows = json("decisions");
+        assert_eq!((&rows[0]["sequence"], &rows[2]["worker"]), (&json!(1), &json!(0)));
+        assert_eq!(rows[0]["runner_up"], Value::Null);
     }
 }

@@ -2,6 +2,7 @@
 
 mod banner;
 mod maps;
+mod publish;
 mod serve;
 
 use clap::{Parser, Subcommand};

@@ -14,14 +14,14 @@ use tokio::{
     sync::watch,
 };
 
-use super::banner::Banner;
+use super::{banner::Banner, publish};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
-    kernel::{self, Capabilities, Capability, Kernel, Steering, WorkersMap},
+    kernel::{self, Capabilities, Capability, Kernel, Steering},
     telemetry::{self, Metrics},
 };
 
@@ -185,13 +185,22 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let flows = kernel.flows()?;
     let names = fleet.workers().iter().map(|worker| (worker.slot.0.into(), worker.name.clone())).collect();
     metrics.show_latency(flows.clone(), names)?;
-    let shared = Arc::new(Shared::new(config, fleet, index.clone(), metrics, kernel.bypass(), flows));
+    let shared = Arc::new(Shared::new(
+        config,
+        fleet,
+        index.clone(),
+        metrics,
+        kernel.bypass(),
+        flows,
+        kernel.take_decisions(),
+    ));
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
-    let publisher = kernel.take_workers().map(|map| tokio::spawn(publish(shared.clone(), map)));
+    let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
+    let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
         Admin { shared: shared.clone(), phase: phases.clone(), steering },
@@ -218,7 +227,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     };
     drop(monitors);
     admin.abort();
-    if let Some(publisher) = publisher {
+    for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }
     drop(kernel);
@@ -290,28 +299,6 @@ fn start_threads(
         .map(start)
         .collect::<io::Result<_>>()
         .map_err(system("cannot start a data thread"))
-}
-
-/// How often the `workers` map is brought up to date.
-const PUBLISH_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Publishes the fleet in the `workers` map.
-async fn publish(shared: Arc<Shared>, mut map: WorkersMap) {
-    let mut ticks = tokio::time::interval(PUBLISH_INTERVAL);
-    let mut failing = false;
-    loop {
-        ticks.tick().await;
-        for worker in shared.fleet.workers().iter() {
-            let row = fleet::row(worker, shared.index.blocks(worker.slot));
-            let result = map.publish(u32::from(worker.slot.0), &row);
-            if let Err(error) = &result
-                && !failing
-            {
-                tracing::warn!(%error, "the workers map is not up to date");
-            }
-            failing = result.is_err();
-        }
-    }
 }
 
 /// Attaches the steering program where the kernel took it; a refusal here is a capability lost, not a failure.

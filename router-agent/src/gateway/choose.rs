@@ -7,8 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderValue;
 
-use super::{GatewayError, Shared, route::Route};
+use super::{
+    GatewayError, Shared,
+    decided::{self, Circumstances},
+    route::Route,
+};
 use crate::{
     fleet::{Flight, Worker},
     index::{Matches, WorkerSlot},
@@ -62,6 +67,7 @@ pub(super) fn choose(
     shared: &Shared,
     scratch: &RefCell<Scratch>,
     plan: &Plan,
+    request_id: &HeaderValue,
     tried: &[WorkerSlot],
 ) -> Option<Choice> {
     let scratch = &mut *scratch.borrow_mut();
@@ -105,6 +111,16 @@ pub(super) fn choose(
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
         }
+    }
+    if let Some(map) = &shared.decisions_map {
+        let circumstances = Circumstances {
+            request_id,
+            candidates,
+            tried: tried.len(),
+            prompt_tokens: plan.prompt_tokens,
+            matched_blocks: matches.blocks(decision.slot),
+        };
+        map.record(&decided::record(&decision, &circumstances));
     }
     Some(Choice { flight, decision })
 }

@@ -9,6 +9,7 @@ mod body;
 mod choose;
 mod client_io;
 mod connection;
+mod decided;
 mod error;
 mod headers;
 mod listen;
@@ -30,7 +31,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
-    kernel::{Bypass, Flows},
+    kernel::{Bypass, Decisions, Flows},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -62,6 +63,8 @@ pub struct Shared {
     pub bypass: Option<Bypass>,
     /// The streams under way and their times.
     pub flows: Flows,
+    /// Where decisions are published, if the kernel has the map.
+    decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
@@ -80,6 +83,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         bypass: Option<Bypass>,
         flows: Flows,
+        decisions_map: Option<Decisions>,
     ) -> Self {
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
@@ -97,6 +101,7 @@ impl Shared {
             metrics,
             bypass,
             flows,
+            decisions_map,
             connections: AtomicUsize::new(0),
         }
     }

@@ -52,7 +52,7 @@ pub(super) async fn handle(
         hold_body: bypass.is_some(),
     };
 
-    let mut response = match answer(context, route, outgoing, body).await {
+    let mut response = match answer(context, route, outgoing, body, &request_id).await {
         Ok(answer) => {
             answer.log(route, &request_id);
             answer.relay(context, &client, bypass, account)
@@ -105,6 +105,7 @@ async fn answer(
     route: Route,
     mut outgoing: Outgoing,
     body: Incoming,
+    request_id: &HeaderValue,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     let config = &shared.config;
@@ -115,7 +116,10 @@ async fn answer(
 
     let deciding = Instant::now();
     let plan = choose::plan(shared, route, &outgoing.body)?;
-    let mut choice = choose::choose(shared, &context.scratch, &plan, &[]).ok_or(GatewayError::NoWorker)?;
+    let choose = |tried: &[WorkerSlot]| {
+        choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
+    };
+    let mut choice = choose(&[])?;
     if route != Route::Other {
         shared.metrics.decision.observe(deciding.elapsed().as_secs_f64());
     }
@@ -163,7 +167,7 @@ async fn answer(
         };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
-        choice = choose::choose(shared, &context.scratch, &plan, &tried).ok_or(GatewayError::NoWorker)?;
+        choice = choose(&tried)?;
     }
 }
 

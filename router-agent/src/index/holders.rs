@@ -57,6 +57,11 @@ impl Holders {
         self.uses.is_empty()
     }
 
+    /// When any of them last used the run.
+    pub(super) fn last_stamp(&self) -> u64 {
+        self.uses.iter().map(|used| used.stamp).max().unwrap_or(0)
+    }
+
     /// How many holders stand before this slot.
     fn rank(&self, slot: WorkerSlot) -> usize {
         let index = usize::from(slot.0) / 64;

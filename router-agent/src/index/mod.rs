@@ -13,6 +13,7 @@
 mod audit;
 mod evict;
 mod holders;
+mod hottest;
 mod matches;
 #[cfg(test)]
 mod model;
@@ -24,7 +25,11 @@ mod tree;
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use self::tree::Tree;
-pub use self::{holders::WORKERS_MAX, matches::Matches};
+pub use self::{
+    holders::WORKERS_MAX,
+    hottest::{Hottest, Prefix},
+    matches::Matches,
+};
 
 /// Default bound of the index: DESIGN's table of limits.
 pub const INDEX_BYTES_MAX: usize = 256 << 20;

@@ -25,6 +25,8 @@ pub(super) struct Run {
     pub(super) children: u32,
     /// All children's numbers xored: with one child, that child.
     pub(super) child_xor: u32,
+    /// Inserts that covered the run since it was stored; a run that grows at its end keeps its count.
+    pub(super) hits: u32,
 }
 
 impl Run {
@@ -108,6 +110,19 @@ impl Tree {
 
     pub(super) fn worker_mut(&mut self, slot: WorkerSlot) -> &mut Worker {
         &mut self.workers[usize::from(slot.0)]
+    }
+
+    /// The runs of one chunk, with their numbers; `None` beyond the last chunk.
+    pub(super) fn chunk(&self, chunk: usize) -> Option<impl Iterator<Item = (u32, &Run)>> {
+        let runs =
+            (0..).zip(self.chunks.get(chunk)?).map(move |(at, run)| ((chunk * CHUNK + at) as u32, run));
+        Some(runs.filter(|(_, run)| !run.hashes.is_empty()))
+    }
+
+    /// The run of this number, if it is in use.
+    pub(super) fn live_run(&self, id: u32) -> Option<&Run> {
+        let run = self.chunks.get(id as usize / CHUNK)?.get(id as usize % CHUNK)?;
+        (!run.hashes.is_empty()).then_some(run)
     }
 
     pub(super) fn clock(&self) -> u64 {
@@ -211,7 +226,7 @@ impl Tree {
                     run.hashes.extend_from_slice(rest);
                 });
             } else {
-                let id = self.new_run(Run { hashes: rest.to_vec(), parent: last, ..Run::default() });
+                let id = self.new_run(Run { hashes: rest.to_vec(), parent: last, hits: 1, ..Run::default() });
                 self.adopt(last, id);
                 // Deeper than the whole path, so older than it.
                 match path.last() {
@@ -230,6 +245,8 @@ impl Tree {
 
     /// Moves the run to the front of the worker's list; the worker holds it from now on.
     fn touch(&mut self, id: u32, slot: WorkerSlot) {
+        let run = self.run_mut(id);
+        run.hits = run.hits.saturating_add(1);
         if self.run(id).holders.contains(slot) {
             self.unlink(id, slot);
             self.run_mut(id).holders.get_mut(slot).stamp = self.clock;
@@ -255,8 +272,9 @@ impl Tree {
     pub(super) fn split(&mut self, id: u32, len: usize) -> u32 {
         debug_assert!(0 < len && len < self.run(id).hashes.len(), "a split that leaves an empty part");
         let parent = self.run(id).parent;
-        let head = self.run(id).hashes[..len].to_vec();
-        let head = self.new_run(Run { hashes: head, parent, ..Run::default() });
+        let Run { hashes, hits, .. } = self.run(id);
+        let (head, hits) = (hashes[..len].to_vec(), *hits);
+        let head = self.new_run(Run { hashes: head, parent, hits, ..Run::default() });
         self.change(id, |run| {
             run.hashes.drain(..len);
             run.hashes.shrink_to_fit();

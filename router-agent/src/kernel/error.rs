@@ -39,6 +39,13 @@ pub enum KernelError {
     Attached,
 }
 
+impl KernelError {
+    /// The file modes of a pin forbid it, or a security module does.
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(errno(self), Some(libc::EACCES | libc::EPERM))
+    }
+}
+
 /// The message of `error` and of everything below it, on one line.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = first_line(error);

@@ -58,7 +58,7 @@ impl Flows {
     /// Over memory of this process.
     pub(super) fn private() -> Result<Self, KernelError> {
         let own = |name, length| {
-            SharedArray::own(length).map_err(|source| KernelError::SharedMemory { name, source })
+            SharedArray::anonymous(length).map_err(|source| KernelError::SharedMemory { name, source })
         };
         Ok(Self::new(own(names::FLOWS, FLOWS_BYTES)?, own(names::LATENCY, LATENCY_BYTES)?))
     }

@@ -28,11 +28,13 @@
 
 pub mod bypass;
 mod capability;
+mod decisions;
 mod epoll;
 mod error;
 pub mod flows;
 mod pinned;
 mod pins;
+mod prefixes;
 pub mod splice;
 mod steering;
 mod sys;
@@ -57,10 +59,12 @@ use router_common::{
 pub use self::{
     bypass::Bypass,
     capability::{Capabilities, Capability},
+    decisions::Decisions,
     error::{KernelError, chain},
     flows::Flows,
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
+    prefixes::PrefixesMap,
     splice::Splice,
     steering::{Core, Steering},
     workers::WorkersMap,
@@ -79,8 +83,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("warmpath.bpf.o");
 const PROGRAM: &str = "select_core";
 
 /// The maps that are pinned.
-const PINNED: [&str; 6] =
-    [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE, names::FLOWS, names::LATENCY];
+const PINNED: [&str; 8] = [
+    names::WORKERS,
+    names::CORES,
+    names::STEERING,
+    names::INSTANCE,
+    names::PREFIXES,
+    names::DECISIONS,
+    names::FLOWS,
+    names::LATENCY,
+];
 
 /// How to open the kernel side.
 #[derive(Clone, Debug)]
@@ -244,6 +256,16 @@ impl Kernel {
     /// The writer of the `workers` map: `Some` once, if the object is loaded.
     pub fn take_workers(&mut self) -> Option<WorkersMap> {
         WorkersMap::new(self.ebpf.as_mut()?.take_map(names::WORKERS)?).ok()
+    }
+
+    /// The writer of the `prefixes` map: `Some` once, if the object is loaded.
+    pub fn take_prefixes(&mut self) -> Option<PrefixesMap> {
+        PrefixesMap::new(self.ebpf.as_mut()?.take_map(names::PREFIXES)?).ok()
+    }
+
+    /// The writer of the `decisions` map: `Some` once, if the object is loaded.
+    pub fn take_decisions(&mut self) -> Option<Decisions> {
+        Decisions::new(&self.ebpf.as_mut()?.take_map(names::DECISIONS)?).ok()
     }
 
     /// Attaches the steering program to `listeners`: one per data thread, in their order, all on one address and

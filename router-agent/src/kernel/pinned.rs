@@ -9,9 +9,11 @@ use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
-use router_common::{MapValue, SCHEMA_VERSION, instance::InstanceValue, names};
+use router_common::{
+    MapValue, SCHEMA_VERSION, decisions::DecisionValue, instance::InstanceValue, names, prefixes::PrefixValue,
+};
 
-use super::{error::KernelError, pins, sys::monotonic_ns};
+use super::{decisions, error::KernelError, pins, sys::monotonic_ns};
 
 /// The pin directory of an instance, readable.
 #[derive(Debug)]
@@ -31,8 +33,8 @@ pub struct PinnedMap {
 
 /// One entry. Per-CPU maps have one per CPU and key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row<V> {
-    pub key: u32,
+pub struct Row<V, K = u32> {
+    pub key: K,
     pub value: V,
 }
 
@@ -125,22 +127,43 @@ impl PinnedMaps {
                     }
                 }
             }
-            other => {
-                let hash: HashMap<_, u32, V::Bytes> =
-                    other.try_into().map_err(|source| error(name, source))?;
-                for entry in &hash {
-                    let (key, bytes) = entry.map_err(|source| error(name, source))?;
-                    keep(key, &bytes)?;
-                }
-                rows.sort_by_key(|row| row.key);
-            }
+            other => return hash_rows(name, other),
         }
         Ok(rows)
+    }
+
+    /// The entries of `prefixes`, by block hash.
+    pub fn prefixes(&self) -> Result<Vec<Row<PrefixValue, u64>>, KernelError> {
+        let map = self.data(names::PREFIXES)?;
+        let map = Map::from_map_data(map).map_err(|source| error(names::PREFIXES, source))?;
+        hash_rows(names::PREFIXES, map)
+    }
+
+    /// The ring of decisions, oldest first; a record that is being written is left out.
+    pub fn decisions(&self) -> Result<Vec<DecisionValue>, KernelError> {
+        decisions::read(&self.data(names::DECISIONS)?)
     }
 
     fn data(&self, name: &str) -> Result<MapData, KernelError> {
         MapData::from_pin(self.directory.join(name)).map_err(|source| error(name, source))
     }
+}
+
+fn hash_rows<K, V>(name: &str, map: Map) -> Result<Vec<Row<V, K>>, KernelError>
+where
+    K: Pod + Ord,
+    V: MapValue,
+    V::Bytes: Pod,
+{
+    let hash: HashMap<_, K, V::Bytes> = map.try_into().map_err(|source| error(name, source))?;
+    let mut rows = Vec::new();
+    for entry in &hash {
+        let (key, bytes) = entry.map_err(|source| error(name, source))?;
+        let value = V::from_bytes(&bytes).ok_or_else(|| KernelError::Entry { name: name.to_owned() })?;
+        rows.push(Row { key, value });
+    }
+    rows.sort_by_key(|row| row.key);
+    Ok(rows)
 }
 
 /// Now, by the clock of every `_ns` field in the maps (`CLOCK_MONOTONIC`), in nanoseconds.

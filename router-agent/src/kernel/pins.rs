@@ -6,6 +6,9 @@
 //! is stale. A gateway that starts replaces what is stale in its own directory and removes what other instances left
 //! behind. Pins are never reused, hence never of another version's shape. They are removed, with the directory, when
 //! [`Pins`] is dropped.
+//!
+//! A user who is not root needs a directory of its own, made by root, and the right to pass through the root of the
+//! file system; it then empties the directory but cannot remove it.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -17,10 +20,7 @@ use std::{
 
 use aya::maps::Map;
 
-use super::{
-    capability::missing_privileges,
-    error::{KernelError, chain},
-};
+use super::error::{KernelError, chain};
 
 /// Where bpffs is mounted on every distribution.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf";
@@ -106,8 +106,9 @@ impl Pins {
 
     fn lock(directory: &Path) -> Result<File, String> {
         let refused = |what: &str, error: &io::Error| match error.kind() {
+            // A matter of file modes, which no capability that the programs need has a say in.
             io::ErrorKind::PermissionDenied => {
-                let fix = missing_privileges().map_or(String::new(), |fix| format!(": {fix}"));
+                let fix = remedy(directory).map_or(String::new(), |fix| format!("; as root: `{fix}`"));
                 format!("{what} {}: {error}{fix}", directory.display())
             }
             _ => format!("{what} {}: {error}", directory.display()),
@@ -173,6 +174,13 @@ impl Drop for Pins {
             let _ = fs::remove_dir(&self.directory);
         }
     }
+}
+
+/// What root does once so that this process's user may pin in `directory`.
+fn remedy(directory: &Path) -> Option<String> {
+    let user = fs::metadata("/proc/self").ok()?.uid();
+    let (root, directory) = (directory.parent()?.display(), directory.display());
+    Some(format!("chmod 0711 {root} && install -d -o {user} -m 0750 {directory}"))
 }
 
 fn is_same_file(open: &File, path: &Path) -> bool {

@@ -36,37 +36,22 @@ unsafe impl Sync for SharedArray {}
 impl SharedArray {
     /// Maps the first `length` bytes of the array behind `map`.
     pub(super) fn map(map: impl AsFd, length: usize) -> io::Result<Self> {
+        Self::new(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, map.as_fd().as_raw_fd())
+    }
+
+    /// The same for a reader: a store to it ends the process.
+    pub(super) fn map_read_only(map: impl AsFd, length: usize) -> io::Result<Self> {
+        Self::new(length, libc::PROT_READ, libc::MAP_SHARED, map.as_fd().as_raw_fd())
+    }
+
+    /// Memory of this process alone, zeroed, where there is no map.
+    pub(super) fn anonymous(length: usize) -> io::Result<Self> {
+        Self::new(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    fn new(length: usize, protection: libc::c_int, flags: libc::c_int, file: i32) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice; nothing of ours is replaced.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        Self::of(base, length)
-    }
-
-    /// The same over memory of this process, zeroed, for where there is no map.
-    pub(super) fn own(length: usize) -> io::Result<Self> {
-        // SAFETY: as above; without a file.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        Self::of(base, length)
-    }
-
-    fn of(base: *mut libc::c_void, length: usize) -> io::Result<Self> {
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, file, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -67,6 +67,8 @@ pub struct Decision {
     pub cost: u64,
     /// The worker that would have been next.
     pub runner_up: Option<WorkerSlot>,
+    /// What that one would have cost, in the same unit; 0 without one.
+    pub runner_up_cost: u64,
     /// Candidates that cost the same as the chosen one, itself included.
     pub tied: u32,
 }

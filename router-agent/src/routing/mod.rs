@@ -67,6 +67,7 @@ impl Router {
             Policy::PowerOfTwo => self.better_of_two(candidates),
         }?;
         let Choice { at, cost, runner_up, tied } = decision;
+        let (runner_up, runner_up_cost) = runner_up.unzip();
         let chosen = &candidates[at];
         self.clock += 1;
         self.last_chosen[usize::from(chosen.slot.0)] = self.clock;
@@ -95,6 +96,7 @@ impl Router {
             best_matched_tokens: best_match.min(ask.prompt_tokens),
             cost,
             runner_up: runner_up.map(|at| candidates[at].slot),
+            runner_up_cost: runner_up_cost.unwrap_or(0),
             tied,
         })
     }
@@ -139,7 +141,7 @@ impl Router {
             }
         }
         let (at, (cost, _), _) = best?;
-        Some(Choice { at, cost, runner_up: second.map(|second| second.0), tied })
+        Some(Choice { at, cost, runner_up: second.map(|(at, (cost, _), _)| (at, cost)), tied })
     }
 
     /// The next slot after the last one chosen, whichever candidates there are this time.
@@ -169,7 +171,8 @@ impl Router {
         let key = |at: usize| (load(&candidates[at]), self.last_chosen[usize::from(candidates[at].slot.0)]);
         let (at, other) = if key(second) < key(first) { (second, first) } else { (first, second) };
         let tied = 1 + u32::from(key(at).0 == key(other).0);
-        Some(Choice { at, cost: load(&candidates[at]).0, runner_up: Some(other), tied })
+        let runner_up = Some((other, load(&candidates[other]).0));
+        Some(Choice { at, cost: load(&candidates[at]).0, runner_up, tied })
     }
 }
 
@@ -182,6 +185,7 @@ fn load(candidate: &Candidate) -> (u64, u64) {
 struct Choice {
     at: usize,
     cost: u64,
-    runner_up: Option<usize>,
+    /// With its cost.
+    runner_up: Option<(usize, u64)>,
     tied: u32,
 }

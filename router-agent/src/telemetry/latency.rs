@@ -124,12 +124,12 @@ mod tests {
         let histogram = metric.get_histogram();
         assert_eq!(histogram.get_sample_count(), 15);
         assert!((histogram.get_sample_sum() - 1.5).abs() < 1e-9);
-        let counts: Vec<_> = histogram.get_bucket().iter().map(Bucket::get_cumulative_count).collect();
+        let counts: Vec<_> = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
         assert_eq!(
             (counts[0], counts[24 - FIRST - 1], counts[24 - FIRST], counts[LAST - FIRST]),
             (3, 3, 7, 7)
         );
-        let end = histogram.get_bucket()[24 - FIRST].get_upper_bound();
+        let end = histogram.get_bucket()[24 - FIRST].upper_bound();
         assert!((0.020..0.034).contains(&end), "20 ms are in bucket 24, which ends at {end}");
     }
 }

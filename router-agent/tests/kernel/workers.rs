@@ -2,8 +2,10 @@
 
 use router_agent::kernel::{DEFAULT_ROOT, PinnedMaps};
 use router_common::{
-    limits::WORKERS_MAX,
+    decisions::{DecisionPolicy, DecisionReason, DecisionValue},
+    limits::{DECISIONS_MAX, PREFIXES_MAX, WORKERS_MAX},
     names,
+    prefixes::PrefixValue,
     workers::{BreakerState, WorkerState, WorkerValue},
 };
 use std::path::Path;
@@ -66,6 +68,66 @@ fn the_map_holds_as_many_workers_as_it_says_and_refuses_more() {
     workers.publish(0, &worker()).expect("an update needs no room");
 }
 
+fn decision() -> DecisionValue {
+    let mut decision = DecisionValue::new(4, DecisionPolicy::PowerOfTwo, DecisionReason::LoadOverPrefix);
+    decision.request_id[..2].copy_from_slice(b"ab");
+    decision.prompt_tokens = 812;
+    decision
+}
+
+#[test]
+fn decisions_are_read_oldest_first_with_number_and_time() {
+    let Some((mut kernel, _)) = open("decisions", 1) else { return };
+    let decisions = kernel.take_decisions().expect("the object is loaded");
+    let maps = PinnedMaps::open(Path::new(DEFAULT_ROOT), Some(&instance("decisions"))).expect("pinned");
+    assert!(maps.decisions().expect("readable").is_empty());
+    for _ in 0..DECISIONS_MAX + 2 {
+        decisions.record(&decision());
+    }
+    let rows = maps.decisions().expect("readable");
+    let numbers: Vec<u64> = rows.iter().map(|row| row.sequence).collect();
+    assert_eq!(
+        numbers,
+        (3..=u64::from(DECISIONS_MAX) + 2).collect::<Vec<_>>(),
+        "the first two are overwritten"
+    );
+    assert!(rows.windows(2).all(|pair| 0 < pair[0].decided_ns && pair[0].decided_ns <= pair[1].decided_ns));
+    let DecisionValue { sequence, decided_ns, claimed, .. } = rows[0];
+    assert_eq!(rows[0], DecisionValue { sequence, decided_ns, claimed, ..decision() });
+}
+
+#[test]
+fn prefixes_are_replaced_as_a_whole() {
+    let Some((mut kernel, _)) = open("prefixes", 1) else { return };
+    let mut map = kernel.take_prefixes().expect("the object is loaded");
+    let maps = PinnedMaps::open(Path::new(DEFAULT_ROOT), Some(&instance("prefixes"))).expect("pinned");
+    let row = |hash: u64| {
+        let workers = [1, 0, 0, 1 << 63];
+        let value = PrefixValue {
+            parent_hash: 1,
+            hits: hash,
+            last_used_ns: 3,
+            workers,
+            depth_blocks: 4,
+            own_blocks: 5,
+        };
+        (hash, value)
+    };
+    let keys = |maps: &PinnedMaps| -> Vec<u64> {
+        maps.prefixes().expect("readable").iter().map(|row| row.key).collect()
+    };
+    map.publish(&[row(1), row(2), row(u64::MAX)]).expect("publish");
+    assert_eq!(keys(&maps), [1, 2, u64::MAX]);
+    map.publish(&[row(2), row(3)]).expect("publish");
+    assert_eq!(keys(&maps), [2, 3]);
+    assert_eq!(maps.prefixes().expect("readable")[1].value, row(3).1);
+    // A full map that changes altogether, and more than it holds.
+    let many = |from: u64| (from..from + 2 * u64::from(PREFIXES_MAX)).map(row).collect::<Vec<_>>();
+    map.publish(&many(1)).expect("publish");
+    map.publish(&many(1000)).expect("publish");
+    assert_eq!(keys(&maps), (1000..1000 + u64::from(PREFIXES_MAX)).collect::<Vec<_>>());
+}
+
 #[test]
 fn bpftool_prints_fields_and_states_by_name() {
     let Some((mut kernel, _)) = open("bpftool", 2) else { return };
@@ -90,4 +152,36 @@ fn bpftool_prints_fields_and_states_by_name() {
     assert_eq!(dump[0]["formatted"]["values"][0]["value"]["selected"], 0, "{dump}");
     let dump = bpftool_dump(&directory.join(names::INSTANCE)).expect("as above");
     assert_eq!(dump[0]["formatted"]["value"]["pid"], std::process::id());
+
+    kernel.take_decisions().expect("loaded").record(&decision());
+    let dump = bpftool_dump(&directory.join(names::DECISIONS)).expect("as above");
+    assert_eq!(dump.as_array().map(Vec::len), Some(DECISIONS_MAX as usize));
+    let value = &dump[0]["formatted"]["value"];
+    assert_eq!(
+        (&value["policy"], &value["reason"]),
+        (&"PowerOfTwo".into(), &"LoadOverPrefix".into()),
+        "{value}"
+    );
+    assert_eq!(
+        (&value["worker"], &value["prompt_tokens"], &value["sequence"]),
+        (&4.into(), &812.into(), &1.into())
+    );
+    assert_eq!(value["sequence"], value["claimed"]);
+    assert_eq!(value["request_id"][0], b'a');
+    let prefix = PrefixValue {
+        parent_hash: 0,
+        hits: 3,
+        last_used_ns: 1,
+        workers: [9, 0, 0, 0],
+        depth_blocks: 2,
+        own_blocks: 2,
+    };
+    kernel.take_prefixes().expect("loaded").publish(&[(77, prefix)]).expect("publish");
+    let dump = bpftool_dump(&directory.join(names::PREFIXES)).expect("as above");
+    assert_eq!(dump[0]["formatted"]["key"], 77);
+    let value = &dump[0]["formatted"]["value"];
+    assert_eq!(
+        (&value["workers"][0], &value["depth_blocks"], &value["hits"]),
+        (&9.into(), &2.into(), &3.into())
+    );
 }
