@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
-mod bypass;
 mod command;
 mod drain;
 mod errors;
@@ -10,6 +9,7 @@ mod failover;
 mod hang_up;
 mod keep_alive;
 mod kernel;
+mod kernel_relay;
 mod limits;
 mod observe;
 mod passthrough;

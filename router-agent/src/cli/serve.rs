@@ -22,7 +22,7 @@ use crate::{
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
-    telemetry::{self, Metrics},
+    telemetry::{self, Metrics, RelayPath},
 };
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
@@ -169,15 +169,16 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
         instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
         threads: config.threads as u32,
         bypass: config.splice == Splice::Auto && config.relay.allows(config.relay.bypass),
+        splice: config.splice == Splice::Auto && config.relay.allows(config.relay.splice),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
     for (name, capability) in capabilities.iter() {
         metrics.set_kernel(name, capability.is_available());
     }
-    metrics.relay.available("copy", true);
-    metrics.relay.available("bypass", capabilities.bypass.is_available());
-    metrics.relay.available("splice", capabilities.splice.is_available());
+    metrics.relay.available(RelayPath::Copy, true);
+    metrics.relay.available(RelayPath::Bypass, capabilities.bypass.is_available());
+    metrics.relay.available(RelayPath::Splice, capabilities.splice.is_available());
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let fleet = build_fleet(&config, &metrics);
@@ -190,7 +191,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
         fleet,
         index.clone(),
         metrics,
-        kernel.bypass(),
+        kernel.relays(),
         flows,
         kernel.take_decisions(),
     ));

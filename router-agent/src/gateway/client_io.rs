@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::kernel::{self, Bypass, bypass::ClientEnd};
+use crate::kernel::{self, Relays, bypass::ClientEnd};
 
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,8 +124,8 @@ impl ClientSocket {
     }
 
     /// This socket as a target of the kernel's redirection. System calls the first time only.
-    pub(super) fn known_to(&self, bypass: &Bypass) -> Option<ClientEnd> {
-        *self.kernel.get_or_init(|| bypass.client(&self.stream, self.cookie()))
+    pub(super) fn known_to(&self, relays: &Relays) -> Option<ClientEnd> {
+        *self.kernel.get_or_init(|| relays.client(&self.stream, self.cookie()))
     }
 
     /// The kernel's number for this socket; 0 if it has none to give.

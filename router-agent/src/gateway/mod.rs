@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
-    kernel::{Bypass, Decisions, Flows},
+    kernel::{Decisions, Flows, Relays},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -59,8 +59,8 @@ pub struct Shared {
     pub index: Arc<PrefixIndex>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// The relay past this process, if the kernel has it.
-    pub bypass: Option<Bypass>,
+    /// The ways past this process that the kernel has for bodies.
+    pub relays: Relays,
     /// The streams under way and their times.
     pub flows: Flows,
     /// Where decisions are published, if the kernel has the map.
@@ -81,7 +81,7 @@ impl Shared {
         fleet: Fleet,
         index: Arc<PrefixIndex>,
         metrics: Arc<Metrics>,
-        bypass: Option<Bypass>,
+        relays: Relays,
         flows: Flows,
         decisions_map: Option<Decisions>,
     ) -> Self {
@@ -99,7 +99,7 @@ impl Shared {
             fleet,
             index,
             metrics,
-            bypass,
+            relays,
             flows,
             decisions_map,
             connections: AtomicUsize::new(0),

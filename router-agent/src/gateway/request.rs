@@ -21,7 +21,7 @@ use super::{
     route::Route,
     thread::ThreadContext,
 };
-use crate::{fleet::Worker, index::WorkerSlot, kernel::Bypass, routing::Decision, upstream};
+use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
@@ -43,19 +43,19 @@ pub(super) async fn handle(
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
     let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
-    let bypass = context.shared.bypass.as_ref().filter(|bypass| raw && bypass.is_on());
+    let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold_body: bypass.is_some(),
+        hold_body: relays.is_some(),
     };
 
     let mut response = match answer(context, route, outgoing, body, &request_id).await {
         Ok(answer) => {
             answer.log(route, &request_id);
-            answer.relay(context, &client, bypass, account)
+            answer.relay(context, &client, relays, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -203,7 +203,7 @@ impl Answer {
         self,
         context: &ThreadContext,
         client: &Client,
-        bypass: Option<&Bypass>,
+        relays: Option<&Relays>,
         account: RequestAccount,
     ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, mut attempt, decision } = self;
@@ -211,7 +211,7 @@ impl Answer {
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
-        let raw = bypass.zip(Plan::of(context, parts.status, parts.version, &parts.headers, is_event_stream));
+        let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
         if is_event_stream || raw.is_some() {
             attempt.follow(client.address, client.socket.cookie(), is_event_stream);
@@ -227,10 +227,13 @@ impl Answer {
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {
             None => (lease, ledger),
-            Some((bypass, plan)) => match RawRelay::new(plan, lease, &client.socket, bypass, ledger) {
-                Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
-                Err(refused) => refused,
-            },
+            Some((relays, plan)) => {
+                match RawRelay::new(plan, &context.shared.config.relay, relays, &client.socket, lease, ledger)
+                {
+                    Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
+                    Err(refused) => refused,
+                }
+            }
         };
         context.shared.metrics.relay.copy.inc();
         lease.open_body();

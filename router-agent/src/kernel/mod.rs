@@ -121,6 +121,32 @@ impl Default for Options {
     }
 }
 
+/// The ways past this process that the kernel has for bodies. Cheap to clone, for every thread.
+#[derive(Clone, Default)]
+pub struct Relays {
+    /// For workers on this host.
+    pub bypass: Option<Bypass>,
+    /// For all.
+    pub splice: Option<Splice>,
+}
+
+impl Relays {
+    /// Whether any of them may be used.
+    pub fn are_on(&self) -> bool {
+        self.bypass.as_ref().is_some_and(Bypass::is_on) || self.splice.as_ref().is_some_and(Splice::is_on)
+    }
+
+    /// Makes a client's socket, whose cookie this is, one that streams can be redirected into.
+    pub fn client(&self, socket: impl AsFd, cookie: u64) -> Option<bypass::ClientEnd> {
+        // Both have the same map.
+        match (&self.bypass, &self.splice) {
+            (Some(bypass), _) => bypass.client(socket, cookie),
+            (None, Some(splice)) => splice.client(socket, cookie),
+            (None, None) => None,
+        }
+    }
+}
+
 /// The loaded object, and the pins for as long as it lives.
 pub struct Kernel {
     ebpf: Option<Ebpf>,
@@ -216,6 +242,11 @@ impl Kernel {
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
     pub fn bypass(&self) -> Option<Bypass> {
         self.bypass.clone()
+    }
+
+    /// What the kernel may be given to move.
+    pub fn relays(&self) -> Relays {
+        Relays { bypass: self.bypass(), splice: self.splice() }
     }
 
     /// Streams and their times: in the maps, if the kernel has them, else in memory of this process.

@@ -75,16 +75,45 @@ pub struct Metrics {
     steering: IntCounterVec,
 }
 
+/// A way of moving bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayPath {
+    /// This process.
+    Copy,
+    /// The kernel, from a worker on this host.
+    Bypass,
+    /// The kernel, from this gateway's socket to the worker.
+    Splice,
+}
+
+impl RelayPath {
+    /// For metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Bypass => "bypass",
+            Self::Splice => "splice",
+        }
+    }
+}
+
+/// What the kernel moved on one way.
+#[derive(Debug)]
+pub struct MovedMetrics {
+    /// Responses whose body it was given, for all or a part of it.
+    pub responses: IntCounter,
+    /// Bytes of them that it moved past this process.
+    pub bytes: IntCounter,
+}
+
 /// Bodies by the way they took.
 #[derive(Debug)]
 pub struct RelayMetrics {
     available: IntGaugeVec,
-    /// Responses whose body the kernel was offered.
-    pub bypass: IntCounter,
-    /// Responses whose body was copied by hyper.
+    /// Responses whose body was copied from its first byte to its last.
     pub copy: IntCounter,
-    /// Bytes that the kernel moved past this process.
-    pub bypassed_bytes: IntCounter,
+    bypass: MovedMetrics,
+    splice: MovedMetrics,
     /// Times that a stream was lent to the kernel.
     pub lent: IntCounter,
     returned: [IntCounter; 5],
@@ -104,18 +133,24 @@ impl RelayMetrics {
             "Streams that the kernel gave back, by reason (end: the body is complete).",
             &["reason"],
         )?;
+        let bytes = make.counters(
+            "warmpath_relay_bytes_total",
+            "Bytes of response bodies that the kernel moved past this process.",
+            &["path"],
+        )?;
+        let moved = |path: RelayPath| MovedMetrics {
+            responses: responses.with_label_values(&[path.label()]),
+            bytes: bytes.with_label_values(&[path.label()]),
+        };
         Ok(Self {
             available: make.gauges(
                 "warmpath_relay_available",
                 "Ways of moving response bodies: 1 usable, 0 not (the log says why).",
                 &["path"],
             )?,
-            bypass: responses.with_label_values(&["bypass"]),
             copy: responses.with_label_values(&["copy"]),
-            bypassed_bytes: make.counter(
-                "warmpath_relay_bypassed_bytes_total",
-                "Bytes of response bodies that the kernel moved past this process.",
-            )?,
+            bypass: moved(RelayPath::Bypass),
+            splice: moved(RelayPath::Splice),
             lent: make.counter(
                 "warmpath_relay_lent_total",
                 "Times that a stream was offered to the kernel; more than the responses where clients are slow.",
@@ -129,8 +164,13 @@ impl RelayMetrics {
     }
 
     /// Notes whether a path can be used.
-    pub fn available(&self, path: &str, available: bool) {
-        self.available.with_label_values(&[path]).set(i64::from(available));
+    pub fn available(&self, path: RelayPath, available: bool) {
+        self.available.with_label_values(&[path.label()]).set(i64::from(available));
+    }
+
+    /// What the kernel did on one of its ways. For copies, that of the bypass: nobody asks.
+    pub fn by(&self, path: RelayPath) -> &MovedMetrics {
+        if path == RelayPath::Splice { &self.splice } else { &self.bypass }
     }
 
     /// Streams that the kernel gave back for this reason.

@@ -5,4 +5,4 @@ mod logging;
 mod metrics;
 
 pub use logging::init as init_logging;
-pub use metrics::{Metrics, RelayMetrics, WorkerMetrics};
+pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};

@@ -98,10 +98,9 @@ impl Lease {
     }
 
     /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be.
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub fn take_body(self) -> Result<RawBody, Self> {
         let Some(Taken { socket, early }) = self.connection.seam.take() else { return Err(self) };
-        Ok(RawBody { pool: self.pool, slot: self.slot, socket, early })
+        Ok(RawBody { place: Place { pool: self.pool, slot: self.slot }, socket, early })
     }
 
     /// The response has been read to its end: the connection may serve another request.
@@ -115,8 +114,7 @@ impl Lease {
 /// Dropping it closes the connection.
 #[derive(Debug)]
 pub struct RawBody {
-    pool: Pool,
-    slot: WorkerSlot,
+    place: Place,
     /// The connection.
     pub socket: TcpStream,
     /// Body bytes that came with the head.
@@ -126,8 +124,28 @@ pub struct RawBody {
 impl RawBody {
     /// The body has been read to its last byte: the connection may serve another request.
     pub fn put_back(self) {
-        let Self { pool, slot, socket, .. } = self;
+        let Self { place: Place { pool, slot }, socket, .. } = self;
         pool.put(slot, Parked::Raw(RawConnection { socket }));
+    }
+
+    /// Takes the connection out of this thread's reactor; its early bytes were taken before.
+    pub fn into_parts(self) -> io::Result<(Place, std::net::TcpStream)> {
+        Ok((self.place, self.socket.into_std()?))
+    }
+}
+
+/// Where a connection is put back.
+#[derive(Debug)]
+pub struct Place {
+    pool: Pool,
+    slot: WorkerSlot,
+}
+
+impl Place {
+    /// The reverse of [`RawBody::into_parts`], on the same thread.
+    pub fn body(self, socket: std::net::TcpStream) -> io::Result<RawBody> {
+        socket.set_nonblocking(true)?;
+        Ok(RawBody { place: self, socket: TcpStream::from_std(socket)?, early: BytesMut::new() })
     }
 }
 

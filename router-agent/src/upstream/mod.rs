@@ -12,6 +12,6 @@ mod seam;
 mod send;
 
 pub use connect::ConnectError;
-pub use lease::{Lease, RawBody};
+pub use lease::{Lease, Place, RawBody};
 pub use pool::{Pool, PoolSettings};
 pub use send::{SendError, Sent, send};

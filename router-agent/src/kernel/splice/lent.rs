@@ -183,6 +183,11 @@ impl Lent {
         Ok(self.turn() != turn)
     }
 
+    /// Takes the order back. A take-over that has begun goes on.
+    pub fn disarm(&self) {
+        self.shared.slots.disarm(self.slot);
+    }
+
     /// Takes the connection back, for another response: `Some` if nothing is on its way and every byte that came for
     /// user space was read. Otherwise it is closed, because what is left could only be lost.
     pub fn end(mut self) -> Option<TcpStream> {

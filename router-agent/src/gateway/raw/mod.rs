@@ -11,13 +11,16 @@
 //! is slow, or when something is not as it should be; what it has redirected until then is counted and checked
 //! against what the client's socket was given, at each return.
 
+mod counts;
+mod source;
+
 use std::{
     future::Future,
     io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -28,22 +31,21 @@ use router_common::{
     relay::ERROR_EVENT,
 };
 
+use self::source::{Lending, Source, Terms, Way};
 use super::{
     account::{Attempt, RequestAccount},
     client_io::ClientSocket,
     relay::error_event,
-    thread::ThreadContext,
 };
 use crate::{
-    config::RelayMode,
+    config::{Relay as Settings, RelayMode},
     kernel::{
-        Bypass,
-        bypass::{self, ClientEnd, Ends, LendError, Lent, Stop},
-        flows::Flow,
+        Relays,
+        bypass::{self, Ends, Stop},
     },
     limits,
     telemetry::RelayMetrics,
-    upstream::{Lease, RawBody},
+    upstream::Lease,
 };
 
 /// Why a raw body did not reach its end. The client's connection is closed unfinished.
@@ -59,12 +61,8 @@ pub(super) enum RawError {
     Mismatch { redirected: u64, taken: u64 },
 }
 
-/// Why there is one.
-const BODY: &str = "it is put back when the relay is over";
 /// How often the counts of a stream that the kernel has are compared. At each return they are compared anyway.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
-/// How long the client's socket may take to show what was redirected into it: the worker is inside `sendmsg`.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What hyper is given instead of a body with a length, again and again.
 static STAND_IN: [u8; 16 * 1024] = [0; 16 * 1024];
 /// Longest stretch of nothing that completes a chunk whose rest will never come.
@@ -78,20 +76,19 @@ pub(super) struct Plan {
     framing: Framing,
     /// Of a Content-Length body.
     length: Option<u64>,
+    is_event_stream: bool,
     /// Whether the worker keeps the connection.
     keep: bool,
 }
 
 impl Plan {
-    /// Whether a response can go raw, and is worth it. `headers` are the worker's, before hop-by-hop ones are removed.
+    /// Whether a response can go raw. `headers` are the worker's, before hop-by-hop ones are removed.
     pub(super) fn of(
-        context: &ThreadContext,
         status: StatusCode,
         version: Version,
         headers: &HeaderMap,
         is_event_stream: bool,
     ) -> Option<Self> {
-        let settings = &context.shared.config.relay;
         if version != Version::HTTP_11 || status != StatusCode::OK {
             return None;
         }
@@ -110,16 +107,29 @@ impl Plan {
         if framing.is_over() {
             return None; // a body of no bytes is never asked for
         }
-        let is_long = length.is_none_or(|length| length >= settings.min_bytes);
-        let is_worth_it = match settings.bypass {
-            _ if settings.copy == RelayMode::Off => true,
-            RelayMode::Off => false,
-            // Measured: an event at a time, the kernel is far cheaper; in bulk, copying is as fast.
-            RelayMode::Auto => is_event_stream,
-            RelayMode::On => is_event_stream || is_long,
-        };
         let keep = !headers.get_all(header::CONNECTION).iter().any(says_close);
-        is_worth_it.then_some(Self { framing, length, keep })
+        Some(Self { framing, length, is_event_stream, keep })
+    }
+
+    /// Who of the kernel's may move it, in this order; empty if copying is as good.
+    fn ways(&self, settings: &Settings, relays: &Relays, ends: Ends) -> Vec<Way> {
+        let is_long = self.length.is_none_or(|length| length >= settings.min_bytes);
+        let wanted = |mode, auto: bool| match mode {
+            _ if settings.copy == RelayMode::On => false,
+            RelayMode::Off => false,
+            _ if settings.copy == RelayMode::Off => true,
+            RelayMode::Auto => auto,
+            RelayMode::On => self.is_event_stream || is_long,
+        };
+        // Measured (docs/relay.md): an event at a time, the bypass is far cheaper than copying, and in bulk it is not.
+        // The splice costs the machine what copying costs it.
+        let bypass = relays
+            .bypass
+            .iter()
+            .filter(|_| ends.are_local() && wanted(settings.bypass, self.is_event_stream));
+        let splice = relays.splice.iter().filter(|_| wanted(settings.splice, false));
+        let ways = bypass.cloned().map(Way::Bypass).chain(splice.cloned().map(Way::Splice));
+        ways.filter(Way::is_on).collect()
     }
 }
 
@@ -144,32 +154,33 @@ enum Stage {
 }
 
 impl RawRelay {
-    /// Takes the body from `lease`, if the kernel may get both ends of its way.
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
+    /// Takes the body from `lease`, if the kernel may move it and that is worth it.
     pub(super) fn new(
         plan: Plan,
-        lease: Lease,
+        settings: &Settings,
+        relays: &Relays,
         client: &Rc<ClientSocket>,
-        bypass: &Bypass,
+        lease: Lease,
         ledger: Ledger,
     ) -> Result<Self, (Lease, Ledger)> {
         let Some(flow) = ledger.attempt.flow().cloned() else { return Err((lease, ledger)) };
-        let Some(ends) = lease.ends().filter(Ends::are_local) else { return Err((lease, ledger)) };
-        let Some(client_end) = client.known_to(bypass) else { return Err((lease, ledger)) };
+        let Some(ends) = lease.ends() else { return Err((lease, ledger)) };
+        let mut ways = plan.ways(settings, relays, ends);
+        ways.reverse();
+        if ways.is_empty() {
+            return Err((lease, ledger));
+        }
+        let Some(client_end) = client.known_to(relays) else { return Err((lease, ledger)) };
         let body = match lease.take_body() {
             Ok(body) => body,
             Err(lease) => return Err((lease, ledger)),
         };
-        let Plan { framing, length, keep } = plan;
+        let Plan { framing, length, is_event_stream, keep } = plan;
         let task = Task {
-            body: Some(body),
-            bypass: Some(bypass.clone()),
-            ends,
-            client_end,
-            flow,
-            lent: None,
+            source: Source::new(body),
+            ways,
+            terms: Terms { flow, ends, client: client_end, is_event_stream },
             stretch: None,
-            position: 0,
             client: client.clone(),
             framing,
             keep,
@@ -234,19 +245,12 @@ pub(super) struct Ledger {
 
 /// One body on its way.
 struct Task {
-    /// Until it is put back.
-    body: Option<RawBody>,
-    /// `None` once it has refused.
-    bypass: Option<Bypass>,
-    ends: Ends,
-    client_end: ClientEnd,
-    flow: Flow,
-    /// From the first time that the kernel had the stream.
-    lent: Option<Lent>,
-    /// While the kernel has it.
+    source: Source,
+    /// The best last; without those that have refused.
+    ways: Vec<Way>,
+    terms: Terms,
+    /// While the kernel has the stream.
     stretch: Option<Stretch>,
-    /// Bytes of the worker's since the stream was lent first, modulo 2^32.
-    position: u32,
     client: Rc<ClientSocket>,
     /// Where the scanner stands after everything that was passed on.
     framing: Framing,
@@ -292,20 +296,21 @@ impl Task {
         let Ledger { attempt, account, status, .. } = &mut self.ledger;
         attempt.complete(*status);
         account.answered(*status);
-        if let Some(body) = self.body.take()
-            && clean
-            && self.keep
-        {
-            body.put_back();
+        if !self.source.was_lent() {
+            attempt.metrics().relay.copy.inc();
+        }
+        let source = std::mem::replace(&mut self.source, Source::Gone);
+        if clean && self.keep {
+            source.put_back();
         }
     }
 
     /// To the last byte; whether the worker's connection may be used again.
     async fn relay(&mut self) -> Result<bool, RawError> {
-        let early = std::mem::take(&mut self.body.as_mut().expect(BODY).early);
+        let early = self.source.take_early();
         // The kernel may have an event stream from its first byte on. Of another body, what comes with the head is moved
         // here: it may be all.
-        let mut may_lend = self.ledger.is_event_stream || !early.is_empty();
+        let mut may_lend = self.terms.is_event_stream || !early.is_empty();
         let mut step = self.pass(&early).await?;
         loop {
             match step {
@@ -314,8 +319,7 @@ impl Task {
                 Step::More => {}
             }
             self.buffer.clear();
-            let socket = &self.body.as_ref().expect(BODY).socket;
-            step = match socket.try_read_buf(&mut self.buffer) {
+            step = match self.source.try_read(&mut self.buffer) {
                 Ok(0) => Step::Closed(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {
                     may_lend = true;
@@ -324,7 +328,7 @@ impl Task {
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => Step::Closed(error),
                 Err(_) if may_lend && self.kernel_may() => self.lend().await?,
                 Err(_) => {
-                    socket.readable().await.map_err(RawError::Worker)?;
+                    self.source.readable().await.map_err(RawError::Worker)?;
                     Step::More
                 }
             };
@@ -333,7 +337,7 @@ impl Task {
 
     /// Not to a client that is behind: the stream would come straight back.
     fn kernel_may(&self) -> bool {
-        self.bypass.as_ref().is_some_and(Bypass::is_on)
+        self.ways.last().is_some_and(Way::is_on)
             && bypass::outstanding(&self.client.stream).is_ok_and(|bytes| bytes <= limits::RELAY_RESUME_BYTES)
     }
 
@@ -354,7 +358,7 @@ impl Task {
             }
         });
         self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?;
-        self.position = self.position.wrapping_add(count as u32);
+        self.source.passed(count);
         if self.framing.is_broken() {
             return Err(RawError::Framing);
         }
@@ -363,36 +367,44 @@ impl Task {
 
     /// Lends the stream to the kernel until it gives it back, or bytes come that it did not take.
     async fn lend(&mut self) -> Result<Step, RawError> {
+        let Some(way) = self.ways.last().cloned() else { return Ok(Step::More) };
         let written = bypass::written(&self.client.stream).map_err(RawError::Client)?;
-        let (turn, redirected) = self.lent.as_ref().map_or((0, 0), |lent| (lent.turn(), lent.redirected()));
-        if !self.order()? {
-            return Ok(Step::More);
-        }
-        self.stretch = Some(Stretch { turn, redirected, written });
+        let (turn, redirected) = (self.source.turn(), self.source.redirected());
         let metrics = self.ledger.attempt.metrics().clone();
         let metrics = &metrics.relay;
+        let is_first = !self.source.was_lent();
+        match self.source.lend(&way, &self.terms, self.framing).map_err(RawError::Client)? {
+            Lending::Ordered => {}
+            Lending::ReadFirst => return Ok(Step::More),
+            Lending::Refused => {
+                self.ways.pop();
+                return Ok(Step::More);
+            }
+        }
+        if is_first {
+            metrics.by(way.path()).responses.inc();
+        }
         metrics.lent.inc();
-        let body = self.body.as_mut().expect(BODY);
-        let lent = self.lent.as_ref().expect("just lent");
+        self.stretch = Some(Stretch { turn, redirected, written });
         let (read, taken) = loop {
             tokio::select! {
                 biased;
-                () = lent.event() => {}
-                ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
+                event = self.source.event() => event.map_err(RawError::Worker)?,
                 () = tokio::time::sleep(WATCH_EVERY) => {
-                    if let Err(error) = watch(&self.client, lent, written, redirected).await {
-                        distrust(self.bypass.as_ref(), metrics, &error);
+                    let moved = || self.source.redirected() - redirected;
+                    if let Err(error) = counts::watch(&self.client, written, moved).await {
+                        distrust(&way, metrics, &error);
                         return Err(error);
                     }
                 }
             }
-            if self.flow.first_byte_ns().is_some() {
+            if self.terms.flow.first_byte_ns().is_some() {
                 self.ledger.attempt.first_byte();
             }
             // In this order: bytes that can be read were passed before the turn that is looked at after them.
             self.buffer.clear();
-            let read = body.socket.try_read_buf(&mut self.buffer);
-            let turns = lent.turn() - turn;
+            let read = self.source.try_read(&mut self.buffer);
+            let turns = self.source.turn() - turn;
             let nothing = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
             if turns != 2 && nothing {
                 continue;
@@ -400,14 +412,14 @@ impl Task {
             break (read, turns);
         };
         self.stretch = None;
-        lent.disarm();
-        let (stop, framing) = lent.stopped();
-        let moved = lent.redirected() - redirected;
-        self.position = self.position.wrapping_add(moved as u32);
-        metrics.bypassed_bytes.inc_by(moved);
-        settle(&self.client, written, moved).await.inspect_err(|error| {
+        self.source.disarm();
+        let (stop, framing) = self.source.stopped();
+        let moved = self.source.redirected() - redirected;
+        self.source.moved(moved);
+        metrics.by(way.path()).bytes.inc_by(moved);
+        counts::settle(&self.client, written, || moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
-                distrust(self.bypass.as_ref(), metrics, error);
+                distrust(&way, metrics, error);
             }
         })?;
         if taken > 0 {
@@ -420,7 +432,7 @@ impl Task {
             (1, _) => {
                 if read.as_ref().is_ok_and(|count| *count > 0) {
                     let error = RawError::Mismatch { redirected: moved, taken: moved };
-                    distrust(self.bypass.as_ref(), metrics, &error);
+                    distrust(&way, metrics, &error);
                     return Err(error);
                 }
             }
@@ -441,30 +453,6 @@ impl Task {
             Ok(_) => self.pass_buffer().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::More),
             Err(error) => Ok(Step::Closed(error)),
-        }
-    }
-
-    /// Asks the kernel to take over from here; whether it may.
-    fn order(&mut self) -> Result<bool, RawError> {
-        let is_event_stream = self.ledger.is_event_stream;
-        if let Some(lent) = &self.lent {
-            lent.arm(self.position, self.client_end, self.framing, is_event_stream);
-            return Ok(true);
-        }
-        let Some(bypass) = &self.bypass else { return Ok(false) };
-        match bypass.lend(&self.flow, self.ends, self.client_end, self.framing, is_event_stream) {
-            Ok(lent) => {
-                self.position = 0;
-                self.lent = Some(lent);
-                self.ledger.attempt.metrics().relay.bypass.inc();
-                Ok(true)
-            }
-            Err(LendError::NoClient) => Err(RawError::Client(io::ErrorKind::NotConnected.into())),
-            Err(error @ (LendError::NoWorker | LendError::Refused)) => {
-                tracing::debug!(worker = %self.ledger.attempt.worker().name, %error, "copying");
-                self.bypass = None;
-                Ok(false)
-            }
         }
     }
 
@@ -505,111 +493,33 @@ impl Drop for Task {
     /// answered request, not a hang-up. The worker's connection is in good order if the client's socket took everything;
     /// if not, its last `sendmsg` may have failed, and it will close.
     fn drop(&mut self) {
-        if self.lent.is_none() {
-            self.ledger.attempt.metrics().relay.copy.inc();
-        }
-        let (Some(stretch), Some(lent)) = (self.stretch.take(), &self.lent) else { return };
-        lent.disarm();
-        if lent.turn() != stretch.turn + 2 || lent.stopped().0 != Stop::End {
+        let Some(stretch) = self.stretch.take() else { return };
+        self.source.disarm();
+        if self.source.turn() != stretch.turn + 2 || self.source.stopped().0 != Stop::End {
             return;
         }
-        let moved = lent.redirected() - stretch.redirected;
+        let moved = self.source.redirected() - stretch.redirected;
         let metrics = &self.ledger.attempt.metrics().relay;
-        metrics.bypassed_bytes.inc_by(moved);
+        if let Some(way) = self.ways.last() {
+            metrics.by(way.path()).bytes.inc_by(moved);
+        }
         metrics.returned(Stop::End).inc();
         let all = bypass::written(&self.client.stream).is_ok_and(|now| now - stretch.written == moved);
         self.complete(all);
     }
 }
 
-/// Waits until the client's socket has every redirected byte: the worker's `sendmsg` is about to hand the last of them
-/// over. Nothing may be written to the client before.
-async fn settle(client: &ClientSocket, written: u64, redirected: u64) -> Result<(), RawError> {
-    let started = Instant::now();
-    let mut tries = 0_u32;
-    loop {
-        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
-        if taken == redirected {
-            return Ok(());
-        }
-        if !bypass::is_established(&client.stream) {
-            return Err(RawError::Client(io::ErrorKind::ConnectionReset.into()));
-        }
-        if taken > redirected || started.elapsed() > SETTLE_TIMEOUT {
-            return Err(RawError::Mismatch { redirected, taken });
-        }
-        tries += 1;
-        if tries < 20 {
-            tokio::task::yield_now().await;
-        } else {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-/// What two readings of the redirected bytes, before and after one of those that the client's socket took, say.
-#[derive(Debug, PartialEq, Eq)]
-enum Count {
-    Right,
-    /// The worker is inside `sendmsg`: look again.
-    Moving,
-    Wrong,
-}
-
-fn compare(before: u64, taken: u64, after: u64) -> Count {
-    match () {
-        () if taken > after => Count::Wrong,
-        () if before == taken && taken == after => Count::Right,
-        () => Count::Moving,
-    }
-}
-
-/// Compares what the kernel counted with what the client's socket took, while the kernel has the stream.
-async fn watch(client: &ClientSocket, lent: &Lent, written: u64, redirected: u64) -> Result<(), RawError> {
-    let started = Instant::now();
-    let moved = || lent.redirected() - redirected;
-    let first = moved();
-    loop {
-        let before = moved();
-        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
-        let after = moved();
-        let wrong = match compare(before, taken, after) {
-            Count::Right => return Ok(()),
-            Count::Wrong => true,
-            // Bytes that were counted, and nobody has them; unless more came, and they may have been those.
-            Count::Moving if started.elapsed() > SETTLE_TIMEOUT && after != first => return Ok(()),
-            Count::Moving => started.elapsed() > SETTLE_TIMEOUT && bypass::is_established(&client.stream),
-        };
-        if wrong {
-            return Err(RawError::Mismatch { redirected: after, taken });
-        }
-        if !bypass::is_established(&client.stream) {
-            return Ok(()); // its end is seen elsewhere
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-}
-
-fn distrust(bypass: Option<&Bypass>, metrics: &RelayMetrics, error: &RawError) {
+fn distrust(way: &Way, metrics: &RelayMetrics, error: &RawError) {
+    way.switch_off();
     metrics.mismatches.inc();
-    metrics.available("bypass", false);
-    if let Some(bypass) = bypass {
-        bypass.switch_off();
-    }
-    tracing::error!(%error, "the kernel relay is switched off: every body is copied from here on");
+    metrics.available(way.path(), false);
+    let path = way.path().label();
+    tracing::error!(%error, path, "this way of relaying is switched off: such bodies are copied from here on");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_are_compared_between_two_readings() {
-        assert_eq!(compare(10, 10, 10), Count::Right);
-        assert_eq!(compare(10, 20, 20), Count::Moving, "the second reading may be of bytes that came since");
-        assert_eq!(compare(10, 5, 10), Count::Moving, "the last message is counted before it is handed over");
-        assert_eq!(compare(10, 21, 20), Count::Wrong);
-    }
 
     #[test]
     fn an_open_chunk_is_filled_up_and_a_length_cannot_be() {

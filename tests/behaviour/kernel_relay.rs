@@ -24,9 +24,13 @@ use tokio::{
 };
 use warmpath_tests::{Gateway, PATIENCE, SimConfig, eventually, sim, urls};
 
-/// Everything that can go raw goes raw.
-const ALL_RAW: &str =
-    "relay: {bypass: on, min_bytes: 0B, sample: 0}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
+/// Everything that can go past the gateway does, by one way.
+fn all_by(path: &str) -> String {
+    let other = if path == "bypass" { "splice" } else { "bypass" };
+    format!(
+        "relay: {{{path}: on, {other}: off, min_bytes: 0B, sample: 0}}\nhealth: {{interval: 60s}}\nscrape_interval: 60s\n"
+    )
+}
 
 /// What is measured to pay.
 const EVENT_STREAMS: &str = "relay: {bypass: auto, sample: 0}\n";
@@ -36,7 +40,8 @@ async fn start(workers: &[String], config: &str) -> Option<Gateway> {
     std::fs::write(file.path(), config).expect("the file is writable");
     let gateway = Gateway::start(workers, &["--config", file.path().to_str().expect("a plain path")]).await;
     let output = gateway.output();
-    let line = output.lines().find(|line| line.contains("bypass")).unwrap_or_default().trim().to_owned();
+    let path = if config.contains("bypass: off") { "splice" } else { "bypass" };
+    let line = output.lines().find(|line| line.contains(path)).unwrap_or_default().trim().to_owned();
     if line.ends_with("yes") {
         return Some(gateway);
     }
@@ -345,14 +350,22 @@ async fn storm(gateway: &Gateway, clients: u64, rounds: u64, seed: u64, faults: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_byte_arrives_and_every_connection_is_used_again() {
+    for path in ["bypass", "splice"] {
+        every_byte_arrives_by(path).await;
+    }
+}
+
+async fn every_byte_arrives_by(path: &str) {
     let (address, connections) = worker(false).await;
-    let Some(gateway) = start(&[format!("http://{address}")], ALL_RAW).await else { return };
+    let Some(gateway) = start(&[format!("http://{address}")], &all_by(path)).await else { return };
     let (whole, broken) = storm(&gateway, 8, 60, 7, false).await;
     assert_eq!((whole, broken), (480, 0));
-    let (moved, ends) =
-        (gateway.metric("warmpath_relay_bypassed_bytes_total").await, returns(&gateway, "end").await);
+    let (moved, ends) = (
+        gateway.metric(&format!("warmpath_relay_bytes_total{{path=\"{path}\"}}")).await,
+        returns(&gateway, "end").await,
+    );
     println!(
-        "{moved} bytes by the kernel, {ends} ends seen there, {} connections",
+        "{path}: {moved} bytes by the kernel, {ends} ends seen there, {} connections",
         connections.load(Relaxed)
     );
     assert!(moved > 1e6 && ends > 100.0, "{moved} {ends}");
@@ -363,8 +376,14 @@ async fn every_byte_arrives_and_every_connection_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hang_ups_and_deaths_leave_nothing_behind_and_spoil_nothing() {
+    for path in ["bypass", "splice"] {
+        hang_ups_and_deaths_by(path).await;
+    }
+}
+
+async fn hang_ups_and_deaths_by(path: &str) {
     let (address, _) = worker(true).await;
-    let config = format!("{ALL_RAW}breaker: {{failures: 1000000}}\n");
+    let config = format!("{}breaker: {{failures: 1000000}}\n", all_by(path));
     let Some(gateway) = start(&[format!("http://{address}")], &config).await else { return };
     let (whole, broken) = storm(&gateway, 8, 60, 11, true).await;
     assert!(whole > 300 && broken > 30, "{whole} {broken}");
@@ -374,6 +393,12 @@ async fn hang_ups_and_deaths_leave_nothing_behind_and_spoil_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_reading_holds_the_worker_back_and_gets_everything_later() {
+    for path in ["bypass", "splice"] {
+        a_client_that_stops_reading_by(path).await;
+    }
+}
+
+async fn a_client_that_stops_reading_by(path: &str) {
     // More than all buffers between worker and client can grow to.
     const LENGTH: usize = 64 << 20;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -408,7 +433,7 @@ async fn a_client_that_stops_reading_holds_the_worker_back_and_gets_everything_l
             });
         }
     });
-    let Some(gateway) = start(&[format!("http://{address}")], ALL_RAW).await else { return };
+    let Some(gateway) = start(&[format!("http://{address}")], &all_by(path)).await else { return };
     let client = TcpSocket::new_v4().unwrap();
     client.set_recv_buffer_size(64 * 1024).unwrap();
     let mut client = client.connect(gateway.address).await.unwrap();
