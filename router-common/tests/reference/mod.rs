@@ -3,7 +3,7 @@
 
 /// The data of a chunked body, by the letter of RFC 9112 section 7.1 and without any cleverness: `None` if the framing is
 /// wrong or incomplete. Also how many bytes it was.
-pub fn reference(wire: &[u8]) -> Option<(Vec<u8>, usize)> {
+pub(crate) fn reference(wire: &[u8]) -> Option<(Vec<u8>, usize)> {
     let line = |from: usize| -> Option<(&[u8], usize)> {
         let end = from + wire.get(from..)?.iter().position(|byte| *byte == b'\n')?;
         let line = wire[from..end].strip_suffix(b"\r")?;

@@ -131,7 +131,7 @@ mod tests {
         let before = bypass::written(&client.stream).expect("a socket");
         // More than it takes without reading.
         let mut sent = 0;
-        while let Ok(count) = client.stream.try_write(&[0; 64 * 1024]) {
+        while let Ok(count) = client.stream.try_write(&[0; 16 * 1024]) {
             sent += count as u64;
         }
         let waiting = settle(&client, before, || sent + 1);

@@ -155,6 +155,7 @@ enum Stage {
 
 impl RawRelay {
     /// Takes the body from `lease`, if the kernel may move it and that is worth it.
+    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub(super) fn new(
         plan: Plan,
         settings: &Settings,

@@ -38,7 +38,6 @@ pub struct Lent {
 const SOCKET: &str = "only `end` takes it, and consumes the rest";
 
 impl Lent {
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub(super) fn new(
         shared: &Arc<Shared>,
         flow: &Flow,

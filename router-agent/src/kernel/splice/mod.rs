@@ -166,12 +166,10 @@ impl Splice {
     /// Lends our connection to a worker, which brings the response of `flow`, to the kernel, from the first byte on that has not been read.
     ///
     /// Everything before must have been written to the client's socket. The socket must be in no epoll instance.
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub fn lend(&self, flow: &Flow, socket: TcpStream, terms: Terms) -> Result<Lent, Refused> {
         self.lend_with(flow, socket, terms, false)
     }
 
-    #[expect(clippy::result_large_err, reason = "as above")]
     fn lend_with(
         &self,
         flow: &Flow,

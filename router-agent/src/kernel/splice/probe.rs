@@ -151,10 +151,10 @@ impl Rig {
         )?;
         self.take_back(lent)?;
         self.worker.write_all(b"next")?;
-        self.to_worker_reads(b"next", "the connection is usable after a redirected body")
+        self.our_side_reads(b"next", "the connection is usable after a redirected body")
     }
 
-    fn to_worker_reads(&mut self, expected: &[u8], what: &'static str) -> Result<(), ProbeError> {
+    fn our_side_reads(&mut self, expected: &[u8], what: &'static str) -> Result<(), ProbeError> {
         let socket = self.to_worker.as_mut().ok_or(ProbeError::Check("a connection can be taken back"))?;
         check(receives(socket, expected)?, what)
     }
@@ -174,7 +174,7 @@ impl Rig {
 
     fn takes_the_rest_of_a_segment_read_in_part(&mut self) -> Result<(), ProbeError> {
         self.worker.write_all(b"HEADbody")?;
-        self.to_worker_reads(b"HEAD", "a head is read")?;
+        self.our_side_reads(b"HEAD", "a head is read")?;
         let lent = self.lend(Framing::length(8), false)?;
         self.worker.write_all(b"more")?;
         check(
