@@ -13,5 +13,6 @@ mod kernel;
 mod limits;
 mod observe;
 mod passthrough;
+mod relay_stress;
 mod routing;
 mod tidy;
