@@ -15,8 +15,9 @@ use super::{
     script::{Death, Framing, Profile, Script},
 };
 
-/// Receive buffer of a slow reader, bytes: the sender is held back soon.
-const SLOW_BUFFER_BYTES: u32 = 8 * 1024;
+/// Receive buffer of a slow reader, bytes: the sender is held back soon. Not below a segment of the loopback interface
+/// (64 KiB): the sender would wait for its timer before each piece.
+const SLOW_BUFFER_BYTES: u32 = 64 * 1024;
 /// Longest response head.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// What is kept of a body behind its first wrong byte: the filler of an open chunk and an error event.

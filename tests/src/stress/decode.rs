@@ -6,7 +6,7 @@ const LINE_MAX: usize = 4096;
 
 /// A body on its way.
 #[derive(Debug)]
-pub(super) struct Decoder {
+pub struct Decoder {
     state: State,
     line: Vec<u8>,
 }
@@ -28,22 +28,22 @@ enum State {
 
 impl Decoder {
     /// A body of `bytes` bytes.
-    pub(super) fn length(bytes: u64) -> Self {
+    pub fn length(bytes: u64) -> Self {
         Self { state: if bytes == 0 { State::Done } else { State::Length(bytes) }, line: Vec::new() }
     }
 
     /// A chunked body.
-    pub(super) fn chunked() -> Self {
+    pub fn chunked() -> Self {
         Self { state: State::Size, line: Vec::new() }
     }
 
     /// Whether the last byte has been seen.
-    pub(super) fn is_done(&self) -> bool {
+    pub fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
     /// Takes bytes up to the body's end and gives its content to `data`; how many it took, or what is wrong.
-    pub(super) fn feed(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Result<usize, String> {
+    pub fn feed(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Result<usize, String> {
         let mut at = 0;
         while at < bytes.len() && self.state != State::Done {
             if let State::Length(left) | State::Data(left) = &mut self.state {

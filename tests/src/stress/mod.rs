@@ -31,6 +31,7 @@ use std::{
 };
 
 pub use content::Random;
+pub use decode::Decoder;
 pub use script::{Death, Framing, Profile, Script};
 pub use worker::{serve, start_worker};
 
@@ -59,7 +60,7 @@ pub struct Storm {
 }
 
 /// Something that must not be.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Finding {
     /// Of the response.
     pub seed: u64,
@@ -72,7 +73,7 @@ pub struct Finding {
 }
 
 /// What came of a storm.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Summary {
     /// Responses that came whole.
     pub whole: u64,
