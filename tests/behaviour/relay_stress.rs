@@ -1,10 +1,10 @@
 //! The storm of `cargo xtask bench relay --stress` in its short form, over each way that a body can take: not a byte is
 //! wrong, nothing hangs, nothing is left behind. A way that this host does not allow says "skipped: why".
 
-use std::time::Duration;
+use std::{net::TcpListener, process::Command, time::Duration};
 
 use warmpath_tests::{
-    Gateway, get,
+    Gateway, binary, get,
     stress::{Profile, Storm, start_worker, storm},
 };
 
@@ -32,9 +32,9 @@ async fn weather(path: &str, relay: &str) {
                 seed,
                 responses: 300,
                 connections: 12,
-                profile: Profile { size_max: 1 << 20, deaths: true },
+                profile: Profile { size_max: 1 << 20, deaths: true, resets: true },
                 hang_ups: true,
-                patience: Duration::from_secs(15),
+                patience: Duration::from_secs(60),
             },
             |finding| println!("{finding:?}"),
         )
@@ -62,4 +62,27 @@ async fn copied_responses_are_right_to_the_byte() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bypassed_responses_are_right_to_the_byte() {
     weather("bypass", "{bypass: on, min_bytes: 0B}").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spliced_responses_are_right_to_the_byte() {
+    const RELAY: &str = "{bypass: off, splice: on, min_bytes: 0B}";
+    if let Some(error) = refused(RELAY) {
+        println!("skipped: {error}");
+        return;
+    }
+    weather("splice", RELAY).await;
+}
+
+/// What a gateway says that does not know this configuration. It ends in any case: its address is taken.
+fn refused(relay: &str) -> Option<String> {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), format!("relay: {relay}\n")).expect("the file is writable");
+    let config = file.path().to_str().expect("a plain path");
+    let args = ["serve", "--listen", &address, "--worker", "http://127.0.0.1:1", "--config", config];
+    let output = Command::new(binary()).args(args).output().expect("the gateway starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    said.contains("unknown field").then_some(said)
 }

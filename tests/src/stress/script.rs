@@ -29,12 +29,16 @@ pub struct Profile {
     pub size_max: u64,
     /// Whether workers die.
     pub deaths: bool,
+    /// Whether some of them die by a reset. Not where packets are lost: a lost reset is not sent again, and nobody
+    /// hears of the death.
+    pub resets: bool,
 }
 
 impl Profile {
     /// As the query of a request's target.
     pub fn query(&self, seed: u64) -> String {
-        format!("seed={seed}&size_max={}&deaths={}", self.size_max, u8::from(self.deaths))
+        let Self { size_max, deaths, resets } = self;
+        format!("seed={seed}&size_max={size_max}&deaths={}&resets={}", u8::from(*deaths), u8::from(*resets))
     }
 
     /// Reads [`Profile::query`]; `None` if it is something else.
@@ -43,7 +47,8 @@ impl Profile {
             let pair = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))?;
             pair.parse::<u64>().ok()
         };
-        Some((value("seed")?, Self { size_max: value("size_max")?, deaths: value("deaths")? != 0 }))
+        let (deaths, resets) = (value("deaths")? != 0, value("resets")? != 0);
+        Some((value("seed")?, Self { size_max: value("size_max")?, deaths, resets }))
     }
 }
 
@@ -99,7 +104,7 @@ impl Script {
         let closes = random.one_in(25);
         let dies = random.one_in(10);
         let in_head = random.one_in(5) || (framing == Framing::Length && length == 0);
-        let by_reset = random.one_in(2);
+        let by_reset = random.one_in(2) && profile.resets;
         let death = (profile.deaths && dies).then_some(if in_head { Death::InHead } else { Death::InBody });
         Self { seed, length, framing, is_event_stream, closes, death, by_reset, random }
     }
@@ -235,7 +240,7 @@ mod tests {
     use super::*;
     use crate::stress::decode::Decoder;
 
-    const PROFILE: Profile = Profile { size_max: 200_000, deaths: true };
+    const PROFILE: Profile = Profile { size_max: 200_000, deaths: true, resets: true };
 
     #[test]
     fn a_script_is_a_function_of_seed_and_profile() {

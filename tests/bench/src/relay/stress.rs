@@ -31,8 +31,10 @@ use super::{
 };
 use crate::processes::{Process, free_ports};
 
-/// Worker deaths must not take it out of service; checks are kept rare, so that the storm is the traffic.
-const CONFIG: &str = "breaker: {failures: 1000000}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
+/// Worker deaths must not take it out of service; checks are kept rare, so that the storm is the traffic; over a bad
+/// cable the first packets of a connection are lost too.
+const CONFIG: &str = "breaker: {failures: 1000000}\nhealth: {interval: 60s, timeout: 20s}\nscrape_interval: 60s\n\
+    timeouts: {connect: 20s}\n";
 /// Responses unless told otherwise; bad cables are slow.
 const RESPONSES: u64 = 50_000;
 const RESPONSES_OVER_CABLES: u64 = 5_000;
@@ -65,6 +67,8 @@ pub(crate) struct ClientArgs {
     size_max: u64,
     #[arg(long)]
     patience_s: u64,
+    #[arg(long)]
+    resets: bool,
 }
 
 /// What the client process says, a line each.
@@ -102,7 +106,7 @@ pub(crate) fn run_client(args: &ClientArgs) -> Result<bool> {
                 seed: args.seed,
                 responses: args.responses,
                 connections: args.connections,
-                profile: Profile { size_max: args.size_max, deaths: true },
+                profile: Profile { size_max: args.size_max, deaths: true, resets: args.resets },
                 hang_ups: true,
                 patience: Duration::from_secs(args.patience_s),
             },
@@ -356,6 +360,7 @@ impl Client {
             .args(["--seed", &args.seed.to_string(), "--responses", &responses.to_string()])
             .args(["--connections", &args.connections.to_string()])
             .args(["--size-max", &args.size_max.to_string(), "--patience-s", &args.patience_s.to_string()])
+            .args((!args.netem).then_some("--resets"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
