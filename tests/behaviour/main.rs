@@ -14,6 +14,7 @@ mod limits;
 mod observe;
 mod passthrough;
 mod privileges;
+mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;

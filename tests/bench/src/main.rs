@@ -8,6 +8,7 @@
 mod client;
 mod processes;
 mod prompt;
+mod relay;
 mod replay;
 mod report;
 mod schedule;
@@ -28,11 +29,17 @@ struct Cli {
 enum Command {
     /// Replay a request trace against simulated workers, once per policy, and compare
     Replay(replay::Args),
+    /// Measure, or put under stress, the ways that response bodies take to the client
+    Relay(relay::Args),
+    #[command(flatten)]
+    Part(relay::Part),
 }
 
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::Replay(args) => replay::run(&args),
+        Command::Relay(args) => relay::run(&args),
+        Command::Part(part) => relay::run_part(&part),
     };
     match result {
         Ok(true) => std::process::ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,6 +47,10 @@ impl Process {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// User and system time so far, all threads.
@@ -104,6 +108,14 @@ pub(crate) fn host_cpu() -> (u64, u64) {
     let total: u64 = ticks.iter().sum();
     let free = [1, 3, 4].into_iter().filter_map(|column| ticks.get(column)).sum::<u64>(); // nice, idle, iowait
     (total - free, total)
+}
+
+/// A binary that was built into the same directory as this one.
+pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own.parent().unwrap_or(Path::new(".")).join(name);
+    ensure!(path.exists(), "{} is not built: use `cargo xtask bench`", path.display());
+    Ok(path)
 }
 
 /// The first of `count` neighbouring ports that are free on the loopback interface now.

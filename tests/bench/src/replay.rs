@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::task::JoinSet;
 
 use crate::client::{Answer, Client};
-use crate::processes::{Process, cpu_of, free_ports, host_cpu};
+use crate::processes::{Process, cpu_of, free_ports, host_cpu, sibling};
 use crate::prompt::{PromptBody, TextPool};
 use crate::report::{Record, Report, Setup, Trial};
 use crate::schedule::arrivals;
@@ -329,14 +329,6 @@ fn record(
         record.itl_s = Some(since(first, last) / (record.output_tokens - 1) as f64);
     }
     record
-}
-
-/// A binary that was built into the same directory as this one.
-fn sibling(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.parent().unwrap_or(Path::new(".")).join(name);
-    ensure!(path.exists(), "{} is not built: use `cargo xtask bench replay`", path.display());
-    Ok(path)
 }
 
 /// Requests and prefilled tokens by worker.

@@ -1,5 +1,5 @@
-//! `cargo xtask bench replay [ARGS]`: builds the gateway, the simulated workers and the load generator in release mode
-//! and runs the trace replay. All measuring is done in `tests/bench`; docs/replay.md explains it.
+//! `cargo xtask bench replay|relay [ARGS]`: builds in release mode what the benchmark runs, and runs it. All measuring is
+//! done in `tests/bench`; docs/replay.md and docs/relay-bench.md explain it.
 //!
 //! `cargo xtask bench steering`: where the kernel program places connections, and where the kernel's hash does. All
 //! measuring is done in `router-agent/benches/steering.rs`; docs/kernel.md has the figures.
@@ -26,12 +26,29 @@ enum Benchmark {
     },
     /// Connections over data threads, with the steering program and without; one thread blocks (needs root)
     Steering,
+    /// Measure the ways that response bodies take to the client; with `--stress`, check that every byte arrives
+    /// (`-- --help` lists the options)
+    Relay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.benchmark {
-        Benchmark::Replay { args } => replay(args),
+        Benchmark::Replay { args } => bench(
+            "replay",
+            args,
+            &["router-agent", "vllm-sim", "warmpath-bench"],
+            "the replay had errors or invalid trials (see above)",
+        ),
+        Benchmark::Relay { args } => bench(
+            "relay",
+            args,
+            &["router-agent", "warmpath-bench"],
+            "a trial did not run, or something was found that must not be (see above)",
+        ),
         Benchmark::Steering => steering(),
     }
 }
@@ -47,20 +64,21 @@ fn steering() -> Result<()> {
     ]))
 }
 
-fn replay(args: &[String]) -> Result<()> {
+fn bench(name: &str, args: &[String], packages: &[&str], failure: &'static str) -> Result<()> {
     let root = workspace::root();
     let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "-p", "router-agent", "-p", "vllm-sim", "-p", "warmpath-bench"])
+        .args(["build", "--release"])
+        .args(packages.iter().flat_map(|package| ["-p", package]))
         .current_dir(&root)
         .status()
         .context("cannot start cargo")?;
     ensure!(built.success(), "the build failed");
     let status = Command::new(root.join("target/release/warmpath-bench"))
-        .arg("replay")
+        .arg(name)
         .args(args)
         .current_dir(&root)
         .status()
         .context("cannot start warmpath-bench")?;
-    ensure!(status.success(), "the replay had errors or invalid trials (see above)");
+    ensure!(status.success(), "{failure}");
     Ok(())
 }
