@@ -39,3 +39,5 @@ pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 pub const RELAY_RESUME_BYTES: u32 = 32 * 1024;
 /// Bodies of known length below this are copied, whatever the configuration says of longer ones.
 pub const RELAY_MIN_BYTES: u64 = 64 * 1024;
+/// The share of responses that is copied so that what the worker says in them can be read.
+pub const RELAY_SAMPLE: f64 = 0.02;

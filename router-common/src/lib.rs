@@ -13,11 +13,14 @@
 mod bytes;
 pub mod cores;
 pub mod decisions;
+pub mod flows;
 pub mod framing;
 pub mod instance;
+pub mod latency;
 pub mod limits;
 pub mod prefixes;
 pub mod relay;
+pub mod splice;
 pub mod workers;
 
 #[cfg(not(target_arch = "bpf"))]
@@ -37,6 +40,10 @@ pub mod names {
     pub const STEERING: &str = "steering";
     /// `0` → [`InstanceValue`](crate::instance::InstanceValue); array.
     pub const INSTANCE: &str = "instance";
+    /// `u32` slot → [`FlowValue`](crate::flows::FlowValue); mmapable array.
+    pub const FLOWS: &str = "flows";
+    /// [`latency::key`](crate::latency::key) → [`LatencyValue`](crate::latency::LatencyValue); mmapable array.
+    pub const LATENCY: &str = "latency";
     /// `u64` block hash → [`PrefixValue`](crate::prefixes::PrefixValue); hash.
     pub const PREFIXES: &str = "prefixes";
     /// `u32` slot → [`DecisionValue`](crate::decisions::DecisionValue); mmapable array.
@@ -44,17 +51,11 @@ pub mod names {
     /// `u32` data thread → its listening socket; reuseport socket array, never pinned.
     pub const LISTENERS: &str = "listeners";
 
-    /// `u32` port → what it is, [`PORT_OF_WORKER`](crate::relay::PORT_OF_WORKER) and so on; hash, never pinned.
-    pub const RELAY_PORTS: &str = "relay_ports";
-    /// [`Pair`](crate::relay::Pair) → [`Accepted`](crate::relay::Accepted); LRU hash, never pinned.
-    pub const RELAY_ACCEPTED: &str = "relay_accepted";
-    /// `u64` cookie → a worker's accepted socket, with the `sk_msg` program; socket hash, never pinned.
+    /// `u32` slot → a worker's socket, with the `sk_msg` program; socket map, never pinned.
     pub const RELAY_WORKERS: &str = "relay_workers";
     /// `u64` cookie → a client's socket; socket hash without a program, never pinned.
     pub const RELAY_CLIENTS: &str = "relay_clients";
-    /// `u64` cookie → kernel address of a client's socket; LRU hash, never pinned.
-    pub const RELAY_SOCKETS: &str = "relay_sockets";
-    /// `u64` cookie of a worker's socket → `u32` slot; hash, never pinned.
+    /// A worker's socket → `u32` slot; socket storage, never pinned.
     pub const RELAY_SLOTS: &str = "relay_slots";
     /// `u32` slot → [`Order`](crate::relay::Order); mmapable array, never pinned.
     pub const RELAY_ORDERS: &str = "relay_orders";
@@ -63,23 +64,38 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 16] = [
+    /// `u32` slot → our socket to a worker, with the `sk_skb` program; socket map, never pinned.
+    pub const SPLICE_WORKERS: &str = "splice_workers";
+    /// `u64` cookie of our socket to a worker → `u32` slot; hash, never pinned.
+    pub const SPLICE_SLOTS: &str = "splice_slots";
+    /// `u32` slot → [`Order`](crate::splice::Order); mmapable array, never pinned.
+    pub const SPLICE_ORDERS: &str = "splice_orders";
+    /// `u32` slot → [`State`](crate::splice::State); mmapable array, never pinned.
+    pub const SPLICE_STATES: &str = "splice_states";
+    /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
+    pub const SPLICE_EVENTS: &str = "splice_events";
+
+    const ALL: [&str; 20] = [
         WORKERS,
         CORES,
         STEERING,
         INSTANCE,
+        FLOWS,
+        LATENCY,
         PREFIXES,
         DECISIONS,
         LISTENERS,
-        RELAY_PORTS,
-        RELAY_ACCEPTED,
         RELAY_WORKERS,
         RELAY_CLIENTS,
-        RELAY_SOCKETS,
         RELAY_SLOTS,
         RELAY_ORDERS,
         RELAY_STATES,
         RELAY_EVENTS,
+        SPLICE_WORKERS,
+        SPLICE_SLOTS,
+        SPLICE_ORDERS,
+        SPLICE_STATES,
+        SPLICE_EVENTS,
     ];
     const _: () = {
         let mut i = 0;

@@ -11,13 +11,17 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod sched_cls;
+#[cfg(target_arch = "bpf")]
 mod sk_msg;
 #[cfg(target_arch = "bpf")]
 mod sk_reuseport;
 #[cfg(target_arch = "bpf")]
-mod sock_ops;
+mod sk_skb;
 #[cfg(target_arch = "bpf")]
 mod tcp;
+#[cfg(target_arch = "bpf")]
+mod timing;
 
 /// The helpers that the programs call are exported to GPL-compatible programs only. The source is
 /// Apache-2.0 OR MIT; the object, which the kernel links with its own, declares itself dual-licensed.

@@ -2,16 +2,19 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage, SockHash, SockMap},
     macros::btf_map,
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
     decisions::DecisionValue,
+    flows::{FLOWS_MAX, FlowValue},
     instance::InstanceValue,
+    latency::{LATENCIES, LatencyValue},
     limits::{CORES_MAX, DECISIONS_MAX, PREFIXES_MAX, WORKERS_MAX},
     prefixes::PrefixValue,
-    relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
+    relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
+    splice,
     workers::WorkerValue,
 };
 
@@ -30,6 +33,12 @@ pub(crate) static STEERING: PerCpuArray<SteeringCounts, 1> = PerCpuArray::new();
 
 #[btf_map(name = "instance")]
 pub(crate) static INSTANCE: Array<InstanceValue, 1> = Array::new();
+
+#[btf_map(name = "flows")]
+pub(crate) static FLOWS: Array<FlowValue, { FLOWS_MAX as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "latency")]
+pub(crate) static LATENCY: Array<LatencyValue, { LATENCIES as usize }, MMAPABLE> = Array::new();
 
 #[btf_map(name = "prefixes")]
 pub(crate) static PREFIXES: HashMap<u64, PrefixValue, { PREFIXES_MAX as usize }> = HashMap::new();
@@ -55,23 +64,14 @@ pub(crate) struct Scratch {
 #[btf_map(name = "steer_scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-#[btf_map(name = "relay_ports")]
-pub(crate) static RELAY_PORTS: HashMap<u32, u32, { PORTS_MAX as usize }> = HashMap::new();
-
-#[btf_map(name = "relay_accepted")]
-pub(crate) static RELAY_ACCEPTED: LruHashMap<Pair, Accepted, { SOCKETS_MAX as usize }> = LruHashMap::new();
-
 #[btf_map(name = "relay_workers")]
-pub(crate) static RELAY_WORKERS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
+pub(crate) static RELAY_WORKERS: SockMap<{ SLOTS as usize }> = SockMap::new();
 
 #[btf_map(name = "relay_clients")]
-pub(crate) static RELAY_CLIENTS: SockHash<u64, { SOCKETS_MAX as usize }> = SockHash::new();
-
-#[btf_map(name = "relay_sockets")]
-pub(crate) static RELAY_SOCKETS: LruHashMap<u64, u64, { SOCKETS_MAX as usize }> = LruHashMap::new();
+pub(crate) static RELAY_CLIENTS: SockHash<u64, { CLIENTS_MAX as usize }> = SockHash::new();
 
 #[btf_map(name = "relay_slots")]
-pub(crate) static RELAY_SLOTS: HashMap<u64, u32, { SLOTS as usize }> = HashMap::new();
+pub(crate) static RELAY_SLOTS: SkStorage<u32> = SkStorage::new();
 
 #[btf_map(name = "relay_orders")]
 pub(crate) static RELAY_ORDERS: Array<Order, { SLOTS as usize }, MMAPABLE> = Array::new();
@@ -81,3 +81,20 @@ pub(crate) static RELAY_STATES: Array<State, { SLOTS as usize }, MMAPABLE> = Arr
 
 #[btf_map(name = "relay_events")]
 pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+// The splice relay; clients' sockets are in `relay_clients`.
+
+#[btf_map(name = "splice_workers")]
+pub(crate) static SPLICE_WORKERS: SockMap<{ splice::SLOTS as usize }> = SockMap::new();
+
+#[btf_map(name = "splice_slots")]
+pub(crate) static SPLICE_SLOTS: HashMap<u64, u32, { splice::SLOTS as usize }> = HashMap::new();
+
+#[btf_map(name = "splice_orders")]
+pub(crate) static SPLICE_ORDERS: Array<splice::Order, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_states")]
+pub(crate) static SPLICE_STATES: Array<splice::State, { splice::SLOTS as usize }, MMAPABLE> = Array::new();
+
+#[btf_map(name = "splice_events")]
+pub(crate) static SPLICE_EVENTS: RingBuf<Event, { splice::EVENTS_BYTES as usize }> = RingBuf::new();

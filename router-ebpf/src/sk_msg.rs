@@ -22,17 +22,19 @@ use aya_ebpf::{
     programs::SkMsgContext,
 };
 use router_common::{
+    flows::EVENT_PREFIX,
     framing::{DATA, Framing},
     relay::{
-        BACKLOG_BYTES_MAX, DISARMED, ERROR_EVENT, Event, Order, STOP_END, STOP_ERROR_EVENT, STOP_FAILED,
-        STOP_FRAMING, STOP_ROOM, State,
+        BACKLOG_BYTES_MAX, DISARMED, ERROR_EVENT, EVENT_FIRST, Event, Order, STOP_END, STOP_ERROR_EVENT,
+        STOP_FAILED, STOP_FRAMING, STOP_ROOM, State,
     },
 };
 
 use crate::{
     atomic::{fetch_u64, publish_u64},
-    maps::{RELAY_CLIENTS, RELAY_EVENTS, RELAY_ORDERS, RELAY_SLOTS, RELAY_SOCKETS, RELAY_STATES},
-    tcp::{SendSide, TcpSock},
+    maps::{RELAY_CLIENTS, RELAY_EVENTS, RELAY_ORDERS, RELAY_STATES},
+    tcp::{SendSide, TcpSock, slot_of},
+    timing,
 };
 
 /// Most steps through one message: more framing than this (chunks of a byte or two) goes to user space.
@@ -71,7 +73,7 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
     unsafe {
         let length = (*message).size;
         let worker = TcpSock::of((*message).__bindgen_anon_3.sk)?;
-        let slot = *RELAY_SLOTS.get_ptr(worker.cookie())?;
+        let slot = *slot_of((*message).__bindgen_anon_3.sk.cast(), None)?;
         let order: *mut Order = RELAY_ORDERS.get_ptr_mut(slot)?;
         let state: *mut State = RELAY_STATES.get_ptr_mut(slot)?;
 
@@ -83,9 +85,9 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
                 return None;
             }
         }
-        let target = if relaying { get!(state, target) } else { get!(order, target) };
-        let address = if relaying { get!(state, target_address) } else { *RELAY_SOCKETS.get_ptr(target)? };
-        let Some(client) = SendSide::of(address, target) else {
+        // User space changes neither while the stream is lent.
+        let target = get!(order, target);
+        let Some(client) = SendSide::of(get!(order, target_address), target) else {
             if relaying {
                 stop(state, slot, STOP_FAILED);
             }
@@ -94,11 +96,9 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         if !relaying {
             // One take-over for each order: a message that is then refused comes again at the same position.
             set!(order, arm_at = DISARMED);
-            set!(state, target = target);
-            set!(state, target_address = address);
             set!(state, target_seq = client.write_seq);
             set!(state, since = 0);
-            set!(state, watch_errors = get!(order, watch_errors));
+            set!(state, is_event_stream = get!(order, is_event_stream));
             set!(state, framing.remaining = get!(order, remaining));
             set!(state, framing.state = get!(order, state));
             set!(state, framing.overhead = get!(order, overhead));
@@ -119,8 +119,11 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         set!(state, scan.remaining = get!(state, framing.remaining));
         set!(state, scan.state = get!(state, framing.state));
         set!(state, scan.overhead = get!(state, framing.overhead));
-        let watch_errors = get!(state, watch_errors);
-        let mut scan = Scan { message, state, at: 0, length, watch_errors, has_error: 0 };
+        // Counted there and not in `Scan`: of a number in a map the verifier knows nothing, so that one turn of the loop
+        // looks to it like any other.
+        set!(state, scan_events = 0);
+        let is_event_stream = get!(state, is_event_stream);
+        let mut scan = Scan { message, state, at: 0, length, is_event_stream, has_error: 0 };
         bpf_loop(STEPS_MAX, step as *mut c_void, (&raw mut scan).cast(), 0);
         let end = Framing {
             remaining: get!(state, scan.remaining),
@@ -147,6 +150,9 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         set!(state, messages = get!(state, messages) + 1);
         set!(state, redirected = get!(state, redirected) + u64::from(length));
         set!(state, since = get!(state, since).wrapping_add(length));
+        if timing::moved(slot, length, get!(state, scan_events), is_event_stream != 0) {
+            let _ = RELAY_EVENTS.output(Event { slot, what: EVENT_FIRST }, 0);
+        }
         if end.is_done() {
             stop(state, slot, STOP_END);
         }
@@ -166,7 +172,7 @@ unsafe fn stop(state: *mut State, slot: u32, stop: u32) {
         publish_u64(&raw mut (*state).turn, 1);
     }
     // It cannot be full: see `EVENTS_BYTES`. Were it, user space would still see the turn when next it looks.
-    let _ = RELAY_EVENTS.output(Event { slot, stop }, 0);
+    let _ = RELAY_EVENTS.output(Event { slot, what: stop }, 0);
 }
 
 /// One run of the scanner over a message.
@@ -176,7 +182,7 @@ struct Scan {
     state: *mut State,
     at: u32,
     length: u32,
-    watch_errors: u32,
+    is_event_stream: u32,
     has_error: u32,
 }
 
@@ -215,9 +221,15 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
             }
             framing.step(*byte);
             scan.at += 1;
-            if framing.state == DATA && scan.watch_errors != 0 && begins_error(message, scan.at) {
-                scan.has_error = 1;
-                return 1;
+            if framing.state == DATA && scan.is_event_stream != 0 {
+                match begins(message, scan.at) {
+                    Begins::Error => {
+                        scan.has_error = 1;
+                        return 1;
+                    }
+                    Begins::Event => set!(state, scan_events = get!(state, scan_events) + 1),
+                    Begins::Other => {}
+                }
             }
         }
         set!(state, scan.remaining = framing.remaining);
@@ -227,27 +239,61 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
     }
 }
 
-/// Whether an [`ERROR_EVENT`] is at `at`.
-///
+/// What a chunk begins with.
+enum Begins {
+    /// An [`ERROR_EVENT`].
+    Error,
+    Event,
+    Other,
+}
+
 /// # Safety
 /// `message` is the context of this run.
 #[inline(always)]
-unsafe fn begins_error(message: *mut sk_msg_md, at: u32) -> bool {
+unsafe fn begins(message: *mut sk_msg_md, at: u32) -> Begins {
     const HEAD: u64 = word(ERROR_EVENT, 0);
     const TAIL: u64 = word(ERROR_EVENT, ERROR_EVENT.len() - 8);
+    const EVENT: u64 = HEAD & 0x0000_00ff_ffff_ffff;
     // SAFETY: the caller's promise; the bounds are checked before the bytes are read.
     unsafe {
-        // Fails where the message is shorter: an event in pieces is looked at no further.
+        // Fails where the message is shorter.
         if bpf_msg_pull_data(message, at, at + ERROR_EVENT.len() as u32, 0) != 0 {
-            return false;
+            return begins_short(message, at);
         }
         let data = (*message).__bindgen_anon_1.data.cast::<u8>();
         let end = (*message).__bindgen_anon_2.data_end.cast::<u8>();
         if data.add(ERROR_EVENT.len()) > end {
-            return false;
+            return Begins::Other;
         }
-        data.cast::<u64>().read_unaligned() == HEAD
-            && data.add(ERROR_EVENT.len() - 8).cast::<u64>().read_unaligned() == TAIL
+        let head = data.cast::<u64>().read_unaligned();
+        if head == HEAD && data.add(ERROR_EVENT.len() - 8).cast::<u64>().read_unaligned() == TAIL {
+            return Begins::Error;
+        }
+        if head & 0x0000_00ff_ffff_ffff == EVENT { Begins::Event } else { Begins::Other }
+    }
+}
+
+/// As [`begins`], where the message ends too soon for an [`ERROR_EVENT`].
+///
+/// # Safety
+/// `message` is the context of this run.
+#[inline(always)]
+unsafe fn begins_short(message: *mut sk_msg_md, at: u32) -> Begins {
+    // SAFETY: the caller's promise; the bounds are checked before the bytes are read.
+    unsafe {
+        if bpf_msg_pull_data(message, at, at + EVENT_PREFIX.len() as u32, 0) != 0 {
+            return Begins::Other;
+        }
+        let data = (*message).__bindgen_anon_1.data.cast::<u8>();
+        let end = (*message).__bindgen_anon_2.data_end.cast::<u8>();
+        if data.add(EVENT_PREFIX.len()) > end {
+            return Begins::Other;
+        }
+        if data.cast::<[u8; EVENT_PREFIX.len()]>().read() == *EVENT_PREFIX {
+            Begins::Event
+        } else {
+            Begins::Other
+        }
     }
 }
 

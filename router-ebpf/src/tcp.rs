@@ -6,11 +6,16 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    helpers::generated::{bpf_probe_read_kernel, bpf_skc_to_tcp_sock},
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    helpers::generated::{bpf_probe_read_kernel, bpf_sk_storage_get, bpf_skc_to_tcp_sock},
 };
+
+use crate::maps::RELAY_SLOTS;
 
 #[unsafe(no_mangle)]
 static TCP_WRITE_SEQ: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SOCK_WMEM_QUEUED: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -42,17 +47,32 @@ impl TcpSock {
         unsafe { self.0.add(TCP_WRITE_SEQ.load() as usize).cast::<u32>().read() }
     }
 
-    /// 0 until somebody has asked for it with `bpf_get_socket_cookie` or `SO_COOKIE`.
+    /// The sequence number of the first byte that the application has not read.
     #[inline(always)]
-    pub(crate) fn cookie(self) -> u64 {
+    pub(crate) fn copied_seq(self) -> u32 {
         // SAFETY: as above.
-        unsafe { self.0.add(SOCK_COOKIE.load() as usize).cast::<u64>().read() }
+        unsafe { self.0.add(TCP_COPIED_SEQ.load() as usize).cast::<u32>().read() }
     }
 
     #[inline(always)]
     pub(crate) fn address(self) -> u64 {
         self.0 as u64
     }
+}
+
+/// The slot that is noted on a worker's socket. Linux 5.9 in `sk_msg`.
+///
+/// # Safety
+/// `sk` is a socket that the verifier knows to be one.
+#[inline(always)]
+pub(crate) unsafe fn slot_of(sk: *mut bpf_sock, new: Option<&mut u32>) -> Option<*mut u32> {
+    let flags = if new.is_some() { u64::from(BPF_SK_STORAGE_GET_F_CREATE) } else { 0 };
+    let new = new.map_or(ptr::null_mut(), ptr::from_mut);
+    // SAFETY: the caller's promise; the map is one of this object's. aya-ebpf offers this to other program types only.
+    let slot = unsafe {
+        bpf_sk_storage_get((&raw const RELAY_SLOTS).cast_mut().cast(), sk.cast(), new.cast(), flags)
+    };
+    (!slot.is_null()).then_some(slot.cast())
 }
 
 /// Another connection's send side.
@@ -67,8 +87,8 @@ pub(crate) struct SendSide {
 impl SendSide {
     /// Reads the socket at `address` if it still is the one with this cookie.
     ///
-    /// `sk_msg` programs may not take a reference to a socket (they cannot release it), hence the address that
-    /// `sock_ops` noted. Sockets of TCP are reused as sockets of TCP only, and a new one has another cookie.
+    /// `sk_msg` programs may not take a reference to a socket (they cannot release it), hence the address that was
+    /// noted when the stream was lent. Sockets of TCP are reused as sockets of TCP only, and a new one has another cookie.
     #[inline(always)]
     pub(crate) fn of(address: u64, cookie: u64) -> Option<Self> {
         if read::<u64>(address, SOCK_COOKIE.load())? != cookie {

@@ -25,10 +25,11 @@ use tokio::{
 use warmpath_tests::{Gateway, PATIENCE, SimConfig, eventually, sim, urls};
 
 /// Everything that can go raw goes raw.
-const ALL_RAW: &str = "relay: {bypass: on, min_bytes: 0B}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
+const ALL_RAW: &str =
+    "relay: {bypass: on, min_bytes: 0B, sample: 0}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
 
 /// What is measured to pay.
-const EVENT_STREAMS: &str = "relay: {bypass: auto}\n";
+const EVENT_STREAMS: &str = "relay: {bypass: auto, sample: 0}\n";
 
 async fn start(workers: &[String], config: &str) -> Option<Gateway> {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -46,6 +47,17 @@ async fn start(workers: &[String], config: &str) -> Option<Gateway> {
 
 async fn returns(gateway: &Gateway, reason: &str) -> f64 {
     gateway.metric(&format!("warmpath_relay_returns_total{{reason=\"{reason}\"}}")).await
+}
+
+/// Streams until one has ended in the kernel's hands: on a busy machine its last bytes may reach the gateway before the
+/// stream is lent.
+async fn relayed_to_the_end(gateway: &Gateway) {
+    eventually("a stream ends in the kernel's hands", || async {
+        let (text, ended) = gateway.stream("hello", 40).await.rest().await;
+        assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
+        (returns(gateway, "end").await > 0.5).then_some(())
+    })
+    .await;
 }
 
 /// A small generator: the same numbers for the same seed, in worker and client.
@@ -256,6 +268,14 @@ impl Client {
     }
 }
 
+/// Filler of the chunk that was open, and then the gateway's error event, or the beginning of these.
+fn is_part_of_an_error(bytes: &[u8]) -> bool {
+    let event = bytes.trim_ascii_start();
+    let begins = &b"data: {\"error\":{\"message\":\"the worker failed"[..];
+    let length = event.len().min(begins.len());
+    event[..length] == begins[..length]
+}
+
 /// `clients` connections, `rounds` responses over each; counts of responses and of bodies that broke off.
 async fn storm(gateway: &Gateway, clients: u64, rounds: u64, seed: u64, faults: bool) -> (usize, usize) {
     let tasks: Vec<_> = (0..clients)
@@ -301,7 +321,13 @@ async fn storm(gateway: &Gateway, clients: u64, rounds: u64, seed: u64, faults: 
                             "seed {seed}: broke off after {}",
                             body.len()
                         );
-                        assert_eq!(common, body.len(), "seed {seed}: what came is right");
+                        // Who hangs up may have read a part of that error already.
+                        let rest = &body[common..];
+                        assert!(
+                            rest.is_empty() || script.dies_at.is_some() && is_part_of_an_error(rest),
+                            "seed {seed}: {:?} behind {common} good bytes",
+                            String::from_utf8_lossy(rest)
+                        );
                         broken += 1;
                     }
                 }
@@ -433,18 +459,18 @@ async fn a_streamed_answer_goes_past_the_gateway_and_a_unary_one_through_it() {
     let path = |path: &str| format!("warmpath_relay_responses_total{{path=\"{path}\"}}");
     assert_eq!(gateway.chat("hello").await.status, 200);
     assert!(gateway.metric(&path("copy")).await > 0.5 && gateway.metric(&path("bypass")).await < 0.5);
-    let (text, ended) = gateway.stream("hello", 40).await.rest().await;
-    assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
+    relayed_to_the_end(&gateway).await;
     assert!(gateway.metric(&path("bypass")).await > 0.5);
-    assert!(returns(&gateway, "end").await > 0.5);
     assert!((gateway.metric("warmpath_relay_available{path=\"bypass\"}").await - 1.0).abs() < 0.5);
 }
 
 #[tokio::test]
-async fn switched_off_or_not_asked_for_it_stays_off() {
+async fn switched_off_it_stays_off() {
     let sims = [sim(SimConfig::default()).await];
-    for args in [&["--splice", "off"][..], &[]] {
-        let gateway = Gateway::start(&urls(&sims), args).await;
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), "relay: {bypass: off}\n").expect("the file is writable");
+    for args in [["--splice", "off"], ["--config", file.path().to_str().expect("a plain path")]] {
+        let gateway = Gateway::start(&urls(&sims), &args).await;
         let (text, ended) = gateway.stream("hello", 10).await.rest().await;
         assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
         assert!(gateway.metric("warmpath_relay_responses_total{path=\"bypass\"}").await < 0.5);
@@ -505,7 +531,72 @@ async fn a_killed_gateway_leaves_the_worker_as_it_was() {
     let Some(gateway) = start(&urls(&sims), EVENT_STREAMS).await else {
         panic!("the kernel allowed it before")
     };
-    let (text, ended) = gateway.stream("hello", 40).await.rest().await;
-    assert!(ended && text.ends_with("data: [DONE]\n\n"), "{text}");
-    assert!(returns(&gateway, "end").await > 0.5);
+    relayed_to_the_end(&gateway).await;
+}
+
+/// A worker that asks its socket how much there is to read, as nginx does: a socket in a socket map does not tell. So
+/// what was lent must be given back before the next request comes, and what is not lent must be as ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_asks_how_much_there_is_to_read_is_told() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let _ = socket.set_nodelay(true);
+            tokio::spawn(asks(socket));
+        }
+    });
+    let config =
+        "relay: {bypass: auto, sample: 0}\nhealth: {interval: 60s}\nscrape_interval: 60s\nthreads: 1\n";
+    let Some(gateway) = start(&[format!("http://{address}")], config).await else { return };
+    let mut client = Client::new(gateway.address);
+    for _ in 0..20 {
+        for path in ["/v1/completions", "/tokenize", "/v1/completions"] {
+            let (body, ended) = client.get(path, &mut Random(1), false, None).await;
+            assert!(ended && !body.is_empty(), "{path}: {body:?}");
+        }
+    }
+    assert!(returns(&gateway, "end").await > 3.0, "streams go past the gateway");
+}
+
+async fn asks(socket: TcpStream) -> Option<()> {
+    let mut request = Vec::new();
+    loop {
+        // A byte, then as many as there are said to be: zero is taken for "wait for the next readiness".
+        let mut first = [0];
+        socket.readable().await.ok()?;
+        match socket.try_read(&mut first) {
+            Ok(1) => request.push(first[0]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+            _ => return None,
+        }
+        let more = rustix::io::ioctl_fionread(&socket).ok()? as usize;
+        let mut rest = vec![0; more];
+        if more > 0 {
+            let n = socket.try_read(&mut rest).ok()?;
+            request.extend(&rest[..n]);
+        }
+        assert!(more > 0, "a request is more than a byte, and it is sent in one piece");
+        if !request.windows(4).any(|window| window == b"\r\n\r\n") {
+            continue;
+        }
+        let is_stream = request.starts_with(b"POST /v1/");
+        request.clear();
+        let socket = &socket;
+        let say = async |bytes: &[u8]| {
+            socket.writable().await.ok()?;
+            (socket.try_write(bytes).ok()? == bytes.len()).then_some(())
+        };
+        if !is_stream {
+            say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await?;
+            continue;
+        }
+        say(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await?;
+        for _ in 0..10 {
+            say(b"9\r\ndata: x\n\n\r\n").await?;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        say(b"0\r\n\r\n").await?;
+    }
 }

@@ -16,3 +16,4 @@ mod passthrough;
 mod privileges;
 mod routing;
 mod tidy;
+mod timing;

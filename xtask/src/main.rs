@@ -5,6 +5,7 @@ mod bpffs;
 mod commands {
     pub(crate) mod bench;
     pub(crate) mod ebpf;
+    pub(crate) mod fuzz;
     pub(crate) mod run;
     pub(crate) mod test;
     pub(crate) mod vllm;
@@ -19,7 +20,7 @@ mod workspace;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, ebpf, run, test, vllm};
+use commands::{bench, ebpf, fuzz, run, test, vllm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Warmpath")]
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Benchmarks of the whole gateway
     Bench(bench::Args),
+    /// Throw random inputs at a parser (needs a nightly toolchain)
+    Fuzz(fuzz::Args),
     /// Real vLLM servers on this machine's CPU, and the gateway in front of them
     Vllm(vllm::Args),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(args) => fuzz::main(&args),
         Command::Vllm(args) => vllm::run(&args),
     };
     match result {

@@ -11,7 +11,9 @@ use std::{
 
 use router_common::{
     cores::{CoreValue, SteeringCounts},
+    flows::{FlowState, FlowValue},
     instance::InstanceValue,
+    latency::{BUCKETS, LatencyValue, bucket_end_seconds},
     names,
     workers::WorkerValue,
 };
@@ -39,7 +41,8 @@ mod table;
     warmpath maps decisions --request 4b1d0f6e\n  \
     warmpath maps prefixes")]
 pub struct MapsArgs {
-    /// A map to print: workers, cores, steering, instance, prefixes or decisions. Without it, what there is.
+    /// A map to print: workers, flows, latency, prefixes, decisions, cores, steering or instance. Without it, what
+    /// there is.
     name: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -109,13 +112,15 @@ pub enum MapsError {
 }
 
 /// Every map that is pinned, and what it says.
-const KNOWN: [(&str, &str); 6] = [
+const KNOWN: [(&str, &str); 8] = [
     (names::WORKERS, "state and load of each worker"),
+    (names::FLOWS, "every stream now, and who moves its bytes"),
+    (names::LATENCY, "times to first byte and between events, per worker"),
+    (names::PREFIXES, "prompt prefixes that most requests share, and who holds them"),
+    (names::DECISIONS, "why each of the last requests went where it went"),
     (names::CORES, "lag and connections of each data thread"),
     (names::STEERING, "where new connections were placed, and why not elsewhere"),
     (names::INSTANCE, "the process behind these maps"),
-    (names::PREFIXES, "prompt prefixes that most requests share, and who holds them"),
-    (names::DECISIONS, "why each of the last requests went where it went"),
 ];
 
 pub(super) fn run(args: &MapsArgs) -> Result<(), MapsError> {
@@ -171,6 +176,10 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
     let mut list = Vec::new();
     for map in maps.list().map_err(MapsError::Kernel)? {
         let entries = match map.name.as_str() {
+            names::FLOWS => {
+                let rows = maps.rows::<FlowValue>(&map.name).map_err(MapsError::Kernel)?;
+                rows.iter().filter(|row| row.value.state != FlowState::Free).count()
+            }
             names::WORKERS => maps.rows::<WorkerValue>(&map.name).map_err(MapsError::Kernel)?.len(),
             names::PREFIXES => maps.prefixes().map_err(MapsError::Kernel)?.len(),
             names::DECISIONS => maps.decisions().map_err(MapsError::Kernel)?.len(),
@@ -218,6 +227,15 @@ fn lines(maps: &PinnedMaps, name: &str, args: &MapsArgs, now_ns: u64) -> Result<
             let sum = cpus.iter().fold(SteeringCounts::ZERO, |sum, cpu| sum.plus(&cpu.value));
             vec![line(None, &sum, now_ns)]
         }
+        names::FLOWS => {
+            let rows = maps.rows::<FlowValue>(name)?;
+            let taken = rows.iter().filter(|row| row.value.state != FlowState::Free);
+            taken.map(|row| flow_line(row, now_ns)).collect()
+        }
+        names::LATENCY => {
+            let rows = maps.rows::<LatencyValue>(name)?;
+            rows.iter().filter(|row| row.value.count > 0).map(|row| latency_line(&row.value)).collect()
+        }
         names::PREFIXES => prefix_lines(maps, args.last, now_ns)?,
         names::DECISIONS => {
             let wanted = Wanted { last: args.last, request: args.request.as_deref() };
@@ -240,16 +258,68 @@ fn prefix_lines(maps: &PinnedMaps, last: Option<usize>, now_ns: u64) -> Result<V
 /// A worker, with address and port in one column.
 fn worker_line(row: &Row<WorkerValue>, now_ns: u64) -> Line {
     let mut line = line(Some(("index", row.key.into())), &row.value, now_ns);
-    let ip = Ipv6Addr::from(row.value.address);
+    join_address(&mut line, "address", "port", row.value.address, row.value.port);
+    line
+}
+
+/// A response under way, with the client's address and port in one column.
+fn flow_line(row: &Row<FlowValue>, now_ns: u64) -> Line {
+    let mut line = line(Some(("slot", row.key.into())), &row.value, now_ns);
+    join_address(&mut line, "client", "client_port", row.value.client, row.value.client_port as u16);
+    line
+}
+
+fn join_address(line: &mut Line, address: &str, port: &str, ip: [u8; 16], port_number: u16) {
+    let ip = Ipv6Addr::from(ip);
     let ip = ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4);
-    let address = SocketAddr::new(ip, row.value.port).to_string();
-    line.retain(|(name, ..)| *name != "port");
-    for (name, text, value) in &mut line {
-        if *name == "address" {
-            (*text, *value) = (address.clone(), json!(address));
+    let both = SocketAddr::new(ip, port_number).to_string();
+    line.retain(|(name, ..)| *name != port);
+    for (name, text, value) in line {
+        if *name == address {
+            (*text, *value) = (both.clone(), json!(both));
         }
     }
+}
+
+/// A histogram as its mean and percentiles; JSON has the buckets.
+fn latency_line(value: &LatencyValue) -> Line {
+    let mut line: Line = vec![
+        ("worker", value.worker.to_string(), json!(value.worker)),
+        ("kind", value.kind.name().to_owned(), json!(value.kind.name())),
+        ("count", value.count.to_string(), json!(value.count)),
+    ];
+    let mean = value.sum_ns.checked_div(value.count).unwrap_or(0);
+    line.push(("mean", duration(mean), json!(mean as f64 / 1e9)));
+    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+        let end = percentile_end(&value.buckets, share);
+        line.push((name, format!("< {}", duration((end * 1e9) as u64)), json!(end)));
+    }
+    line.push((
+        "buckets",
+        value.buckets.iter().filter(|count| **count > 0).count().to_string(),
+        json!(&value.buckets[..]),
+    ));
     line
+}
+
+/// Where the bucket ends in which `share` of all is reached, in seconds.
+fn percentile_end(buckets: &[u64; BUCKETS], share: f64) -> f64 {
+    let wanted = buckets.iter().sum::<u64>() as f64 * share;
+    let mut sum = 0;
+    let reached = buckets.iter().position(|count| {
+        sum += count;
+        sum as f64 >= wanted
+    });
+    bucket_end_seconds(reached.unwrap_or(BUCKETS - 1))
+}
+
+fn duration(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{:.0} µs", ns as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.0} ms", ns as f64 / 1e6),
+        _ => format!("{:.0} s", ns as f64 / 1e9),
+    }
 }
 
 fn no_pins(root: &Path, error: KernelError) -> MapsError {
@@ -339,7 +409,7 @@ mod tests {
         let error = print(root.path(), &MapsArgs::default()).expect_err("no pins").to_string();
         assert!(error.contains("running: b"), "{error}");
         let error = print(root.path(), &named("wokers")).expect_err("no such map").to_string();
-        assert!(error.contains("workers, cores"), "{error}");
+        assert!(error.contains("workers, flows"), "{error}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::{
 use super::{banner::Banner, publish};
 use crate::{
     admin::{self, Admin},
-    config::{self, Config, ConfigError, LogFormat, RelayMode, Splice},
+    config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
     gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
@@ -92,6 +92,9 @@ pub enum ServeError {
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// No memory for the streams under way.
+    #[error("{}", kernel::chain(_0))]
+    Memory(#[from] kernel::KernelError),
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -165,7 +168,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let (mut kernel, mut capabilities) = Kernel::open(&kernel::Options {
         instance: (config.instance != config::DEFAULT_INSTANCE).then(|| config.instance.clone()),
         threads: config.threads as u32,
-        bypass: bypass_ports(&config),
+        bypass: config.splice == Splice::Auto && config.relay.allows(config.relay.bypass),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
@@ -179,12 +182,16 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let fleet = build_fleet(&config, &metrics);
     fleet::check_all(&fleet, &config).await;
+    let flows = kernel.flows()?;
+    let names = fleet.workers().iter().map(|worker| (worker.slot.0.into(), worker.name.clone())).collect();
+    metrics.show_latency(flows.clone(), names)?;
     let shared = Arc::new(Shared::new(
         config,
         fleet,
         index.clone(),
         metrics,
         kernel.bypass(),
+        flows,
         kernel.take_decisions(),
     ));
     let config = &shared.config;
@@ -231,15 +238,6 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Whose sockets the kernel may note for the bypass; `None` if it is switched off.
-fn bypass_ports(config: &Config) -> Option<kernel::bypass::Ports> {
-    let off = config.splice == Splice::Off || config.relay.bypass == RelayMode::Off;
-    (!off).then(|| kernel::bypass::Ports {
-        workers: config.workers.iter().map(|worker| worker.url.port).collect(),
-        clients: Some(config.listen.port()),
-    })
 }
 
 /// SIGTERM and SIGINT.

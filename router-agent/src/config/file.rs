@@ -70,7 +70,10 @@ struct Breaker {
 #[serde(deny_unknown_fields, default)]
 struct Relay {
     bypass: Option<RelayMode>,
+    splice: Option<RelayMode>,
+    copy: Option<RelayMode>,
     min_bytes: Option<ByteSize>,
+    sample: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +159,9 @@ impl File {
         set(&mut config.breaker.failures, self.breaker.failures);
         set(&mut config.breaker.open_for, self.breaker.open_for);
         set(&mut config.relay.bypass, self.relay.bypass);
+        set(&mut config.relay.splice, self.relay.splice);
+        set(&mut config.relay.copy, self.relay.copy);
+        set(&mut config.relay.sample, self.relay.sample);
         set(&mut config.relay.min_bytes, self.relay.min_bytes.map(|b| b.as_u64()));
         set(&mut config.index.block_bytes, self.index.block_bytes);
         set(&mut config.index.bytes_max, self.index.max_bytes.map(|b| b.as_u64() as usize));

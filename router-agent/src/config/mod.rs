@@ -29,26 +29,38 @@ pub enum Splice {
 }
 
 /// When one way of relaying bodies is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
     Auto,
     /// Wherever it can be.
     On,
-    /// Never. The default for now: with the worker's sockets in a sockmap, a worker that asks its socket how much there
-    /// is to read (nginx does, vLLM does not) waits for ever after the first request of a connection.
-    #[default]
+    /// Never.
     Off,
 }
 
-/// How response bodies are moved; `splice: off` overrides it all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How response bodies are moved; the top-level `splice: off` overrides it all.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Relay {
     /// By the kernel, past this process, where the worker is on this host.
     pub bypass: RelayMode,
+    /// By the kernel, from this gateway's socket to the worker into the client's, where the worker is on another host.
+    pub splice: RelayMode,
+    /// By this process. `On`: always. `Off`: only what the kernel cannot move, whatever its length.
+    pub copy: RelayMode,
     /// Bodies of known length below this are copied, event streams apart.
     pub min_bytes: u64,
+    /// The share of responses that is copied although the kernel could move it: 0 to 1. They show what the worker says of
+    /// its cache.
+    pub sample: f64,
+}
+
+impl Relay {
+    /// Whether the kernel may move anything for one of its two ways.
+    pub fn allows(&self, mode: RelayMode) -> bool {
+        mode != RelayMode::Off && self.copy != RelayMode::On
+    }
 }
 
 /// How log lines are written.
@@ -133,7 +145,7 @@ pub struct Timeouts {
 }
 
 /// Everything `warmpath serve` needs, with every default filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
@@ -221,7 +233,13 @@ impl Default for Config {
             policy: Policy::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
-            relay: Relay { bypass: RelayMode::default(), min_bytes: limits::RELAY_MIN_BYTES },
+            relay: Relay {
+                bypass: RelayMode::Auto,
+                splice: RelayMode::Auto,
+                copy: RelayMode::Auto,
+                min_bytes: limits::RELAY_MIN_BYTES,
+                sample: limits::RELAY_SAMPLE,
+            },
             log_format: LogFormat::default(),
             instance: DEFAULT_INSTANCE.to_owned(),
             health: Health {
@@ -294,6 +312,9 @@ impl Config {
                 "index.block_bytes",
                 format!("{} is out of range: 16 to {BLOCK_BYTES_MAX}", self.index.block_bytes),
             );
+        }
+        if !(0.0..=1.0).contains(&self.relay.sample) {
+            return value("relay.sample", format!("{} is no share of responses: 0 to 1", self.relay.sample));
         }
         if self.limits.tries == 0 {
             return value("limits.tries", "0 would refuse every request: at least 1".to_owned());

@@ -17,7 +17,7 @@ fn every_key_has_its_effect() {
         "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
          policy: round_robin\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
-         breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, min_bytes: 2KiB}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
+         breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
          limits: {connections: 10, body_bytes: 1MiB, tries: 2}\n\
          timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n",
     )
@@ -37,7 +37,16 @@ fn every_key_has_its_effect() {
         Health { interval: ms(1000), timeout: ms(300), unhealthy_after: 4, healthy_after: 2 }
     );
     assert_eq!(config.breaker, Breaker { failures: 7, open_for: ms(9000) });
-    assert_eq!(config.relay, Relay { bypass: RelayMode::On, min_bytes: 2048 });
+    assert_eq!(
+        config.relay,
+        Relay {
+            bypass: RelayMode::On,
+            splice: RelayMode::Off,
+            copy: RelayMode::Off,
+            min_bytes: 2048,
+            sample: 0.5
+        }
+    );
     assert_eq!(config.index, Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 });
     assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2 });
     assert_eq!(

@@ -1,13 +1,17 @@
 //! The account of a request and of each of its tries, kept in guards: whatever way a request goes, it is counted once, and
 //! each worker that it was sent to is told apart by how that ended.
 
-use std::{sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::StatusCode;
 
 use super::{Shared, route::Route};
 use crate::{
     fleet::{Flight, Worker},
+    kernel::{
+        flows::{Flow, Start},
+        now_ns,
+    },
     telemetry::Metrics,
 };
 
@@ -48,14 +52,26 @@ impl Drop for RequestAccount {
 pub(super) struct Attempt {
     shared: Arc<Shared>,
     flight: Flight,
-    sent_at: Instant,
+    /// [`now_ns`].
+    sent_ns: u64,
     has_body: bool,
     ended: bool,
+    is_event_stream: bool,
+    /// Of an event stream, and of what the kernel may move, while there is room.
+    flow: Option<Flow>,
 }
 
 impl Attempt {
     pub(super) fn new(shared: Arc<Shared>, flight: Flight) -> Self {
-        Self { shared, flight, sent_at: Instant::now(), has_body: false, ended: false }
+        Self {
+            shared,
+            flight,
+            sent_ns: now_ns(),
+            has_body: false,
+            ended: false,
+            is_event_stream: false,
+            flow: None,
+        }
     }
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
@@ -66,13 +82,34 @@ impl Attempt {
         &self.shared.metrics
     }
 
-    /// Body data is here. The first of a stream is the first token: vLLM sends the head at once and tokens when it has
-    /// them, so a head says nothing of prefill.
-    pub(super) fn body_data(&mut self, is_event_stream: bool) {
+    /// From here on the response is shown among the flows, if there is room for it.
+    pub(super) fn follow(&mut self, client: SocketAddr, cookie: u64, is_event_stream: bool) {
+        self.is_event_stream = is_event_stream;
+        let start = Start { sent_ns: self.sent_ns, is_event_stream };
+        self.flow = self.shared.flows.start(self.worker().slot.0.into(), client, cookie, start);
+    }
+
+    pub(super) fn flow(&self) -> Option<&Flow> {
+        self.flow.as_ref()
+    }
+
+    /// Body data is here: a chunk, or a part of one. The first of a stream is the first token: vLLM sends the head at once
+    /// and tokens when it has them, so a head says nothing of prefill.
+    pub(super) fn body_data(&mut self, data: &[u8]) {
+        if let Some(flow) = &self.flow {
+            flow.data(data);
+        }
+        self.first_byte();
+    }
+
+    /// The first body byte was moved, by whomever.
+    pub(super) fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.has_body, true) {
             self.flight.prefilled();
-            if is_event_stream {
-                self.worker().metrics.time_to_first_token.observe(self.sent_at.elapsed().as_secs_f64());
+            if self.is_event_stream {
+                let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
+                let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
+                self.worker().metrics.time_to_first_token.observe(seconds);
             }
         }
     }

@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::kernel::{Bypass, bypass::ClientEnd};
+use crate::kernel::{self, Bypass, bypass::ClientEnd};
 
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,9 @@ impl Drop for Serving {
 pub(super) struct ClientSocket {
     pub(super) stream: TcpStream,
     writer: Cell<Writer>,
-    /// The kernel's name for it, once the kernel has been asked.
+    /// `SO_COOKIE`, once it was needed.
+    cookie: OnceCell<u64>,
+    /// As a target of redirection, once that was wanted.
     kernel: OnceCell<Option<ClientEnd>>,
 }
 
@@ -113,12 +115,22 @@ enum Writer {
 
 impl ClientSocket {
     pub(super) fn new(stream: TcpStream) -> Rc<Self> {
-        Rc::new(Self { stream, writer: Cell::new(Writer::Hyper), kernel: OnceCell::new() })
+        Rc::new(Self {
+            stream,
+            writer: Cell::new(Writer::Hyper),
+            cookie: OnceCell::new(),
+            kernel: OnceCell::new(),
+        })
     }
 
     /// This socket as a target of the kernel's redirection. System calls the first time only.
     pub(super) fn known_to(&self, bypass: &Bypass) -> Option<ClientEnd> {
-        *self.kernel.get_or_init(|| bypass.client(&self.stream))
+        *self.kernel.get_or_init(|| bypass.client(&self.stream, self.cookie()))
+    }
+
+    /// The kernel's number for this socket; 0 if it has none to give.
+    pub(super) fn cookie(&self) -> u64 {
+        *self.cookie.get_or_init(|| kernel::socket_cookie(&self.stream).unwrap_or(0))
     }
 
     /// hyper has a head in its buffer; when it has flushed that, writing is the relay's.

@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
-    kernel::{Bypass, Decisions},
+    kernel::{Bypass, Decisions, Flows},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -61,6 +61,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The relay past this process, if the kernel has it.
     pub bypass: Option<Bypass>,
+    /// The streams under way and their times.
+    pub flows: Flows,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
@@ -80,6 +82,7 @@ impl Shared {
         index: Arc<PrefixIndex>,
         metrics: Arc<Metrics>,
         bypass: Option<Bypass>,
+        flows: Flows,
         decisions_map: Option<Decisions>,
     ) -> Self {
         let counters = |policy: Policy| {
@@ -97,6 +100,7 @@ impl Shared {
             index,
             metrics,
             bypass,
+            flows,
             decisions_map,
             connections: AtomicUsize::new(0),
         }

@@ -5,9 +5,9 @@
 //! The scanner says where that is. Afterwards hyper has both connections again: the worker's through
 //! [`RawBody::put_back`], the client's because it is shown a stand-in for the body, which [`ClientSocket`] swallows.
 //!
-//! The first bytes of a body are always moved here: they are what time to first token is, and a body that has ended
-//! with them is not worth the kernel's while. Then the kernel is asked to take over at the exact position that has
-//! been passed on (`router_common::relay` has the protocol). It gives the stream back at the end, or when the client
+//! What has come with the head is moved here. Then the kernel is asked to take over at the exact position that has been
+//! passed on (`router_common::relay` has the protocol); of an event stream that is the first byte, as a rule, and the
+//! kernel says when it has come. It gives the stream back at the end, or when the client
 //! is slow, or when something is not as it should be; what it has redirected until then is counted and checked
 //! against what the client's socket was given, at each return.
 
@@ -38,9 +38,11 @@ use crate::{
     config::RelayMode,
     kernel::{
         Bypass,
-        bypass::{self, ClientEnd, Stop},
+        bypass::{self, ClientEnd, Ends, LendError, Lent, Stop},
+        flows::Flow,
     },
     limits,
+    telemetry::RelayMetrics,
     upstream::{Lease, RawBody},
 };
 
@@ -59,6 +61,8 @@ pub(super) enum RawError {
 
 /// Why there is one.
 const BODY: &str = "it is put back when the relay is over";
+/// How often the counts of a stream that the kernel has are compared. At each return they are compared anyway.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// How long the client's socket may take to show what was redirected into it: the worker is inside `sendmsg`.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What hyper is given instead of a body with a length, again and again.
@@ -108,6 +112,7 @@ impl Plan {
         }
         let is_long = length.is_none_or(|length| length >= settings.min_bytes);
         let is_worth_it = match settings.bypass {
+            _ if settings.copy == RelayMode::Off => true,
             RelayMode::Off => false,
             // Measured: an event at a time, the kernel is far cheaper; in bulk, copying is as fast.
             RelayMode::Auto => is_event_stream,
@@ -139,18 +144,17 @@ enum Stage {
 }
 
 impl RawRelay {
-    /// Takes the body from `lease`, if the kernel knows both ends of its way.
+    /// Takes the body from `lease`, if the kernel may get both ends of its way.
     #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub(super) fn new(
         plan: Plan,
-        mut lease: Lease,
+        lease: Lease,
         client: &Rc<ClientSocket>,
         bypass: &Bypass,
         ledger: Ledger,
     ) -> Result<Self, (Lease, Ledger)> {
-        if !lease.is_known_to(bypass) {
-            return Err((lease, ledger));
-        }
+        let Some(flow) = ledger.attempt.flow().cloned() else { return Err((lease, ledger)) };
+        let Some(ends) = lease.ends().filter(Ends::are_local) else { return Err((lease, ledger)) };
         let Some(client_end) = client.known_to(bypass) else { return Err((lease, ledger)) };
         let body = match lease.take_body() {
             Ok(body) => body,
@@ -159,10 +163,14 @@ impl RawRelay {
         let Plan { framing, length, keep } = plan;
         let task = Task {
             body: Some(body),
-            lent: None,
-            client: client.clone(),
+            bypass: Some(bypass.clone()),
+            ends,
             client_end,
-            bypass: bypass.clone(),
+            flow,
+            lent: None,
+            stretch: None,
+            position: 0,
+            client: client.clone(),
             framing,
             keep,
             ledger,
@@ -228,16 +236,32 @@ pub(super) struct Ledger {
 struct Task {
     /// Until it is put back.
     body: Option<RawBody>,
-    /// While the kernel has the stream: turn and count of redirected bytes at which it was lent.
-    lent: Option<(u64, u64)>,
-    client: Rc<ClientSocket>,
+    /// `None` once it has refused.
+    bypass: Option<Bypass>,
+    ends: Ends,
     client_end: ClientEnd,
-    bypass: Bypass,
+    flow: Flow,
+    /// From the first time that the kernel had the stream.
+    lent: Option<Lent>,
+    /// While the kernel has it.
+    stretch: Option<Stretch>,
+    /// Bytes of the worker's since the stream was lent first, modulo 2^32.
+    position: u32,
+    client: Rc<ClientSocket>,
     /// Where the scanner stands after everything that was passed on.
     framing: Framing,
     keep: bool,
     ledger: Ledger,
     buffer: BytesMut,
+}
+
+/// How things were when the kernel was asked to take over.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    turn: u64,
+    redirected: u64,
+    /// Bytes that the client's socket had been given.
+    written: u64,
 }
 
 /// What a stretch of the way ended with.
@@ -279,7 +303,9 @@ impl Task {
     /// To the last byte; whether the worker's connection may be used again.
     async fn relay(&mut self) -> Result<bool, RawError> {
         let early = std::mem::take(&mut self.body.as_mut().expect(BODY).early);
-        let mut has_data = !early.is_empty();
+        // The kernel may have an event stream from its first byte on. Of another body, what comes with the head is moved
+        // here: it may be all.
+        let mut may_lend = self.ledger.is_event_stream || !early.is_empty();
         let mut step = self.pass(&early).await?;
         loop {
             match step {
@@ -292,11 +318,11 @@ impl Task {
             step = match socket.try_read_buf(&mut self.buffer) {
                 Ok(0) => Step::Closed(io::ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {
-                    has_data = true;
+                    may_lend = true;
                     self.pass_buffer().await?
                 }
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => Step::Closed(error),
-                Err(_) if has_data && self.kernel_may() => self.lend().await?,
+                Err(_) if may_lend && self.kernel_may() => self.lend().await?,
                 Err(_) => {
                     socket.readable().await.map_err(RawError::Worker)?;
                     Step::More
@@ -307,7 +333,7 @@ impl Task {
 
     /// Not to a client that is behind: the stream would come straight back.
     fn kernel_may(&self) -> bool {
-        self.bypass.is_on()
+        self.bypass.as_ref().is_some_and(Bypass::is_on)
             && bypass::outstanding(&self.client.stream).is_ok_and(|bytes| bytes <= limits::RELAY_RESUME_BYTES)
     }
 
@@ -322,13 +348,13 @@ impl Task {
     async fn pass(&mut self, bytes: &[u8]) -> Result<Step, RawError> {
         let Ledger { attempt, is_event_stream, .. } = &mut self.ledger;
         let count = self.framing.advance_with(bytes, |data| {
-            attempt.body_data(*is_event_stream);
+            attempt.body_data(data);
             if *is_event_stream && data.starts_with(ERROR_EVENT) {
                 attempt.fail("error_event"); // the engine died; vLLM says so in the stream
             }
         });
         self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?;
-        self.body.as_mut().expect(BODY).position += count as u64;
+        self.position = self.position.wrapping_add(count as u32);
         if self.framing.is_broken() {
             return Err(RawError::Framing);
         }
@@ -337,39 +363,51 @@ impl Task {
 
     /// Lends the stream to the kernel until it gives it back, or bytes come that it did not take.
     async fn lend(&mut self) -> Result<Step, RawError> {
-        let metrics = &self.ledger.attempt.metrics().relay;
-        let before = bypass::written(&self.client.stream).map_err(RawError::Client)?;
-        let body = self.body.as_mut().expect(BODY);
-        let (turn, redirected) = (body.kernel.turn(), body.kernel.redirected());
-        self.lent = Some((turn, redirected));
-        body.kernel.arm(body.position as u32, self.client_end, self.framing, self.ledger.is_event_stream);
+        let written = bypass::written(&self.client.stream).map_err(RawError::Client)?;
+        let (turn, redirected) = self.lent.as_ref().map_or((0, 0), |lent| (lent.turn(), lent.redirected()));
+        if !self.order()? {
+            return Ok(Step::More);
+        }
+        self.stretch = Some(Stretch { turn, redirected, written });
+        let metrics = self.ledger.attempt.metrics().clone();
+        let metrics = &metrics.relay;
         metrics.lent.inc();
+        let body = self.body.as_mut().expect(BODY);
+        let lent = self.lent.as_ref().expect("just lent");
         let (read, taken) = loop {
             tokio::select! {
                 biased;
-                () = body.kernel.event() => {}
+                () = lent.event() => {}
                 ready = body.socket.readable() => ready.map_err(RawError::Worker)?,
+                () = tokio::time::sleep(WATCH_EVERY) => {
+                    if let Err(error) = watch(&self.client, lent, written, redirected).await {
+                        distrust(self.bypass.as_ref(), metrics, &error);
+                        return Err(error);
+                    }
+                }
+            }
+            if self.flow.first_byte_ns().is_some() {
+                self.ledger.attempt.first_byte();
             }
             // In this order: bytes that can be read were passed before the turn that is looked at after them.
             self.buffer.clear();
             let read = body.socket.try_read_buf(&mut self.buffer);
-            let turns = body.kernel.turn() - turn;
+            let turns = lent.turn() - turn;
             let nothing = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
             if turns != 2 && nothing {
                 continue;
             }
             break (read, turns);
         };
-        self.lent = None;
-        body.kernel.disarm();
-        let (stop, framing) = body.kernel.stopped();
-        let moved = body.kernel.redirected() - redirected;
-        body.position += moved;
+        self.stretch = None;
+        lent.disarm();
+        let (stop, framing) = lent.stopped();
+        let moved = lent.redirected() - redirected;
+        self.position = self.position.wrapping_add(moved as u32);
         metrics.bypassed_bytes.inc_by(moved);
-        settle(&self.client, before, moved).await.inspect_err(|error| {
+        settle(&self.client, written, moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
-                distrust(&self.bypass, error);
-                metrics.mismatches.inc();
+                distrust(self.bypass.as_ref(), metrics, error);
             }
         })?;
         if taken > 0 {
@@ -382,8 +420,7 @@ impl Task {
             (1, _) => {
                 if read.as_ref().is_ok_and(|count| *count > 0) {
                     let error = RawError::Mismatch { redirected: moved, taken: moved };
-                    distrust(&self.bypass, &error);
-                    metrics.mismatches.inc();
+                    distrust(self.bypass.as_ref(), metrics, &error);
                     return Err(error);
                 }
             }
@@ -404,6 +441,30 @@ impl Task {
             Ok(_) => self.pass_buffer().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Step::More),
             Err(error) => Ok(Step::Closed(error)),
+        }
+    }
+
+    /// Asks the kernel to take over from here; whether it may.
+    fn order(&mut self) -> Result<bool, RawError> {
+        let is_event_stream = self.ledger.is_event_stream;
+        if let Some(lent) = &self.lent {
+            lent.arm(self.position, self.client_end, self.framing, is_event_stream);
+            return Ok(true);
+        }
+        let Some(bypass) = &self.bypass else { return Ok(false) };
+        match bypass.lend(&self.flow, self.ends, self.client_end, self.framing, is_event_stream) {
+            Ok(lent) => {
+                self.position = 0;
+                self.lent = Some(lent);
+                self.ledger.attempt.metrics().relay.bypass.inc();
+                Ok(true)
+            }
+            Err(LendError::NoClient) => Err(RawError::Client(io::ErrorKind::NotConnected.into())),
+            Err(error @ (LendError::NoWorker | LendError::Refused)) => {
+                tracing::debug!(worker = %self.ledger.attempt.worker().name, %error, "copying");
+                self.bypass = None;
+                Ok(false)
+            }
         }
     }
 
@@ -441,29 +502,33 @@ fn filler(framing: Framing) -> Option<Vec<u8>> {
 
 impl Drop for Task {
     /// A client may have read the last byte, and be gone with it, before this task has heard of the end: that is an
-    /// answered request and a connection in good order, not a hang-up.
+    /// answered request, not a hang-up. The worker's connection is in good order if the client's socket took everything;
+    /// if not, its last `sendmsg` may have failed, and it will close.
     fn drop(&mut self) {
-        let (Some((turn, redirected)), Some(body)) = (self.lent.take(), self.body.as_mut()) else { return };
-        body.kernel.disarm();
-        if body.kernel.turn() != turn + 2 || body.kernel.stopped().0 != Stop::End {
+        if self.lent.is_none() {
+            self.ledger.attempt.metrics().relay.copy.inc();
+        }
+        let (Some(stretch), Some(lent)) = (self.stretch.take(), &self.lent) else { return };
+        lent.disarm();
+        if lent.turn() != stretch.turn + 2 || lent.stopped().0 != Stop::End {
             return;
         }
-        let moved = body.kernel.redirected() - redirected;
-        body.position += moved;
+        let moved = lent.redirected() - stretch.redirected;
         let metrics = &self.ledger.attempt.metrics().relay;
         metrics.bypassed_bytes.inc_by(moved);
         metrics.returned(Stop::End).inc();
-        self.complete(true);
+        let all = bypass::written(&self.client.stream).is_ok_and(|now| now - stretch.written == moved);
+        self.complete(all);
     }
 }
 
 /// Waits until the client's socket has every redirected byte: the worker's `sendmsg` is about to hand the last of them
 /// over. Nothing may be written to the client before.
-async fn settle(client: &ClientSocket, before: u64, redirected: u64) -> Result<(), RawError> {
+async fn settle(client: &ClientSocket, written: u64, redirected: u64) -> Result<(), RawError> {
     let started = Instant::now();
     let mut tries = 0_u32;
     loop {
-        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - before;
+        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
         if taken == redirected {
             return Ok(());
         }
@@ -482,7 +547,84 @@ async fn settle(client: &ClientSocket, before: u64, redirected: u64) -> Result<(
     }
 }
 
-fn distrust(bypass: &Bypass, error: &RawError) {
-    bypass.switch_off();
+/// What two readings of the redirected bytes, before and after one of those that the client's socket took, say.
+#[derive(Debug, PartialEq, Eq)]
+enum Count {
+    Right,
+    /// The worker is inside `sendmsg`: look again.
+    Moving,
+    Wrong,
+}
+
+fn compare(before: u64, taken: u64, after: u64) -> Count {
+    match () {
+        () if taken > after => Count::Wrong,
+        () if before == taken && taken == after => Count::Right,
+        () => Count::Moving,
+    }
+}
+
+/// Compares what the kernel counted with what the client's socket took, while the kernel has the stream.
+async fn watch(client: &ClientSocket, lent: &Lent, written: u64, redirected: u64) -> Result<(), RawError> {
+    let started = Instant::now();
+    let moved = || lent.redirected() - redirected;
+    let first = moved();
+    loop {
+        let before = moved();
+        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
+        let after = moved();
+        let wrong = match compare(before, taken, after) {
+            Count::Right => return Ok(()),
+            Count::Wrong => true,
+            // Bytes that were counted, and nobody has them; unless more came, and they may have been those.
+            Count::Moving if started.elapsed() > SETTLE_TIMEOUT && after != first => return Ok(()),
+            Count::Moving => started.elapsed() > SETTLE_TIMEOUT && bypass::is_established(&client.stream),
+        };
+        if wrong {
+            return Err(RawError::Mismatch { redirected: after, taken });
+        }
+        if !bypass::is_established(&client.stream) {
+            return Ok(()); // its end is seen elsewhere
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn distrust(bypass: Option<&Bypass>, metrics: &RelayMetrics, error: &RawError) {
+    metrics.mismatches.inc();
+    metrics.available("bypass", false);
+    if let Some(bypass) = bypass {
+        bypass.switch_off();
+    }
     tracing::error!(%error, "the kernel relay is switched off: every body is copied from here on");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_compared_between_two_readings() {
+        assert_eq!(compare(10, 10, 10), Count::Right);
+        assert_eq!(compare(10, 20, 20), Count::Moving, "the second reading may be of bytes that came since");
+        assert_eq!(compare(10, 5, 10), Count::Moving, "the last message is counted before it is handed over");
+        assert_eq!(compare(10, 21, 20), Count::Wrong);
+    }
+
+    #[test]
+    fn an_open_chunk_is_filled_up_and_a_length_cannot_be() {
+        let mut framing = Framing::chunked();
+        assert_eq!(filler(framing).as_deref(), Some(&b""[..]));
+        framing.advance(b"4\r\nab");
+        assert_eq!(filler(framing).as_deref(), Some(&b"  \r\n"[..]));
+        let mut whole = Framing::chunked();
+        whole.advance(&[&b"4\r\nab"[..], &filler(framing).expect("it can be"), b"0\r\n\r\n"].concat());
+        assert!(whole.is_done());
+        framing.advance(b"cd\r");
+        assert_eq!(filler(framing).as_deref(), Some(&b"\n"[..]));
+        assert_eq!(filler(Framing::length(9)), None);
+        let mut size = Framing::chunked();
+        size.advance(b"4");
+        assert_eq!(filler(size), None, "in the middle of a size");
+    }
 }

@@ -132,7 +132,7 @@ impl Relay {
         match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    self.attempt.body_data(self.is_event_stream);
+                    self.attempt.body_data(data);
                     if self.is_event_stream {
                         self.at_event_boundary = data.ends_with(b"\n\n");
                         if data.starts_with(b"data: {\"error\":") {
@@ -154,7 +154,8 @@ impl Relay {
                 self.attempt.fail("broken_stream");
                 self.account.answered(self.status);
                 tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
-                if self.is_event_stream {
+                // A body with a length would be cut there, and look complete.
+                if self.is_event_stream && self.body.size_hint().exact().is_none() {
                     Poll::Ready(Some(Ok(Frame::data(self.error_event()))))
                 } else {
                     Poll::Ready(Some(Err(error.into())))

@@ -1,6 +1,6 @@
 //! The way of one request: identify → body → parse → decide → send → relay → account.
 
-use std::{net::IpAddr, rc::Rc, time::Instant};
+use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use http::{
@@ -25,7 +25,7 @@ use crate::{fleet::Worker, index::WorkerSlot, kernel::Bypass, routing::Decision,
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
-    pub(super) address: IpAddr,
+    pub(super) address: SocketAddr,
     pub(super) socket: Rc<ClientSocket>,
 }
 
@@ -39,9 +39,10 @@ pub(super) async fn handle(
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
-    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address);
+    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
+    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
     let bypass = context.shared.bypass.as_ref().filter(|bypass| raw && bypass.is_on());
     let outgoing = Outgoing {
         method,
@@ -205,12 +206,16 @@ impl Answer {
         bypass: Option<&Bypass>,
         account: RequestAccount,
     ) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, attempt, decision } = self;
+        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision } = self;
         let (mut parts, body) = response.into_parts();
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         let raw = bypass.zip(Plan::of(context, parts.status, parts.version, &parts.headers, is_event_stream));
+
+        if is_event_stream || raw.is_some() {
+            attempt.follow(client.address, client.socket.cookie(), is_event_stream);
+        }
 
         parts.version = Version::HTTP_11;
         headers::strip_hop_by_hop(&mut parts.headers);
@@ -223,10 +228,7 @@ impl Answer {
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((bypass, plan)) => match RawRelay::new(plan, lease, &client.socket, bypass, ledger) {
-                Ok(relay) => {
-                    context.shared.metrics.relay.bypass.inc();
-                    return Response::from_parts(parts, GatewayBody::raw(relay));
-                }
+                Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                 Err(refused) => refused,
             },
         };

@@ -29,16 +29,20 @@
 pub mod bypass;
 mod capability;
 mod decisions;
+mod epoll;
 mod error;
+pub mod flows;
 mod pinned;
 mod pins;
 mod prefixes;
+pub mod splice;
 mod steering;
 mod sys;
 mod vmlinux;
 mod workers;
 
 use std::{
+    net::IpAddr,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -57,9 +61,11 @@ pub use self::{
     capability::{Capabilities, Capability},
     decisions::Decisions,
     error::{KernelError, chain},
+    flows::Flows,
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
     prefixes::PrefixesMap,
+    splice::Splice,
     steering::{Core, Steering},
     workers::WorkersMap,
 };
@@ -77,8 +83,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("warmpath.bpf.o");
 const PROGRAM: &str = "select_core";
 
 /// The maps that are pinned.
-const PINNED: [&str; 6] =
-    [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE, names::PREFIXES, names::DECISIONS];
+const PINNED: [&str; 8] = [
+    names::WORKERS,
+    names::CORES,
+    names::STEERING,
+    names::INSTANCE,
+    names::PREFIXES,
+    names::DECISIONS,
+    names::FLOWS,
+    names::LATENCY,
+];
 
 /// How to open the kernel side.
 #[derive(Clone, Debug)]
@@ -89,13 +103,21 @@ pub struct Options {
     pub pin_root: PathBuf,
     /// Data threads that will report and have a listener each.
     pub threads: u32,
-    /// Whose sockets the bypass relay may note; `None`: it stays off.
-    pub bypass: Option<bypass::Ports>,
+    /// Whether event streams and other bodies of workers on this host may be lent to the kernel.
+    pub bypass: bool,
+    /// The same for workers on other hosts.
+    pub splice: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None }
+        Self {
+            instance: None,
+            pin_root: PathBuf::from(DEFAULT_ROOT),
+            threads: 1,
+            bypass: false,
+            splice: false,
+        }
     }
 }
 
@@ -104,6 +126,8 @@ pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
     bypass: Option<Bypass>,
+    flows: Option<Flows>,
+    splice: Option<Splice>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -113,22 +137,32 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
-        let constants = options.bypass.as_ref().map(|_| Constants::read());
+        let mut kernel =
+            Self { ebpf: None, steering: None, bypass: None, splice: None, flows: None, pins: None, threads };
+        let constants = options.bypass.then(Constants::read);
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known) {
+        let splice_constants = options.splice.then(splice::Constants::read);
+        let known_to_splice = splice_constants.as_ref().and_then(|constants| constants.as_ref().ok());
+        let mut ebpf = match load(threads, known, known_to_splice) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
+        kernel.flows = share_flows(&mut ebpf);
         let steering = if threads > CORES_MAX {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
             capability(load_steering(&mut ebpf), refusal)
         };
-        let bypass = match (&options.bypass, constants) {
-            (Some(ports), Some(Ok(_))) => kernel.attach_bypass(&mut ebpf, ports),
-            (_, Some(Err(error))) => Capability::Unavailable(chain(&error)),
-            _ => Capability::unavailable("switched off"),
+        // Before the bypass, which takes the map of clients that both use.
+        let splice = match splice_constants {
+            Some(Ok(_)) => kernel.attach_splice(&mut ebpf),
+            Some(Err(error)) => Capability::Unavailable(chain(&error)),
+            None => Capability::unavailable("switched off"),
+        };
+        let bypass = match constants {
+            Some(Ok(_)) => kernel.attach_bypass(&mut ebpf),
+            Some(Err(error)) => Capability::Unavailable(chain(&error)),
+            None => Capability::unavailable("switched off"),
         };
         let workers_map = capability(map(&mut ebpf, names::WORKERS).map(|_| ()), KernelError::to_string);
         let pins = match kernel.pin(&mut ebpf, options) {
@@ -142,7 +176,7 @@ impl Kernel {
             steering,
             pins,
             bypass,
-            splice: not_built(),
+            splice,
             guard: not_built(),
         };
         (kernel, capabilities)
@@ -159,15 +193,18 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_bypass(&mut self, ebpf: &mut Ebpf, ports: &bypass::Ports) -> Capability {
-        let attached = match Bypass::attach(ebpf, ports) {
+    fn attach_bypass(&mut self, ebpf: &mut Ebpf) -> Capability {
+        let attached = match Bypass::attach(ebpf) {
             Ok(attached) => attached,
             Err(error) => {
                 tracing::debug!(?error, "refused by the kernel");
                 return Capability::Unavailable(refusal(&error));
             }
         };
-        match bypass::probe(&attached) {
+        let Some(flows) = &self.flows else {
+            return Capability::unavailable("no memory is shared with the kernel");
+        };
+        match bypass::probe(&attached, flows) {
             Ok(()) => {
                 self.bypass = Some(attached);
                 Capability::Available
@@ -179,6 +216,36 @@ impl Kernel {
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
     pub fn bypass(&self) -> Option<Bypass> {
         self.bypass.clone()
+    }
+
+    /// Streams and their times: in the maps, if the kernel has them, else in memory of this process.
+    pub fn flows(&self) -> Result<Flows, KernelError> {
+        self.flows.clone().map_or_else(Flows::private, Ok)
+    }
+
+    fn attach_splice(&mut self, ebpf: &mut Ebpf) -> Capability {
+        let attached = match Splice::attach(ebpf) {
+            Ok(attached) => attached,
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                return Capability::Unavailable(refusal(&error));
+            }
+        };
+        let Some(flows) = &self.flows else {
+            return Capability::unavailable("no memory is shared with the kernel");
+        };
+        match splice::probe(&attached, flows) {
+            Ok(()) => {
+                self.splice = Some(attached);
+                Capability::Available
+            }
+            Err(error) => Capability::Unavailable(error.to_string()),
+        }
+    }
+
+    /// The relay for workers on other hosts; `None` if the kernel did not pass its test.
+    pub fn splice(&self) -> Option<Splice> {
+        self.splice.clone()
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -230,13 +297,30 @@ impl Kernel {
     }
 }
 
-fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
+/// The memory of the maps `flows` and `latency`; `None`, and a line in the log, where it cannot be had.
+fn share_flows(ebpf: &mut Ebpf) -> Option<Flows> {
+    let array = |name| match ebpf.map(name) {
+        Some(Map::Array(data)) => Ok(data),
+        _ => Err(KernelError::Missing { what: "array", name }),
+    };
+    let flows = (|| Flows::over(array(names::FLOWS)?, array(names::LATENCY)?))();
+    flows.inspect_err(|error| tracing::warn!(error = %chain(error), "streams are not shown in BPF maps")).ok()
+}
+
+fn load(
+    threads: u32,
+    constants: Option<&Constants>,
+    splice: Option<&splice::Constants>,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
         .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries(names::CORES, threads.min(CORES_MAX));
     if let Some(constants) = constants {
+        constants.give(&mut loader);
+    }
+    if let Some(constants) = splice {
         constants.give(&mut loader);
     }
     loader.load(OBJECT).map_err(KernelError::Load)
@@ -283,6 +367,19 @@ fn capability(result: Result<(), KernelError>, why: impl FnOnce(&KernelError) ->
             Capability::Unavailable(why(&error))
         }
     }
+}
+
+/// As the maps have addresses: IPv6, or IPv4 mapped into it, in network byte order.
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// `SO_COOKIE`: a number that no other socket has had or will have.
+pub fn socket_cookie(socket: impl AsFd) -> std::io::Result<u64> {
+    sys::socket_cookie(&socket)
 }
 
 /// Why the kernel refused, and what would help.

@@ -1,4 +1,5 @@
-//! The system calls that neither std nor aya makes safe: a shared mapping of a BPF array, and the kernel's clock.
+//! The system calls that neither std nor aya makes safe: a shared mapping of a BPF array, the kernel's clock, options
+//! of sockets, and a program's test run without allocations.
 
 use std::{
     io,
@@ -6,6 +7,9 @@ use std::{
     ptr::NonNull,
     sync::atomic::{AtomicU32, AtomicU64},
 };
+
+use aya::programs::ProgramFd;
+use router_common::relay::Lend;
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of `bpf_ktime_get_ns`, which `std::time::Instant` does not reveal.
 pub(super) fn monotonic_ns() -> u64 {
@@ -40,8 +44,7 @@ impl SharedArray {
         Self::new(length, libc::PROT_READ, libc::MAP_SHARED, map.as_fd().as_raw_fd())
     }
 
-    /// Memory of this process alone, zeroed, where a test has no kernel to share it with.
-    #[cfg(test)]
+    /// Memory of this process alone, zeroed, where there is no map.
     pub(super) fn anonymous(length: usize) -> io::Result<Self> {
         Self::new(length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
@@ -85,22 +88,54 @@ impl Drop for SharedArray {
     }
 }
 
-/// Options of a socket that std does not know, all `u64`.
-#[derive(Clone, Copy)]
-pub(super) enum SocketOption {
-    /// `SO_COOKIE`, Linux 4.6: a number that no other socket has had or will have.
-    Cookie,
-    /// `SO_NETNS_COOKIE`, Linux 5.14: the same for its network namespace.
-    NetnsCookie,
+/// A program that is run by `BPF_PROG_TEST_RUN` (Linux 4.12), for what it does and what it answers.
+///
+/// aya offers this as well, but on the program itself, which is the loader's; this is a descriptor of its own, for
+/// every thread.
+pub(super) struct TestRun(ProgramFd);
+
+impl TestRun {
+    pub(super) fn of(program: ProgramFd) -> Self {
+        Self(program)
+    }
+
+    /// Runs it once on `packet`; its return value.
+    pub(super) fn run(&self, packet: &Lend) -> io::Result<u32> {
+        const BPF_PROG_TEST_RUN: libc::c_long = 10;
+        /// The first fields of `union bpf_attr`'s `test`; the kernel takes what is not given as 0.
+        #[repr(C)]
+        struct Attributes {
+            prog_fd: u32,
+            retval: u32,
+            data_size_in: u32,
+            data_size_out: u32,
+            data_in: u64,
+            data_out: u64,
+            repeat: u32,
+            duration: u32,
+        }
+        let mut attributes = Attributes {
+            prog_fd: self.0.as_fd().as_raw_fd() as u32,
+            retval: 0,
+            data_size_in: size_of::<Lend>() as u32,
+            data_size_out: 0,
+            data_in: std::ptr::from_ref(packet).expose_provenance() as u64,
+            data_out: 0,
+            repeat: 1,
+            duration: 0,
+        };
+        // SAFETY: the attributes are as long as said, and `packet` is readable for its own length. It has no padding.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<Attributes>())
+        };
+        if result == 0 { Ok(attributes.retval) } else { Err(io::Error::last_os_error()) }
+    }
 }
 
-pub(super) fn socket_option(socket: &impl AsFd, option: SocketOption) -> io::Result<u64> {
-    let name = match option {
-        SocketOption::Cookie => libc::SO_COOKIE,
-        SocketOption::NetnsCookie => 71,
-    };
+/// `SO_COOKIE`, Linux 4.6: a number that no other socket has had or will have.
+pub(super) fn socket_cookie(socket: &impl AsFd) -> io::Result<u64> {
     let mut bytes = [0; 8];
-    get_socket_option(socket, libc::SOL_SOCKET, name, &mut bytes)?;
+    get_socket_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE, &mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
 }
 
@@ -132,6 +167,14 @@ pub(super) fn bytes_outstanding(socket: &impl AsFd) -> io::Result<u32> {
     if result == 0 { Ok(bytes.max(0) as u32) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `FIONREAD`: bytes that can be read.
+pub(super) fn bytes_to_read(socket: &impl AsFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one int.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result == 0 { Ok(bytes.max(0) as u32) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Waits until `socket` is readable or the time is over.
 pub(super) fn wait_readable(file: impl AsFd, timeout: std::time::Duration) {
     let mut poll = libc::pollfd { fd: file.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -139,8 +182,31 @@ pub(super) fn wait_readable(file: impl AsFd, timeout: std::time::Duration) {
     unsafe { libc::poll(&raw mut poll, 1, timeout.as_millis() as libc::c_int) };
 }
 
+/// Whether the peer has closed its side, or the connection broke (`POLLRDHUP`, Linux 2.6.17).
+pub(super) fn is_closed_by_peer(socket: &impl AsFd) -> bool {
+    let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    let mut poll = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: ends, revents: 0 };
+    // SAFETY: one valid pollfd; does not wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & ends != 0
+}
+
+/// Sets an option that has no safe name.
+pub(super) fn set_socket_option(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    bytes: &[u8],
+) -> io::Result<()> {
+    let length = bytes.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` bytes.
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_ptr().cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Fills `bytes`, at most, and says how much of it.
-fn get_socket_option(
+pub(super) fn get_socket_option(
     socket: &impl AsFd,
     level: libc::c_int,
     name: libc::c_int,

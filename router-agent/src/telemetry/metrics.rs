@@ -12,7 +12,12 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use crate::{fleet::Worker, kernel::bypass::Stop, routing::Reason};
+use super::latency::LatencyCollector;
+use crate::{
+    fleet::Worker,
+    kernel::{Flows, bypass::Stop},
+    routing::Reason,
+};
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
 
@@ -347,6 +352,11 @@ impl Metrics {
             cancelled: self.worker_requests.with_label_values(&[name, "cancelled"]),
             scrape_failures: self.worker_scrape_failures.with_label_values(&[name]),
         }
+    }
+
+    /// From here on, the streams' times are among the metrics. `workers`: index and name.
+    pub fn show_latency(&self, flows: Flows, workers: Vec<(u32, String)>) -> Result<()> {
+        self.registry.register(Box::new(LatencyCollector::new(flows, workers)?))
     }
 
     /// Notes what the kernel allows.

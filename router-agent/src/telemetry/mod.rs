@@ -1,7 +1,8 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod latency;
 mod logging;
 mod metrics;
 
 pub use logging::init as init_logging;
-pub use metrics::{Metrics, WorkerMetrics};
+pub use metrics::{Metrics, RelayMetrics, WorkerMetrics};

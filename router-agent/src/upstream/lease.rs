@@ -18,11 +18,7 @@ use super::{
     pool::Parked,
     seam::{Seam, Taken},
 };
-use crate::{
-    index::WorkerSlot,
-    kernel::{Bypass, bypass::WorkerEnd},
-    limits,
-};
+use crate::{index::WorkerSlot, kernel::bypass::Ends, limits};
 
 /// A connection and the task that drives it; dropping it closes the socket at once.
 #[derive(Debug)]
@@ -30,19 +26,6 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
     seam: Rc<Seam>,
-    kernel: KernelEnd,
-}
-
-/// What the kernel knows of a connection.
-#[derive(Debug, Default)]
-enum KernelEnd {
-    /// Nobody has asked.
-    #[default]
-    Unasked,
-    /// The other end is not on this host, or was not noted.
-    Unknown,
-    /// The programs know the other end.
-    Known(WorkerEnd),
 }
 
 impl Connection {
@@ -50,9 +33,9 @@ impl Connection {
         !self.sender.is_closed()
     }
 
-    /// Gives a socket from which `position` bytes have been read to hyper, and starts driving it on this thread.
-    pub(super) fn start(socket: TcpStream, position: u64) -> Self {
-        let seam = Seam::new(socket, position);
+    /// Gives a socket to hyper, and starts driving it on this thread.
+    pub(super) fn start(socket: TcpStream) -> Self {
+        let seam = Seam::new(socket);
         let mut builder = http1::Builder::new();
         builder.max_headers(limits::HEADERS_MAX).writev(true);
         let handshake = pin!(builder.handshake(TokioIo::new(seam.io())));
@@ -65,7 +48,7 @@ impl Connection {
                 tracing::trace!(%error, "worker connection ended");
             }
         });
-        Self { sender, driver: driver.abort_handle(), seam, kernel: KernelEnd::default() }
+        Self { sender, driver: driver.abort_handle(), seam }
     }
 }
 
@@ -109,31 +92,16 @@ impl Lease {
         self.connection.seam.open();
     }
 
-    /// Whether the kernel can redirect what the worker sends on this connection. System calls for the first response
-    /// of a connection only.
-    pub fn is_known_to(&mut self, bypass: &Bypass) -> bool {
-        let Connection { kernel, seam, .. } = &mut self.connection;
-        if matches!(kernel, KernelEnd::Unasked) {
-            let known = seam.addresses().and_then(|(ours, worker)| bypass.worker(worker, ours));
-            *kernel = known.map_or(KernelEnd::Unknown, KernelEnd::Known);
-        }
-        matches!(kernel, KernelEnd::Known(_))
+    /// The connection's ends, while hyper has it.
+    pub fn ends(&self) -> Option<Ends> {
+        self.connection.seam.ends()
     }
 
     /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be.
-    pub fn take_body(mut self) -> Result<RawBody, Self> {
-        let kernel = match std::mem::take(&mut self.connection.kernel) {
-            KernelEnd::Known(kernel) => kernel,
-            other => {
-                self.connection.kernel = other;
-                return Err(self);
-            }
-        };
-        let Some(Taken { socket, early, position }) = self.connection.seam.take() else {
-            self.connection.kernel = KernelEnd::Known(kernel);
-            return Err(self);
-        };
-        Ok(RawBody { pool: self.pool, slot: self.slot, socket, early, position, kernel })
+    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
+    pub fn take_body(self) -> Result<RawBody, Self> {
+        let Some(Taken { socket, early }) = self.connection.seam.take() else { return Err(self) };
+        Ok(RawBody { pool: self.pool, slot: self.slot, socket, early })
     }
 
     /// The response has been read to its end: the connection may serve another request.
@@ -153,17 +121,13 @@ pub struct RawBody {
     pub socket: TcpStream,
     /// Body bytes that came with the head.
     pub early: BytesMut,
-    /// Bytes of this connection before those that come next (`early` first): what the relay moves, it adds.
-    pub position: u64,
-    /// The kernel's end of it.
-    pub kernel: WorkerEnd,
 }
 
 impl RawBody {
     /// The body has been read to its last byte: the connection may serve another request.
     pub fn put_back(self) {
-        let Self { pool, slot, socket, position, kernel, .. } = self;
-        pool.put(slot, Parked::Raw(RawConnection { socket, position, kernel }));
+        let Self { pool, slot, socket, .. } = self;
+        pool.put(slot, Parked::Raw(RawConnection { socket }));
     }
 }
 
@@ -171,8 +135,6 @@ impl RawBody {
 #[derive(Debug)]
 pub(super) struct RawConnection {
     socket: TcpStream,
-    position: u64,
-    kernel: WorkerEnd,
 }
 
 impl RawConnection {
@@ -182,8 +144,6 @@ impl RawConnection {
     }
 
     pub(super) fn start(self) -> Connection {
-        let mut connection = Connection::start(self.socket, self.position);
-        connection.kernel = KernelEnd::Known(self.kernel);
-        connection
+        Connection::start(self.socket)
     }
 }

@@ -86,7 +86,7 @@ impl Pool {
     /// A new connection. Needs a `LocalSet`: the connection is driven by a task on this thread.
     pub async fn connect(&self, worker: &Worker) -> Result<Lease, ConnectError> {
         let stream = connect(worker, self.settings.connect_timeout).await?;
-        Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream, 0), false))
+        Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream), false))
     }
 
     /// Takes back a connection whose last response has been read to its end.

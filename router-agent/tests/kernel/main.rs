@@ -3,6 +3,7 @@
 
 mod bypass;
 mod isolation;
+mod splice;
 mod steering;
 mod workers;
 
@@ -46,7 +47,12 @@ impl PinRoot {
     }
 
     fn options(&self, instance: &str) -> Options {
-        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1, bypass: None }
+        Options {
+            instance: Some(instance.to_owned()),
+            pin_root: self.0.clone(),
+            threads: 1,
+            ..Options::default()
+        }
     }
 }
 

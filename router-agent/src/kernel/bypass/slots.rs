@@ -1,35 +1,25 @@
-//! Slots: user space's view of [`Order`] and [`State`], and which connection has which.
-//!
-//! The program may be in the middle of a run on a slot that was just taken from its connection; so a slot rests for
-//! a second before another connection gets it. A run takes microseconds.
+//! Slots: user space's view of [`Order`] and [`State`]. A stream's slot is its flow's.
 
 use std::{
-    collections::VecDeque,
     mem::offset_of,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, Map, MapData};
-use parking_lot::Mutex;
+use aya::maps::Map;
 use router_common::{
+    flows::FlowState,
     framing::Framing,
     names,
     relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM, State},
 };
 
 use super::{ClientEnd, Shared, events::Waiters};
-use crate::kernel::{error::KernelError, sys::SharedArray};
-
-const REST: Duration = Duration::from_secs(1);
+use crate::kernel::{error::KernelError, flows::Flow, sys::SharedArray};
 
 pub(super) struct Slots {
-    by_cookie: Mutex<HashMap<MapData, u64, u32>>,
     orders: SharedArray,
     states: SharedArray,
     waiters: Waiters,
-    /// With the time since when each is free; the longest free first.
-    free: Mutex<VecDeque<(u32, Option<Instant>)>>,
 }
 
 /// Why the kernel gave a stream back.
@@ -61,65 +51,51 @@ impl Stop {
 }
 
 impl Slots {
-    pub(super) fn new(
-        by_cookie: HashMap<MapData, u64, u32>,
-        orders: Map,
-        states: Map,
-        waiters: Waiters,
-    ) -> Result<Self, KernelError> {
+    pub(super) fn new(orders: Map, states: Map, waiters: Waiters) -> Result<Self, KernelError> {
         let share = |map: Map, name: &'static str, value_size: usize| {
             let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
             SharedArray::map(map.fd(), value_size * SLOTS as usize)
                 .map_err(|source| KernelError::SharedMemory { name, source })
         };
         Ok(Self {
-            by_cookie: Mutex::new(by_cookie),
             orders: share(orders, names::RELAY_ORDERS, size_of::<Order>())?,
             states: share(states, names::RELAY_STATES, size_of::<State>())?,
             waiters,
-            free: Mutex::new((0..SLOTS).map(|slot| (slot, None)).collect()),
         })
     }
 
-    /// A slot for the connection whose worker's socket is `cookie`; `None` if there is none free.
-    pub(super) fn take(&self, shared: &Arc<Shared>, cookie: u64, first_seq: u32) -> Option<WorkerEnd> {
-        let slot = {
-            let mut free = self.free.lock();
-            let (_, since) = free.front()?;
-            if since.is_some_and(|since| since.elapsed() < REST) {
-                return None;
-            }
-            free.pop_front()?.0
-        };
-        let end = WorkerEnd { shared: shared.clone(), slot, cookie };
+    /// The slot of `flow`, as new.
+    pub(super) fn take(shared: &Arc<Shared>, flow: Flow) -> Lent {
+        let at = flow.slot() as usize * size_of::<State>();
         for word in (0..size_of::<State>()).step_by(8) {
-            self.states.u64(slot as usize * size_of::<State>() + word).store(0, SeqCst);
+            shared.slots.states.u64(at + word).store(0, SeqCst);
         }
-        end.order_u64(offset_of!(Order, arm_at)).store(DISARMED, SeqCst);
-        end.order_u32(offset_of!(Order, first_seq)).store(first_seq, SeqCst);
-        self.by_cookie.lock().insert(cookie, slot, 0).ok()?; // dropping `end` gives the slot back
-        Some(end)
+        flow.moved_by(FlowState::Bypass);
+        Lent { shared: shared.clone(), flow }
     }
 }
 
-/// A connection to a worker that the program knows.
-pub struct WorkerEnd {
+/// A stream that the program moves, or would on order. Lent at most once in a flow's life.
+pub struct Lent {
     shared: Arc<Shared>,
-    slot: u32,
-    cookie: u64,
+    flow: Flow,
 }
 
-impl WorkerEnd {
+impl Lent {
+    pub(super) fn slot(&self) -> u32 {
+        self.flow.slot()
+    }
+
     /// Orders: take over at `position`, where user space has passed on everything before it and the scanner stands at
-    /// `framing`. At most one take-over follows; [`WorkerEnd::turn`] tells. `watch_errors`: the body is a stream in
-    /// which an engine's death would be told.
-    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, watch_errors: bool) {
+    /// `framing`. At most one take-over follows; [`Lent::turn`] tells. Positions count from the byte at which the stream
+    /// was lent first.
+    pub fn arm(&self, position: u32, client: ClientEnd, framing: Framing, is_event_stream: bool) {
         let Framing { remaining, state, overhead } = framing;
         self.order_u64(offset_of!(Order, target)).store(client.cookie, SeqCst);
         self.order_u64(offset_of!(Order, remaining)).store(remaining, SeqCst);
         self.order_u32(offset_of!(Order, state)).store(state, SeqCst);
         self.order_u32(offset_of!(Order, overhead)).store(overhead, SeqCst);
-        self.order_u32(offset_of!(Order, watch_errors)).store(u32::from(watch_errors), SeqCst);
+        self.order_u32(offset_of!(Order, is_event_stream)).store(u32::from(is_event_stream), SeqCst);
         self.order_u64(offset_of!(Order, arm_at)).store(u64::from(position), SeqCst);
     }
 
@@ -133,12 +109,12 @@ impl WorkerEnd {
         self.state_u64(offset_of!(State, turn)).load(SeqCst)
     }
 
-    /// Bytes redirected on this connection so far.
+    /// Bytes redirected since the stream was lent first.
     pub fn redirected(&self) -> u64 {
         self.state_u64(offset_of!(State, redirected)).load(SeqCst)
     }
 
-    /// Messages redirected on this connection so far.
+    /// Messages redirected since.
     pub fn messages(&self) -> u64 {
         self.state_u64(offset_of!(State, messages)).load(SeqCst)
     }
@@ -161,42 +137,42 @@ impl WorkerEnd {
         (stop, framing)
     }
 
-    /// Completes when the kernel has given the stream back; possibly sooner, so look at the turn.
+    /// Completes when the kernel has given the stream back, or has moved its first bytes; possibly sooner, so look.
     pub async fn event(&self) {
-        self.shared.slots.waiters.of(self.slot).notified().await;
+        self.shared.slots.waiters.of(self.slot()).notified().await;
     }
 
     fn order_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
-        self.shared.slots.orders.u64(self.slot as usize * size_of::<Order>() + offset)
+        self.shared.slots.orders.u64(self.slot() as usize * size_of::<Order>() + offset)
     }
 
     fn order_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
-        self.shared.slots.orders.u32(self.slot as usize * size_of::<Order>() + offset)
+        self.shared.slots.orders.u32(self.slot() as usize * size_of::<Order>() + offset)
     }
 
     fn state_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {
-        self.shared.slots.states.u64(self.slot as usize * size_of::<State>() + offset)
+        self.shared.slots.states.u64(self.slot() as usize * size_of::<State>() + offset)
     }
 
     fn state_u32(&self, offset: usize) -> &std::sync::atomic::AtomicU32 {
-        self.shared.slots.states.u32(self.slot as usize * size_of::<State>() + offset)
+        self.shared.slots.states.u32(self.slot() as usize * size_of::<State>() + offset)
     }
 }
 
-impl std::fmt::Debug for WorkerEnd {
+impl std::fmt::Debug for Lent {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("WorkerEnd")
-            .field("slot", &self.slot)
+        out.debug_struct("Lent")
+            .field("slot", &self.slot())
             .field("turn", &self.turn())
             .finish_non_exhaustive()
     }
 }
 
-impl Drop for WorkerEnd {
+impl Drop for Lent {
     fn drop(&mut self) {
         self.disarm();
-        let slots = &self.shared.slots;
-        let _ = slots.by_cookie.lock().remove(&self.cookie);
-        slots.free.lock().push_back((self.slot, Some(Instant::now())));
+        // Not there if the worker has closed it, or if it was refused.
+        let _ = self.shared.workers.lock().clear_index(&self.slot());
+        self.flow.moved_by(FlowState::Copy);
     }
 }

@@ -1,0 +1,43 @@
+//! The splice relay: its start-up test on this kernel.
+
+use router_agent::kernel::{
+    Kernel, Options, Splice,
+    splice::{ProbeError, probe_without_cut},
+};
+
+/// The splice, having passed its start-up test; `None`, having said why, where this process may not.
+fn open(name: &str) -> Option<(Kernel, Splice)> {
+    let options = Options { splice: true, ..super::options(name, 1) };
+    let (kernel, capabilities) = Kernel::open(&options);
+    let reason = capabilities.splice.to_string();
+    if reason.contains("needs root") {
+        println!("skipped: {reason}");
+        return None;
+    }
+    assert!(capabilities.splice.is_available(), "{reason}");
+    let splice = kernel.splice().expect("available");
+    Some((kernel, splice))
+}
+
+#[test]
+fn this_kernel_passes_the_self_test() {
+    let Some((_kernel, splice)) = open("splice") else { return };
+    assert!(splice.is_on());
+}
+
+#[test]
+fn the_self_test_sees_bytes_that_are_delivered_twice() {
+    let Some((kernel, splice)) = open("splice-overlap") else { return };
+    match probe_without_cut(&splice, &kernel.flows().expect("memory")) {
+        // Of two checks about overlaps, the first that fails.
+        Err(ProbeError::Check(what)) => assert!(what.contains("once"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn it_stays_off_unless_asked_for() {
+    let (kernel, capabilities) = Kernel::open(&super::options("no-splice", 1));
+    assert!(kernel.splice().is_none());
+    assert!(!capabilities.splice.is_available());
+}

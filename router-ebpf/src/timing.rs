@@ -1,0 +1,73 @@
+//! Stamps on what the relay's programs move: the `flows` and `latency` maps. User space stamps what it moves itself
+//! (`kernel/flows.rs` in router-agent), by the same rules.
+//!
+//! Cost: about 0.1 µs for a message, most of it the clock.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use router_common::{
+    flows::FlowValue,
+    latency::{self, LatencyKind, LatencyValue},
+};
+
+use crate::{
+    atomic::add_u64,
+    maps::{FLOWS, LATENCY},
+};
+
+macro_rules! get {
+    ($pointer:expr, $field:ident) => {
+        (&raw const (*$pointer).$field).read_volatile()
+    };
+}
+macro_rules! set {
+    ($pointer:expr, $field:ident = $value:expr) => {
+        (&raw mut (*$pointer).$field).write_volatile($value)
+    };
+}
+
+/// `bytes` of a response were moved, with the beginnings of `events` in them. Whether they were its first.
+#[inline(always)]
+pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -> bool {
+    let Some(flow) = FLOWS.get_ptr_mut(slot) else { return false };
+    let flow: *mut FlowValue = flow;
+    // SAFETY: a map value; one side writes to it at a time.
+    unsafe {
+        set!(flow, bytes = get!(flow, bytes) + u64::from(bytes));
+        let is_first = get!(flow, first_byte_ns) == 0;
+        if !is_event_stream || (events == 0 && !is_first) {
+            return false;
+        }
+        let now = bpf_ktime_get_ns();
+        let worker = get!(flow, worker);
+        if is_first {
+            set!(flow, first_byte_ns = now);
+            note(
+                latency::key(worker, LatencyKind::TimeToFirstByte),
+                now.wrapping_sub(get!(flow, started_ns)),
+            );
+        }
+        if events > 0 {
+            let last = get!(flow, last_event_ns);
+            if last != 0 {
+                note(latency::key(worker, LatencyKind::EventGap), now.wrapping_sub(last));
+            }
+            set!(flow, last_event_ns = now);
+            set!(flow, events = get!(flow, events) + u64::from(events));
+        }
+        is_first
+    }
+}
+
+#[inline(always)]
+fn note(key: u32, ns: u64) {
+    let Some(histogram) = LATENCY.get_ptr_mut(key) else { return };
+    let histogram: *mut LatencyValue = histogram;
+    // SAFETY: a map value; the bucket is within it, by `latency::bucket`.
+    unsafe {
+        add_u64(&raw mut (*histogram).count, 1);
+        add_u64(&raw mut (*histogram).sum_ns, ns);
+        if let Some(bucket) = (&mut (*histogram).buckets).get_mut(latency::bucket(ns)) {
+            add_u64(bucket, 1);
+        }
+    }
+}
