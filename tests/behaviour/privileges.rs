@@ -43,6 +43,14 @@ fn the_unit_grants_exactly_what_the_kernel_side_needs_to_an_ordinary_user() {
     assert_eq!(unit("CapabilityBoundingSet"), unit("AmbientCapabilities"));
     assert_ne!(unit("User"), "root");
     assert_eq!(unit("NoNewPrivileges"), "yes");
+    // What `PREPARE` does in the tests.
+    let user = unit("User");
+    for command in [
+        "/bin/chmod 0711 /sys/fs/bpf",
+        &format!("/usr/bin/install -d -o {user} -g {user} -m 0750 /sys/fs/bpf/warmpath"),
+    ] {
+        assert!(UNIT.lines().any(|line| line.strip_prefix("ExecStartPre=-+") == Some(command)), "{command}");
+    }
 }
 
 /// A place for the binary and its configuration that every user can read.

@@ -1,8 +1,8 @@
 //! Which prefixes are used most: a look over the whole index that never holds its lock for long.
 //!
 //! A sample is taken in steps, each under one read lock: one per 1,024 stretches of blocks to find the most used, some
-//! microseconds, then one to read those. What changes in between is left out or read as it then is. The data path
-//! pays one addition per stretch that a request goes through, in a cache line that it writes anyway.
+//! ten microseconds, then one to read each of those. What changes in between is left out or read as it then is. The
+//! data path pays one addition per stretch that a request goes through, in a cache line that it writes anyway.
 //!
 //! The index knows no time, only the number of inserts. [`Hottest`] notes both at every sample, so it can say when an
 //! insert was, to within the interval of sampling or a sixteenth of its age, whichever is more.
