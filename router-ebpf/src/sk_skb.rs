@@ -28,9 +28,7 @@ use aya_ebpf::{
 };
 use router_common::{
     framing::{DATA, Framing},
-    relay::{
-        ERROR_EVENT, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FRAMING, STOP_ROOM,
-    },
+    relay::{ERROR_EVENT, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FRAMING, STOP_ROOM},
     splice::{BACKLOG_BYTES_MAX, Order, State},
 };
 

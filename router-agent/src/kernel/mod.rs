@@ -95,7 +95,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None, splice: false }
+        Self {
+            instance: None,
+            pin_root: PathBuf::from(DEFAULT_ROOT),
+            threads: 1,
+            bypass: None,
+            splice: false,
+        }
     }
 }
 

@@ -151,9 +151,8 @@ pub(super) fn set_socket_option(
 ) -> io::Result<()> {
     let length = bytes.len() as libc::socklen_t;
     // SAFETY: the kernel reads `length` bytes.
-    let result = unsafe {
-        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_ptr().cast(), length)
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, bytes.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -4,6 +4,7 @@
 mod bypass;
 mod isolation;
 mod splice;
+mod splice_stress;
 mod steering;
 mod workers;
 
@@ -47,7 +48,12 @@ impl PinRoot {
     }
 
     fn options(&self, instance: &str) -> Options {
-        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1, ..Options::default() }
+        Options {
+            instance: Some(instance.to_owned()),
+            pin_root: self.0.clone(),
+            threads: 1,
+            ..Options::default()
+        }
     }
 }
 

@@ -14,10 +14,7 @@ use std::{
 };
 
 use aya::maps::MapError;
-use router_common::{
-    framing::Framing,
-    splice::State,
-};
+use router_common::{framing::Framing, splice::State};
 use socket2::SockRef;
 
 use super::{Refused, Shared, Terms};
@@ -44,16 +41,14 @@ pub struct Lent {
 const SOCKET: &str = "only `end` takes it, and consumes the rest";
 
 impl Lent {
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub(super) fn new(
         shared: &Arc<Shared>,
         socket: TcpStream,
         terms: Terms,
         keep_overlaps: bool,
     ) -> Result<Self, Refused> {
-        let cookie = socket
-            .set_nonblocking(true)
-            .and_then(|()| sys::socket_option(&socket, SocketOption::Cookie));
+        let cookie =
+            socket.set_nonblocking(true).and_then(|()| sys::socket_option(&socket, SocketOption::Cookie));
         let cookie = match cookie {
             Ok(cookie) => cookie,
             Err(error) => return Err(Refused { socket, error }),
@@ -171,12 +166,10 @@ impl Lent {
         }
         self.watch(Interest::End)?;
         let position = self.redirected() + self.read;
-        if self.armed_at != position || turn == 0 && position == 0 {
-            // Never while the program could read it: positions that have passed do not come again.
-            if self.armed_at != position {
-                self.shared.slots.arm(self.slot, position, framing);
-                self.armed_at = position;
-            }
+        // The program cannot be reading the order meanwhile: the position in it has passed, and does not come again.
+        if self.armed_at != position {
+            self.shared.slots.arm(self.slot, position, framing);
+            self.armed_at = position;
         }
         // In this order; see `router_common::splice`.
         if self.state(offset_of!(State, position)) == position {
@@ -210,8 +203,7 @@ impl Lent {
     /// and a run that had begun is over afterwards.
     fn wait_for_lock(&self) {
         let mut byte = [MaybeUninit::uninit()];
-        let _ = SockRef::from(self.socket())
-            .recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        let _ = SockRef::from(self.socket()).recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
     }
 
     fn watch(&mut self, interest: Interest) -> io::Result<()> {
@@ -238,7 +230,15 @@ impl Lent {
 
 impl std::fmt::Debug for Lent {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Lent").field("slot", &self.slot).field("turn", &self.turn()).finish_non_exhaustive()
+        out.debug_struct("Lent")
+            .field("slot", &self.slot)
+            .field("turn", &self.turn())
+            .field("redirected", &self.redirected())
+            .field("read", &self.read)
+            .field("unread", &self.unread())
+            .field("stopped", &self.stopped())
+            .field("lost", &self.is_lost())
+            .finish_non_exhaustive()
     }
 }
 

@@ -107,9 +107,11 @@ impl Constants {
     }
 
     pub(super) fn give<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        loader
-            .override_global("TCP_WRITE_SEQ", &self.write_seq, true)
-            .override_global("TCP_COPIED_SEQ", &self.copied_seq, true);
+        loader.override_global("TCP_WRITE_SEQ", &self.write_seq, true).override_global(
+            "TCP_COPIED_SEQ",
+            &self.copied_seq,
+            true,
+        );
     }
 }
 
@@ -170,20 +172,17 @@ impl Splice {
     /// Lends our connection to a worker to the kernel, from the first byte on that has not been read.
     ///
     /// Everything before must have been written to the client's socket. The socket must be in no epoll instance.
-    #[expect(clippy::result_large_err, reason = "what is given back is no error, and on its way to be used")]
     pub fn lend(&self, socket: TcpStream, terms: Terms) -> Result<Lent, Refused> {
         self.lend_with(socket, terms, false)
     }
 
-    #[expect(clippy::result_large_err, reason = "as above")]
     fn lend_with(&self, socket: TcpStream, terms: Terms, keep_overlaps: bool) -> Result<Lent, Refused> {
         Lent::new(&self.shared, socket, terms, keep_overlaps)
     }
 }
 
 fn program_of(ebpf: &mut Ebpf) -> Result<&mut SkSkb, KernelError> {
-    let program =
-        ebpf.program_mut(PROGRAM).ok_or(KernelError::Missing { what: "program", name: PROGRAM })?;
+    let program = ebpf.program_mut(PROGRAM).ok_or(KernelError::Missing { what: "program", name: PROGRAM })?;
     program.try_into().map_err(|source| KernelError::Program { name: PROGRAM, source })
 }
 

@@ -2,11 +2,7 @@
 //! connections between hosts, and lets one side be replaced by a socket whose sequence number is a little in the past.
 //! What that sends first overlaps what the peer has, as a retransmit in other cuts does.
 
-use std::{
-    io,
-    net::TcpStream,
-    os::fd::AsFd,
-};
+use std::{io, net::TcpStream, os::fd::AsFd};
 
 use socket2::{Domain, Socket, Type};
 

@@ -51,8 +51,11 @@ impl Watch {
                         return wake(token);
                     }
                     while let Some(event) = events.next() {
-                        let slot = event.get(..4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
-                        slot.into_iter().for_each(|slot| wake(u64::from(slot)));
+                        let slot =
+                            event.get(..4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
+                        if let Some(slot) = slot {
+                            wake(u64::from(slot));
+                        }
                     }
                 });
             }
