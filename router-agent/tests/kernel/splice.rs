@@ -2,6 +2,7 @@
 
 use router_agent::kernel::{
     Kernel, Options, Splice,
+    bypass::Ports,
     splice::{ProbeError, probe_without_cut},
 };
 
@@ -41,4 +42,16 @@ fn it_stays_off_unless_asked_for() {
     let (kernel, capabilities) = Kernel::open(&super::options("no-splice", 1));
     assert!(kernel.splice().is_none());
     assert!(!capabilities.splice.is_available());
+}
+
+#[test]
+fn it_goes_together_with_the_bypass() {
+    let options =
+        Options { splice: true, bypass: Some(Ports::default()), ..super::options("splice-and-bypass", 1) };
+    let (kernel, capabilities) = Kernel::open(&options);
+    let (splice, bypass) = (capabilities.splice.to_string(), capabilities.bypass.to_string());
+    if splice.contains("needs root") || bypass.contains("cgroup2") {
+        return println!("skipped: {splice}, {bypass}");
+    }
+    assert!(kernel.splice().is_some() && kernel.bypass().is_some(), "{splice}, {bypass}");
 }

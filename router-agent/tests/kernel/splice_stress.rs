@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -19,8 +19,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 
 const SEED: u64 = 0x5eed;
-const LANES: u64 = 6;
-const RESPONSES: u64 = 500; // of each lane
+const LANES: u64 = 10;
+const RESPONSES: u64 = 250; // of each lane
 const SEGMENT_BYTES: u32 = 1448;
 /// Longest wait for anything: beyond it, it hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -142,13 +142,21 @@ fn run(splice: &Splice, lane: u64, counts: &Counts) {
     while next < RESPONSES {
         let first = next;
         std::thread::scope(|scope| {
-            let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a port");
+            let on = |host: IpAddr| TcpListener::bind(SocketAddr::from((host, 0)));
+            let listener = if lane.is_multiple_of(2) {
+                on(Ipv6Addr::LOCALHOST.into())
+            } else {
+                on(Ipv4Addr::LOCALHOST.into())
+            }
+            .or_else(|_| on(Ipv4Addr::LOCALHOST.into()))
+            .expect("a port");
+            let at = listener.local_addr().expect("bound");
             // As on an Ethernet. With loopback's segments of 64 KiB, small buffers wait for timers.
             SockRef::from(&listener).set_tcp_mss(SEGMENT_BYTES).expect("a size");
             let pair = || {
-                let connected = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                let connected = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
                 connected.set_tcp_mss(SEGMENT_BYTES)?;
-                connected.connect(&listener.local_addr()?.into())?;
+                connected.connect(&at.into())?;
                 let connected = std::net::TcpStream::from(connected);
                 let (accepted, _) = listener.accept()?;
                 for socket in [&connected, &accepted] {
@@ -314,7 +322,7 @@ impl Gateway<'_> {
     ) -> Result<Option<std::net::TcpStream>, Broken> {
         let mut framing = response.framing;
         let mut copied = 0;
-        let mut rng = Rng::with_seed(copied as u64 ^ response.wire.len() as u64);
+        let mut rng = Rng::with_seed(response.wire.len() as u64);
         let worker = TcpStream::from_std(worker).expect("a socket");
         while copied < response.copied_bytes_min && !framing.is_over() {
             let mut buffer = vec![0; 1 + rng.usize(..4096)];
