@@ -75,7 +75,7 @@ impl Capabilities {
             steering: no.clone(),
             pins: no.clone(),
             bypass: no.clone(),
-            splice: not_built(),
+            splice: no.clone(),
             guard: not_built(),
         }
     }

@@ -4,6 +4,7 @@
 mod bypass;
 mod isolation;
 mod splice;
+mod splice_stress;
 mod steering;
 mod workers;
 

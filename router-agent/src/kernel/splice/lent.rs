@@ -167,12 +167,10 @@ impl Lent {
         }
         self.watch(Interest::End)?;
         let position = self.redirected() + self.read;
-        if self.armed_at != position || turn == 0 && position == 0 {
-            // Never while the program could read it: positions that have passed do not come again.
-            if self.armed_at != position {
-                self.shared.slots.arm(self.slot, position, framing);
-                self.armed_at = position;
-            }
+        // The program cannot be reading the order meanwhile: the position in it has passed, and does not come again.
+        if self.armed_at != position {
+            self.shared.slots.arm(self.slot, position, framing);
+            self.armed_at = position;
         }
         // In this order; see `router_common::splice`.
         if self.state(offset_of!(State, position)) == position {
@@ -238,7 +236,15 @@ impl Lent {
 
 impl std::fmt::Debug for Lent {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Lent").field("slot", &self.slot).field("turn", &self.turn()).finish_non_exhaustive()
+        out.debug_struct("Lent")
+            .field("slot", &self.slot)
+            .field("turn", &self.turn())
+            .field("redirected", &self.redirected())
+            .field("read", &self.read)
+            .field("unread", &self.unread())
+            .field("stopped", &self.stopped())
+            .field("lost", &self.is_lost())
+            .finish_non_exhaustive()
     }
 }
 

@@ -71,7 +71,7 @@ pub struct Terms {
     pub is_event_stream: bool,
 }
 
-/// A connection that was not lent, as it was before.
+/// A connection that was not lent, as it was before (but non-blocking).
 #[derive(Debug, thiserror::Error)]
 #[error("the kernel does not take this connection: {error}")]
 pub struct Refused {

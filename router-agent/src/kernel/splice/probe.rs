@@ -1,5 +1,5 @@
 //! The start-up test: everything that the splice relies on, tried with sockets on loopback that nobody else knows. A
-//! kernel that fails any of it gets no splice, and the log says what it was. Takes some ten milliseconds.
+//! kernel that fails any of it gets no splice, and the log says what it was. Takes tens of milliseconds.
 
 use std::{
     io::{self, Read, Write},
@@ -8,6 +8,7 @@ use std::{
 };
 
 use router_common::{framing::Framing, splice::BACKLOG_BYTES_MAX};
+use socket2::SockRef;
 
 use super::{Lent, Splice, Terms, repair};
 use crate::kernel::{
@@ -18,6 +19,8 @@ use crate::kernel::{
 
 /// Longest wait for anything here.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Of a socket, where it is to be full soon.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Responses on one pair of connections.
 const ROUNDS: usize = 8;
 
@@ -36,19 +39,9 @@ fn check(holds: bool, what: &'static str) -> Result<(), ProbeError> {
     if holds { Ok(()) } else { Err(ProbeError::Check(what)) }
 }
 
-/// Tries the splice. Blocks for some ten milliseconds if all is well, for at most a few seconds if not.
+/// Tries the splice. Blocks for tens of milliseconds if all is well, for at most a few seconds if not.
 pub fn probe(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
-    run(splice, flows, false)
-}
-
-/// The same with a program that does not cut segments: for tests, to show that the defect for which it does is seen.
-#[doc(hidden)]
-pub fn probe_without_cut(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
-    run(splice, flows, true)
-}
-
-fn run(splice: &Splice, flows: &Flows, keep_overlaps: bool) -> Result<(), ProbeError> {
-    let new = || Rig::new(splice, flows, keep_overlaps);
+    let new = || Rig::new(splice, flows, false);
     let mut rig = new()?;
     for round in 0..ROUNDS {
         rig.keeps_the_order(round)?;
@@ -64,6 +57,13 @@ fn run(splice: &Splice, flows: &Flows, keep_overlaps: bool) -> Result<(), ProbeE
     new()?.shows_a_death(false)?;
     new()?.shows_a_death(true)?;
     new()?.refuses_a_closed_connection()
+}
+
+/// The check for overlapping segments with a program that does not cut them: for tests, to show that the kernel has the
+/// defect, or that the check does not see it.
+#[doc(hidden)]
+pub fn probe_without_cut(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
+    Rig::new(splice, flows, true)?.takes_overlapping_segments_once(5, 6)
 }
 
 /// The four sockets: worker ⇄ gateway ⇄ client.
@@ -151,10 +151,10 @@ impl Rig {
         )?;
         self.take_back(lent)?;
         self.worker.write_all(b"next")?;
-        self.our_side_reads(b"next", "the connection is usable after a redirected body")
+        self.user_space_reads(b"next", "the connection is usable after a redirected body")
     }
 
-    fn our_side_reads(&mut self, expected: &[u8], what: &'static str) -> Result<(), ProbeError> {
+    fn user_space_reads(&mut self, expected: &[u8], what: &'static str) -> Result<(), ProbeError> {
         let socket = self.to_worker.as_mut().ok_or(ProbeError::Check("a connection can be taken back"))?;
         check(receives(socket, expected)?, what)
     }
@@ -174,7 +174,7 @@ impl Rig {
 
     fn takes_the_rest_of_a_segment_read_in_part(&mut self) -> Result<(), ProbeError> {
         self.worker.write_all(b"HEADbody")?;
-        self.our_side_reads(b"HEAD", "a head is read")?;
+        self.user_space_reads(b"HEAD", "a head is read")?;
         let lent = self.lend(Framing::length(8), false)?;
         self.worker.write_all(b"more")?;
         check(
@@ -224,7 +224,6 @@ impl Rig {
         let lent = self.lend(Framing::length((old + new + 10) as u64), false)?;
         self.worker.write_all(&pattern(0, old))?;
         check(self.client_reads(&pattern(0, old))?, "a body with a length is redirected")?;
-        wait_until(|| written(&self.worker).and_then(|all| Ok(all == acknowledged(&self.worker)?)))?;
         self.worker = repair::step_back(self.worker, old as u32)?;
         self.worker.write_all(&pattern(0, old + new))?;
         check(
@@ -244,6 +243,9 @@ impl Rig {
 
     fn bounds_the_backlog(mut self) -> Result<(), ProbeError> {
         const TOTAL: usize = 64 << 20;
+        // So that it does not take megabytes to fill them.
+        SockRef::from(&self.to_client).set_send_buffer_size(BUFFER_BYTES)?;
+        SockRef::from(&self.worker).set_send_buffer_size(BUFFER_BYTES)?;
         let mut lent = self.lend(Framing::length(TOTAL as u64), false)?;
         self.worker.set_nonblocking(true)?;
         let (mut sent, started) = (0_usize, Instant::now());
@@ -285,7 +287,7 @@ impl Rig {
         check(self.client_reads(b"half")?, "what a worker sent before it died arrives")?;
         check(!lent.is_closed(), "a worker that lives is not taken for dead")?;
         if by_reset {
-            socket2::SockRef::from(&self.worker).set_linger(Some(Duration::ZERO))?;
+            SockRef::from(&self.worker).set_linger(Some(Duration::ZERO))?;
         }
         drop(self.worker);
         wait_until(|| Ok(lent.is_closed()))
@@ -342,10 +344,6 @@ fn reads(lent: &mut Lent, expected: &[u8]) -> io::Result<bool> {
 
 fn is_late(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof)
-}
-
-fn acknowledged(socket: &TcpStream) -> io::Result<u64> {
-    crate::kernel::sys::bytes_acknowledged(socket)
 }
 
 fn wait_until(mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
