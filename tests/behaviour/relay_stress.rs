@@ -34,7 +34,7 @@ async fn weather(path: &str, relay: &str) {
                 connections: 12,
                 profile: Profile { size_max: 1 << 20, deaths: true, resets: true },
                 hang_ups: true,
-                patience: Duration::from_secs(60),
+                patience: Duration::from_mins(1),
             },
             |finding| println!("{finding:?}"),
         )
