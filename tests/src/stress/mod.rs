@@ -190,3 +190,96 @@ fn report(shared: &Shared, tell: &impl Fn(&Finding), finding: Finding) {
     tell(&finding);
     shared.summary.lock().unwrap_or_else(PoisonError::into_inner).findings.push(finding);
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// What a bad proxy does to the bytes of a response, behind the first 100,000 of a connection.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Fault {
+        None,
+        Changes,
+        Loses,
+        Repeats,
+        Stops,
+    }
+
+    /// A proxy of bytes, which knows no HTTP.
+    async fn proxy(worker: SocketAddr, fault: Fault) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let worker = TcpStream::connect(worker).await.unwrap();
+                let ((mut from_client, mut to_client), (mut from_worker, mut to_worker)) =
+                    (client.into_split(), worker.into_split());
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_worker).await });
+                tokio::spawn(async move {
+                    let mut total = 0;
+                    let mut bytes = vec![0; 16 * 1024];
+                    while let Ok(count) = from_worker.read(&mut bytes).await
+                        && count > 0
+                    {
+                        let before = total;
+                        total += count;
+                        let is_due = before < 100_000 && total >= 100_000 && count > 20;
+                        match fault {
+                            Fault::Changes if is_due => bytes[count / 2] ^= 0x20,
+                            Fault::Stops if is_due => std::future::pending().await,
+                            _ => {}
+                        }
+                        let (first, second) = match fault {
+                            Fault::Loses if is_due => (count / 2, count / 2 + 1),
+                            Fault::Repeats if is_due => (count / 2, count / 2 - 1),
+                            _ => (count / 2, count / 2),
+                        };
+                        let all = [&bytes[..first], &bytes[second..count]].concat();
+                        if to_client.write_all(&all).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    async fn weather(fault: Fault) -> Summary {
+        let worker = start_worker().await.unwrap();
+        let gateway = proxy(worker, fault).await;
+        let profile = Profile { size_max: 100_000, deaths: false, resets: false };
+        // Only the test of hangs waits so long; elsewhere a busy machine must not look like one.
+        let patience = if fault == Fault::Stops { Duration::from_secs(2) } else { Duration::from_mins(1) };
+        let settings =
+            Storm { gateway, seed: 1, responses: 60, connections: 2, profile, hang_ups: true, patience };
+        storm(settings, |_| {}).await
+    }
+
+    #[tokio::test]
+    async fn an_honest_proxy_is_not_blamed() {
+        let summary = weather(Fault::None).await;
+        assert!(summary.findings.is_empty(), "{summary:?}");
+        assert!(summary.whole > 40 && summary.broken == 0 && summary.hung_up > 2, "{summary:?}");
+    }
+
+    #[tokio::test]
+    async fn a_changed_a_lost_and_a_repeated_byte_are_differences() {
+        for fault in [Fault::Changes, Fault::Loses, Fault::Repeats] {
+            let summary = weather(fault).await;
+            assert!(summary.differences() > 0, "{fault:?}: {summary:?}");
+            assert_eq!(summary.hangs(), 0, "{fault:?}: {summary:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_hang() {
+        let summary = weather(Fault::Stops).await;
+        assert!(summary.hangs() > 0, "{summary:?}");
+    }
+}

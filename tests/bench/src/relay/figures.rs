@@ -76,11 +76,10 @@ pub(super) fn run(args: &Args, log_dir: &FilePath) -> Result<bool> {
                     continue;
                 }
                 match quiet_trial(args, log_dir, round, Load::standard(workload), path) {
-                    Ok(Some(trial)) => {
+                    Ok(trial) => {
                         eprintln!("{}", report::line(&trial));
                         trials.push(trial);
                     }
-                    Ok(None) => {}
                     Err(error) => match error.downcast::<Unavailable>() {
                         Ok(Unavailable(why)) => {
                             eprintln!("{}: skipped: {why}", path.label());
@@ -114,24 +113,22 @@ pub(super) fn run(args: &Args, log_dir: &FilePath) -> Result<bool> {
 struct Unavailable(String);
 
 /// One trial; again while it is disturbed, as often as allowed; the least disturbed one.
-fn quiet_trial(
-    args: &Args,
-    log_dir: &FilePath,
-    round: usize,
-    load: Load,
-    path: Path,
-) -> Result<Option<Trial>> {
-    let mut best: Option<Trial> = None;
-    for _ in 0..=args.repeats {
-        let trial = trial(args.seconds, log_dir, round, load, path)?;
-        let foreign = trial.foreign_cores;
-        if best.as_ref().is_none_or(|best| foreign < best.foreign_cores) {
-            best = Some(trial);
-        }
-        if foreign <= FOREIGN_CORES_MAX {
+fn quiet_trial(args: &Args, log_dir: &FilePath, round: usize, load: Load, path: Path) -> Result<Trial> {
+    let mut best = trial(args.seconds, log_dir, round, load, path)?;
+    for _ in 0..args.repeats {
+        if best.foreign_cores <= FOREIGN_CORES_MAX {
             break;
         }
-        eprintln!("{} under {:?}: foreign processes took {foreign:.2} cores", path.label(), load.workload);
+        eprintln!(
+            "{} under {:?} again: foreign processes took {:.2} cores",
+            path.label(),
+            load.workload,
+            best.foreign_cores
+        );
+        let again = trial(args.seconds, log_dir, round, load, path)?;
+        if again.foreign_cores < best.foreign_cores {
+            best = again;
+        }
     }
     Ok(best)
 }

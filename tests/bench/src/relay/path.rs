@@ -65,8 +65,9 @@ impl Path {
         }
     }
 
-    /// `relay:` and `splice:` of warmpath.yaml, if it is warmpath. `spliceable`: whether this gateway knows the key.
-    fn relay(self, spliceable: bool) -> Option<String> {
+    /// `relay:` and `splice:` of warmpath.yaml, if it is warmpath. `spliceable`: whether this gateway knows the key;
+    /// `min_bytes`: what counts as a long body, if not the default.
+    fn relay(self, spliceable: bool, min_bytes: Option<u64>) -> Option<String> {
         let (all, bypass, splice) = match self {
             Self::Copy => ("off", "off", "off"),
             Self::Bypass => ("auto", "on", "off"),
@@ -75,11 +76,12 @@ impl Path {
             Self::Direct | Self::Splice2 | Self::Nginx | Self::Haproxy => return None,
         };
         let splice = if spliceable { format!(", splice: {splice}") } else { String::new() };
-        Some(format!("splice: {all}\nrelay: {{bypass: {bypass}{splice}}}\n"))
+        let min_bytes = min_bytes.map_or(String::new(), |bytes| format!(", min_bytes: {bytes}B"));
+        Some(format!("splice: {all}\nrelay: {{bypass: {bypass}{splice}{min_bytes}}}\n"))
     }
 
     pub(super) fn is_warmpath(self) -> bool {
-        self.relay(false).is_some()
+        self.relay(false, None).is_some()
     }
 
     /// Its label in `warmpath_relay_available`, if it is one of the kernel's.
@@ -115,8 +117,8 @@ pub(super) enum Start {
 pub(super) struct Options<'a> {
     /// More of warmpath.yaml.
     pub(super) config: &'a str,
-    /// Bodies of known length below the usual limit go the way under test too.
-    pub(super) short_bodies: bool,
+    /// Bodies of known length from here on go the way under test.
+    pub(super) min_bytes: Option<u64>,
 }
 
 impl Proxy {
@@ -172,10 +174,7 @@ impl Proxy {
         let config = dir.join(format!("{}.yaml", path.label()));
         // The newer key first; a gateway that does not know it says so and ends.
         for spliceable in [true, false] {
-            let mut relay = path.relay(spliceable).context("not a path of warmpath")?;
-            if options.short_bodies {
-                relay = relay.replace("relay: {", "relay: {min_bytes: 0B, ");
-            }
+            let relay = path.relay(spliceable, options.min_bytes).context("not a path of warmpath")?;
             let text = format!(
                 "listen: {address}\nadmin: {admin}\nworkers: [\"http://{worker}\"]\ninstance: bench-{}\n{relay}{}",
                 std::process::id(),

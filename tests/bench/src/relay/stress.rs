@@ -217,7 +217,7 @@ fn weather(
     let mut worker =
         stage.worker.run(|| Process::start(&own, &listen, log_dir.join("stress-worker.log")))??;
     stage.worker.run(|| worker.await_ready(worker_address, "/health"))??;
-    let options = Options { config: CONFIG, short_bodies: true };
+    let options = Options { config: CONFIG, min_bytes: Some(0) };
     let start = Proxy::start(path, stage.gateway_host, worker_address, &stage.gateway, log_dir, options)?;
     let proxy = match start {
         Start::Runs(proxy) => proxy,
