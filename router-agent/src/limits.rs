@@ -41,3 +41,12 @@ pub const RELAY_RESUME_BYTES: u32 = 32 * 1024;
 pub const RELAY_MIN_BYTES: u64 = 64 * 1024;
 /// The share of responses that is copied so that what the worker says in them can be read.
 pub const RELAY_SAMPLE: f64 = 0.02;
+
+/// When a peer that is silent is asked whether it is there (after 15 s), and given up (after 30 s). The kernel asks; a
+/// stream that is only slow is not affected.
+pub fn tcp_keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(15))
+        .with_interval(Duration::from_secs(5))
+        .with_retries(3)
+}

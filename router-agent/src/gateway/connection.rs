@@ -4,6 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
@@ -22,6 +23,8 @@ pub(super) async fn serve(
 ) {
     let context = &open.context;
     let _ = stream.set_nodelay(true);
+    // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
     let timeouts = context.shared.config.timeouts;
     let phases = Phases::new();
     let socket = ClientSocket::new(stream);

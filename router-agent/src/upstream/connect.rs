@@ -2,9 +2,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use socket2::SockRef;
 use tokio::net::{TcpStream, lookup_host};
 
-use crate::fleet::Worker;
+use crate::{fleet::Worker, limits};
 
 /// Why a worker could not be connected to.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,8 @@ async fn connect_any(worker: &Worker) -> Result<TcpStream, ConnectError> {
             Ok(stream) => {
                 // A request is one write and a token one segment: waiting to fill a packet only adds latency.
                 let _ = stream.set_nodelay(true);
+                // A host that vanishes says nothing: without this its streams would wait for ever.
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
                 worker.set_address(address);
                 return Ok(stream);
             }

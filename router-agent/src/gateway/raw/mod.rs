@@ -7,9 +7,9 @@
 //!
 //! What has come with the head is moved here. Then the kernel is asked to take over at the exact position that has been
 //! passed on (`router_common::relay` has the protocol); of an event stream that is the first byte, as a rule, and the
-//! kernel says when it has come. It gives the stream back at the end, or when the client
-//! is slow, or when something is not as it should be; what it has redirected until then is counted and checked
-//! against what the client's socket was given, at each return.
+//! kernel says when it has come. It gives the stream back at the end, or when the client is slow, or when something is not
+//! as it should be; what it has redirected until then is checked against what the client's socket was given
+//! ([`counts`]).
 
 mod counts;
 mod source;
@@ -294,6 +294,7 @@ impl Task {
 
     /// The last byte of the body is on its way.
     fn complete(&mut self, clean: bool) {
+        if !self.source.was_lent() {}
         let Ledger { attempt, account, status, .. } = &mut self.ledger;
         attempt.complete(*status);
         account.answered(*status);
