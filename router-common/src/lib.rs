@@ -13,6 +13,7 @@
 mod bytes;
 pub mod cores;
 pub mod framing;
+pub mod guard;
 pub mod instance;
 pub mod limits;
 pub mod relay;
@@ -57,7 +58,20 @@ pub mod names {
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const RELAY_EVENTS: &str = "relay_events";
 
-    const ALL: [&str; 14] = [
+    /// [`RuleKey`](crate::guard::RuleKey) → [`Rule`](crate::guard::Rule); longest-prefix trie.
+    pub const GUARD_RULES: &str = "guard_rules";
+    /// `u32` rule → [`Hits`](crate::guard::Hits); per-CPU array.
+    pub const GUARD_HITS: &str = "guard_hits";
+    /// [`SourceKey`](crate::guard::SourceKey) → [`Source`](crate::guard::Source); LRU hash.
+    pub const GUARD_SRC: &str = "guard_src";
+    /// `0` → [`Counts`](crate::guard::Counts); per-CPU array.
+    pub const GUARD_STATS: &str = "guard_stats";
+    /// `0` → [`Settings`](crate::guard::Settings); mmapable array.
+    pub const GUARD_SETTINGS: &str = "guard_settings";
+    /// `0` → when the log may be written at its full rate again; array, never pinned.
+    pub const GUARD_LOG: &str = "guard_log";
+
+    const ALL: [&str; 20] = [
         WORKERS,
         CORES,
         STEERING,
@@ -72,6 +86,12 @@ pub mod names {
         RELAY_ORDERS,
         RELAY_STATES,
         RELAY_EVENTS,
+        GUARD_RULES,
+        GUARD_HITS,
+        GUARD_SRC,
+        GUARD_STATS,
+        GUARD_SETTINGS,
+        GUARD_LOG,
     ];
     const _: () = {
         let mut i = 0;

@@ -19,3 +19,9 @@ pub const CORE_LAG_FLOOR_US: u32 = 5_000;
 
 /// Bytes of a worker's name in the `workers` map; longer names are cut at a character boundary.
 pub const WORKER_NAME_BYTES: usize = 48;
+
+/// Rules of the guard in one set, deny and allow together.
+pub const GUARD_RULES_MAX: u32 = 4096;
+
+/// Sources whose SYN rate the guard remembers; beyond, the least recently seen is forgotten.
+pub const GUARD_SOURCES_MAX: u32 = 65_536;

@@ -2,13 +2,14 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SockHash},
     macros::btf_map,
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
+    guard::{Counts, Hits, Rule, RuleKey, Settings, Source, SourceKey},
     instance::InstanceValue,
-    limits::{CORES_MAX, WORKERS_MAX},
+    limits::{CORES_MAX, GUARD_RULES_MAX, GUARD_SOURCES_MAX, WORKERS_MAX},
     relay::{Accepted, EVENTS_BYTES, Event, Order, PORTS_MAX, Pair, SLOTS, SOCKETS_MAX, State},
     workers::WorkerValue,
 };
@@ -73,3 +74,22 @@ pub(crate) static RELAY_STATES: Array<State, { SLOTS as usize }, MMAPABLE> = Arr
 
 #[btf_map(name = "relay_events")]
 pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Two sets of rules: the one in use, and the one that is being written.
+#[btf_map(name = "guard_rules")]
+pub(crate) static GUARD_RULES: LpmTrie<RuleKey, Rule, { 2 * GUARD_RULES_MAX as usize }> = LpmTrie::new();
+
+#[btf_map(name = "guard_hits")]
+pub(crate) static GUARD_HITS: PerCpuArray<Hits, { GUARD_RULES_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "guard_src")]
+pub(crate) static GUARD_SRC: LruHashMap<SourceKey, Source, { GUARD_SOURCES_MAX as usize }> = LruHashMap::new();
+
+#[btf_map(name = "guard_stats")]
+pub(crate) static GUARD_STATS: PerCpuArray<Counts, 1> = PerCpuArray::new();
+
+#[btf_map(name = "guard_settings")]
+pub(crate) static GUARD_SETTINGS: Array<Settings, 1, MMAPABLE> = Array::new();
+
+#[btf_map(name = "guard_log")]
+pub(crate) static GUARD_LOG: Array<u64, 1> = Array::new();

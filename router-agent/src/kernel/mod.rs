@@ -29,6 +29,7 @@
 pub mod bypass;
 mod capability;
 mod error;
+mod guard;
 mod pinned;
 mod pins;
 mod steering;
@@ -54,6 +55,10 @@ pub use self::{
     bypass::Bypass,
     capability::{Capabilities, Capability},
     error::{KernelError, chain},
+    guard::{
+        Attached, Guard, GuardAction, GuardCounts, GuardOptions, GuardRule, GuardRuleCount, GuardVerdict, PinnedRule,
+        PinnedSource, SynLimit, interface_names,
+    },
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
     steering::{Core, Steering},
@@ -75,6 +80,9 @@ const PROGRAM: &str = "select_core";
 /// The maps that are pinned.
 const PINNED: [&str; 4] = [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE];
 
+/// The least that a ring buffer may have, on machines with pages of up to 64 KiB.
+const LEAST_RING_BYTES: u32 = 64 * 1024;
+
 /// How to open the kernel side.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -86,11 +94,13 @@ pub struct Options {
     pub threads: u32,
     /// Whose sockets the bypass relay may note; `None`: it stays off.
     pub bypass: Option<bypass::Ports>,
+    /// What the XDP guard looks at; `None`: it stays off.
+    pub guard: Option<GuardOptions>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None }
+        Self { instance: None, pin_root: PathBuf::from(DEFAULT_ROOT), threads: 1, bypass: None, guard: None }
     }
 }
 
@@ -99,6 +109,7 @@ pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
     bypass: Option<Bypass>,
+    guard: Option<Guard>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -108,10 +119,10 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel = Self { ebpf: None, steering: None, bypass: None, pins: None, threads };
+        let mut kernel = Self { ebpf: None, steering: None, bypass: None, guard: None, pins: None, threads };
         let constants = options.bypass.as_ref().map(|_| Constants::read());
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known) {
+        let mut ebpf = match load(threads, known, options.guard.as_ref()) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
@@ -130,6 +141,10 @@ impl Kernel {
             Ok(()) => Capability::Available,
             Err(reason) => Capability::Unavailable(reason),
         };
+        let guard = match &options.guard {
+            Some(options) => kernel.open_guard(&mut ebpf, options),
+            None => Capability::unavailable("switched off: `--guard IFACE` switches it on"),
+        };
         kernel.ebpf = Some(ebpf);
         let capabilities = Capabilities {
             load: Capability::Available,
@@ -138,7 +153,7 @@ impl Kernel {
             pins,
             bypass,
             splice: not_built(),
-            guard: not_built(),
+            guard,
         };
         (kernel, capabilities)
     }
@@ -146,7 +161,8 @@ impl Kernel {
     fn pin(&mut self, ebpf: &mut Ebpf, options: &Options) -> Result<(), String> {
         let pins = Pins::claim(&options.pin_root, options.instance.as_deref())?;
         say_who(ebpf, self.threads).map_err(|error| chain(&error))?;
-        for name in PINNED {
+        let guard = if options.guard.is_some() { &guard::PINNED[..] } else { &[] };
+        for &name in PINNED.iter().chain(guard) {
             let map = map(ebpf, name).map_err(|error| chain(&error))?;
             pins.pin(name, map).map_err(|error| refusal(&error))?;
         }
@@ -169,6 +185,28 @@ impl Kernel {
             }
             Err(error) => Capability::Unavailable(error.to_string()),
         }
+    }
+
+    fn open_guard(&mut self, ebpf: &mut Ebpf, options: &GuardOptions) -> Capability {
+        match Guard::open(ebpf, options) {
+            Ok(guard) => self.guard.insert(guard).capability(),
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                Capability::Unavailable(refusal(&error))
+            }
+        }
+    }
+
+    /// The XDP guard, if it was asked for and the kernel took its program.
+    pub fn guard(&self) -> Option<Guard> {
+        self.guard.clone()
+    }
+
+    /// What the guard does with `frame`, a whole Ethernet frame, by `repeat` runs without a network. For tests and
+    /// measurements; counters and buckets are the guard's own.
+    pub fn guard_verdict(&mut self, frame: &[u8], repeat: u32) -> Result<GuardVerdict, KernelError> {
+        let ebpf = self.ebpf.as_mut().ok_or(KernelError::Missing { what: "program", name: "guard" })?;
+        guard::verdict(ebpf, frame, repeat)
     }
 
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
@@ -215,7 +253,11 @@ impl Kernel {
     }
 }
 
-fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError> {
+fn load(
+    threads: u32,
+    constants: Option<&Constants>,
+    guard: Option<&GuardOptions>,
+) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
@@ -223,6 +265,18 @@ fn load(threads: u32, constants: Option<&Constants>) -> Result<Ebpf, KernelError
         .map_max_entries(names::CORES, threads.min(CORES_MAX));
     if let Some(constants) = constants {
         constants.give(&mut loader);
+    }
+    match guard {
+        Some(guard) => {
+            loader.override_global("GUARD_PORT", &guard.port, true);
+        }
+        // Its maps are part of the object; without a guard they take no memory to speak of.
+        None => {
+            for name in [names::GUARD_RULES, names::GUARD_HITS, names::GUARD_SRC] {
+                loader.map_max_entries(name, 1);
+            }
+            loader.map_max_entries(guard::LOG_MAP, LEAST_RING_BYTES);
+        }
     }
     loader.load(OBJECT).map_err(KernelError::Load)
 }

@@ -138,7 +138,7 @@ impl PinnedMaps {
         Ok(rows)
     }
 
-    fn data(&self, name: &str) -> Result<MapData, KernelError> {
+    pub(super) fn data(&self, name: &str) -> Result<MapData, KernelError> {
         MapData::from_pin(self.directory.join(name)).map_err(|source| error(name, source))
     }
 }
