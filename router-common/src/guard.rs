@@ -210,6 +210,9 @@ mod tests {
     fn counts_are_added_field_by_field() {
         let one = Counts { passed_syn: 1, dropped_headers: 2, not_logged: 3, ..Counts::ZERO };
         assert_eq!(one.plus(&Counts::ZERO), one);
-        assert_eq!(one.plus(&one), Counts { passed_syn: 2, dropped_headers: 4, not_logged: 6, ..Counts::ZERO });
+        assert_eq!(
+            one.plus(&one),
+            Counts { passed_syn: 2, dropped_headers: 4, not_logged: 6, ..Counts::ZERO }
+        );
     }
 }

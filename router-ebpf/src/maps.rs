@@ -80,10 +80,11 @@ pub(crate) static RELAY_EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = Ring
 pub(crate) static GUARD_RULES: LpmTrie<RuleKey, Rule, { 2 * GUARD_RULES_MAX as usize }> = LpmTrie::new();
 
 #[btf_map(name = "guard_hits")]
-pub(crate) static GUARD_HITS: PerCpuArray<Hits, { GUARD_RULES_MAX as usize }> = PerCpuArray::new();
+pub(crate) static GUARD_HITS: PerCpuArray<Hits, { 2 * GUARD_RULES_MAX as usize }> = PerCpuArray::new();
 
 #[btf_map(name = "guard_src")]
-pub(crate) static GUARD_SRC: LruHashMap<SourceKey, Source, { GUARD_SOURCES_MAX as usize }> = LruHashMap::new();
+pub(crate) static GUARD_SRC: LruHashMap<SourceKey, Source, { GUARD_SOURCES_MAX as usize }> =
+    LruHashMap::new();
 
 #[btf_map(name = "guard_stats")]
 pub(crate) static GUARD_STATS: PerCpuArray<Counts, 1> = PerCpuArray::new();

@@ -13,7 +13,10 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_NOEXIST, xdp_action::{XDP_DROP, XDP_PASS}},
+    bindings::{
+        BPF_NOEXIST,
+        xdp_action::{XDP_DROP, XDP_PASS},
+    },
     btf_maps::lpm_trie::Key,
     helpers::bpf_ktime_get_ns,
     macros::xdp,

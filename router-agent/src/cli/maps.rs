@@ -11,6 +11,7 @@ use std::{
 use router_common::{
     Cell, MapValue,
     cores::{CoreValue, SteeringCounts},
+    guard::Counts,
     instance::InstanceValue,
     names,
     workers::WorkerValue,
@@ -19,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     config::DEFAULT_INSTANCE,
-    kernel::{DEFAULT_ROOT, KernelError, PinnedMaps, Row, chain, now_ns},
+    kernel::{DEFAULT_ROOT, GuardRuleCount, KernelError, PinnedMaps, PinnedSource, Row, chain, now_ns},
 };
 
 /// Arguments of `warmpath maps`.
@@ -28,7 +29,8 @@ use crate::{
     after_help = "Examples:\n  warmpath maps\n  warmpath maps workers\n  warmpath maps workers --json | jq '.[].in_flight'"
 )]
 pub struct MapsArgs {
-    /// A map to print: workers, cores, steering or instance. Without it, what there is.
+    /// A map to print: workers, cores, steering, instance, or with a guard guard_rules, guard_src, guard_stats. Without
+    /// it, what there is.
     name: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -75,6 +77,12 @@ pub enum MapsError {
         /// The name given.
         name: String,
     },
+    /// The gateway has no guard.
+    #[error("this gateway has no guard, so no map `{name}` (`warmpath serve --guard IFACE`)")]
+    NoGuard {
+        /// The map.
+        name: String,
+    },
     /// The kernel said no.
     #[error("{}", chain(_0))]
     Kernel(KernelError),
@@ -83,7 +91,15 @@ pub enum MapsError {
     Output(#[from] io::Error),
 }
 
-const KNOWN: [&str; 4] = [names::WORKERS, names::CORES, names::STEERING, names::INSTANCE];
+const KNOWN: [&str; 7] = [
+    names::WORKERS,
+    names::CORES,
+    names::STEERING,
+    names::INSTANCE,
+    names::GUARD_RULES,
+    names::GUARD_SRC,
+    names::GUARD_STATS,
+];
 
 /// A row to print: each column's name, text and JSON.
 type Line = Vec<(&'static str, String, Value)>;
@@ -112,6 +128,9 @@ fn print(root: &Path, name: Option<&str>, json: bool, instance: Option<&str>) ->
     }
     let now_ns = now_ns();
     let Some(name) = name else { return overview(&maps, &who, now_ns, json) };
+    if name.starts_with("guard_") && !maps.directory().join(name).exists() {
+        return Err(MapsError::NoGuard { name: name.to_owned() });
+    }
     let lines = lines(&maps, name, now_ns).map_err(MapsError::Kernel)?;
     if json {
         return Ok(pretty(&Value::Array(lines.into_iter().map(object).collect())));
@@ -129,6 +148,8 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
         let entries = match map.name.as_str() {
             // Arrays are always full.
             names::WORKERS => maps.rows::<WorkerValue>(&map.name).map_err(MapsError::Kernel)?.len(),
+            names::GUARD_RULES => maps.guard_rules().map_err(MapsError::Kernel)?.len(),
+            names::GUARD_SRC => maps.guard_sources().map_err(MapsError::Kernel)?.len(),
             _ => map.max_entries as usize,
         };
         let number = |name, number: u32| (name, number.to_string(), json!(number));
@@ -170,6 +191,13 @@ fn lines(maps: &PinnedMaps, name: &str, now_ns: u64) -> Result<Vec<Line>, Kernel
             let sum = cpus.iter().fold(SteeringCounts::ZERO, |sum, cpu| sum.plus(&cpu.value));
             vec![line(None, &sum, now_ns)]
         }
+        names::GUARD_RULES => maps.guard_rules()?.iter().map(rule_line).collect(),
+        names::GUARD_SRC => maps.guard_sources()?.iter().map(|source| source_line(source, now_ns)).collect(),
+        names::GUARD_STATS => {
+            let cpus = maps.rows::<Counts>(name)?;
+            let sum = cpus.iter().fold(Counts::ZERO, |sum, cpu| sum.plus(&cpu.value));
+            vec![line(None, &sum, now_ns)]
+        }
         _ => vec![line(None, &maps.instance()?, now_ns)],
     };
     Ok(lines)
@@ -188,6 +216,30 @@ fn worker_line(row: &Row<WorkerValue>, now_ns: u64) -> Line {
         }
     }
     line
+}
+
+fn rule_line(count: &GuardRuleCount) -> Line {
+    let cidr = count.rule.cidr.to_string();
+    let action = count.rule.action.name();
+    vec![
+        ("cidr", cidr.clone(), json!(cidr)),
+        ("action", action.to_owned(), json!(action)),
+        ("packets", count.packets.to_string(), json!(count.packets)),
+    ]
+}
+
+/// A source, with the time that its bucket needs to be full instead of the moment at which it will be.
+fn source_line(source: &PinnedSource, now_ns: u64) -> Line {
+    let cidr = source.source.to_string();
+    let missing_ns = source.value.full_at_ns.saturating_sub(now_ns);
+    let full =
+        if missing_ns == 0 { "now".to_owned() } else { format!("in {}", age(now_ns, now_ns + missing_ns)) };
+    vec![
+        ("source", cidr.clone(), json!(cidr)),
+        ("passed", source.value.passed.to_string(), json!(source.value.passed)),
+        ("dropped", source.value.dropped.to_string(), json!(source.value.dropped)),
+        ("full_at_ns", full, json!(source.value.full_at_ns)),
+    ]
 }
 
 fn line(key: Option<(&'static str, u32)>, value: &impl MapValue, now_ns: u64) -> Line {
@@ -288,7 +340,7 @@ fn no_pins(root: &Path, error: KernelError) -> MapsError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{Kernel, Options};
+    use crate::kernel::{GuardAction, GuardOptions, GuardRule, Kernel, Options, SynLimit};
     use router_common::workers::{BreakerState, WorkerState};
 
     const SECOND: u64 = 1_000_000_000;
@@ -377,7 +429,7 @@ mod tests {
 
         let text = print(None, false);
         assert!(text.contains(&format!("by process {}, up for", std::process::id())), "{text}");
-        assert_eq!(text.lines().count(), 2 + KNOWN.len(), "{text}");
+        assert_eq!(text.lines().count(), 2 + 4, "{text}");
         let text = print(Some("workers"), false);
         assert!(text.contains("10.0.0.7:8000") && text.contains(" ms"), "{text}");
         let value: Value = serde_json::from_str(&print(Some("workers"), true)).expect("JSON");
@@ -388,5 +440,46 @@ mod tests {
         assert_eq!(value[0]["selected"], 0);
         let value: Value = serde_json::from_str(&print(Some("instance"), true)).expect("JSON");
         assert_eq!(value[0]["threads"], 2);
+        let error = super::print(Path::new(DEFAULT_ROOT), Some("guard_rules"), false, Some(&instance));
+        assert!(error.expect_err("there is none").to_string().contains("--guard"));
+    }
+
+    #[test]
+    fn a_guards_maps_are_printed() {
+        let instance = format!("test-print-guard-{}", std::process::id());
+        let rule = |cidr: &str, action| GuardRule { cidr: cidr.parse().expect("a range"), action };
+        let guard = GuardOptions {
+            port: 8080,
+            interfaces: Vec::new(),
+            mode: crate::config::GuardMode::Auto,
+            rules: vec![rule("10.0.0.0/8", GuardAction::Deny), rule("2001:db8::/32", GuardAction::Allow)],
+            limit: SynLimit::new(1, 1),
+        };
+        let options = Options { instance: Some(instance.clone()), guard: Some(guard), ..Options::default() };
+        let (mut kernel, capabilities) = Kernel::open(&options);
+        if !capabilities.pins.is_available() || !capabilities.guard.is_available() {
+            println!("skipped: {} {}", capabilities.pins, capabilities.guard);
+            return;
+        }
+        // A SYN of 192.0.2.7 to port 8080.
+        let mut frame = [0; 54];
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        (frame[17], frame[23], frame[46], frame[47]) = (40, 6, 5 << 4, 2);
+        frame[26..30].copy_from_slice(&[192, 0, 2, 7]);
+        frame[36..38].copy_from_slice(&8080_u16.to_be_bytes());
+        assert!(!kernel.guard_verdict(&frame, 1).expect("it runs").dropped);
+
+        let print =
+            |name, json| print(Path::new(DEFAULT_ROOT), name, json, Some(&instance)).expect("printed");
+        let text = print(None, false);
+        assert!(text.contains("guard_rules") && text.contains("guard_stats"), "{text}");
+        assert_eq!(
+            print(Some("guard_rules"), false),
+            "cidr           action  packets\n10.0.0.0/8     Deny          0\n2001:db8::/32  Allow         0\n"
+        );
+        let text = print(Some("guard_src"), false);
+        assert!(text.lines().nth(1).is_some_and(|row| row.starts_with("192.0.2.7/32")), "{text}");
+        let value: Value = serde_json::from_str(&print(Some("guard_stats"), true)).expect("JSON");
+        assert_eq!(value[0]["passed_syn"], 1);
     }
 }

@@ -1,7 +1,9 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
 mod banner;
+mod guard;
 mod maps;
+mod reload;
 mod serve;
 
 use clap::{Parser, Subcommand};

@@ -135,7 +135,17 @@ mod tests {
             let error = text.parse::<Cidr>().unwrap_err().to_string();
             assert!(error.contains(word) && error.contains(text), "{text}: {error}");
         };
-        for text in ["", "ten", "10.0.0.0/", "10.0.0.0/x", "10.0.0/8", "1.2.3.4/+8", "1.2.3.4/08", "fe80::1%eth0", " ::1"] {
+        for text in [
+            "",
+            "ten",
+            "10.0.0.0/",
+            "10.0.0.0/x",
+            "10.0.0/8",
+            "1.2.3.4/+8",
+            "1.2.3.4/08",
+            "fe80::1%eth0",
+            " ::1",
+        ] {
             says(text, "192.0.2.0/24");
         }
         says("10.0.0.0/33", "at most 32");

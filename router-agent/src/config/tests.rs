@@ -101,7 +101,8 @@ fn bad_values_say_what_would_be_right() {
 
 #[test]
 fn wrong_rules_of_the_guard_are_named() {
-    let guard = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\nguard: {text}"), words);
+    let guard =
+        |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\nguard: {text}"), words);
     guard("{deny: ['10.0.0.1/8']}", &["guard.deny", "10.0.0.1/8", "10.0.0.0/8"]);
     guard("{allow: ['nobody']}", &["guard.allow", "nobody", "192.0.2.0/24"]);
     guard("{allow: ['::/200']}", &["guard.allow", "128"]);
@@ -115,7 +116,8 @@ fn wrong_rules_of_the_guard_are_named() {
     guard("{syn_burst: 0}", &["guard.syn_burst", "at least 1"]);
     guard("{syn_rate: -1}", &["syn_rate"]);
     guard("{denyy: []}", &["denyy"]);
-    let many: Vec<String> = (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
+    let many: Vec<String> =
+        (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
     guard(&format!("{{deny: [{}]}}", many.join(", ")), &["4097", "4096"]);
 }
 

@@ -56,8 +56,8 @@ pub use self::{
     capability::{Capabilities, Capability},
     error::{KernelError, chain},
     guard::{
-        Attached, Guard, GuardAction, GuardCounts, GuardOptions, GuardRule, GuardRuleCount, GuardVerdict, PinnedRule,
-        PinnedSource, SynLimit, interface_names,
+        Attached, Guard, GuardAction, GuardCounts, GuardOptions, GuardRule, GuardRuleCount, GuardVerdict,
+        PinnedRule, PinnedSource, SynLimit, interface_names,
     },
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
@@ -266,17 +266,14 @@ fn load(
     if let Some(constants) = constants {
         constants.give(&mut loader);
     }
-    match guard {
-        Some(guard) => {
-            loader.override_global("GUARD_PORT", &guard.port, true);
-        }
+    if let Some(guard) = guard {
+        loader.override_global("GUARD_PORT", &guard.port, true);
+    } else {
         // Its maps are part of the object; without a guard they take no memory to speak of.
-        None => {
-            for name in [names::GUARD_RULES, names::GUARD_HITS, names::GUARD_SRC] {
-                loader.map_max_entries(name, 1);
-            }
-            loader.map_max_entries(guard::LOG_MAP, LEAST_RING_BYTES);
+        for name in [names::GUARD_RULES, names::GUARD_HITS, names::GUARD_SRC] {
+            loader.map_max_entries(name, 1);
         }
+        loader.map_max_entries(guard::LOG_MAP, LEAST_RING_BYTES);
     }
     loader.load(OBJECT).map_err(KernelError::Load)
 }

@@ -1,7 +1,9 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod guard;
 mod logging;
 mod metrics;
 
+pub use guard::{GuardMetrics, action_label};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, WorkerMetrics};

@@ -2,6 +2,7 @@
 //! says `skipped: why` where it has neither. Each test has an instance, and so a pin directory, of its own.
 
 mod bypass;
+mod guard;
 mod isolation;
 mod steering;
 mod workers;
@@ -46,7 +47,7 @@ impl PinRoot {
     }
 
     fn options(&self, instance: &str) -> Options {
-        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), threads: 1, bypass: None }
+        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), ..Options::default() }
     }
 }
 

@@ -131,6 +131,7 @@ pub struct Guard {
 }
 
 struct Shared {
+    port: u16,
     interfaces: Vec<(String, Attached)>,
     settings: SharedArray,
     rules: Mutex<Rules>,
@@ -169,8 +170,14 @@ impl Guard {
             interfaces.push((interface.name.clone(), attached));
         }
         let (rules, sources, log) = (Mutex::new(rules), Mutex::new(sources), Mutex::new(log));
-        let shared = Shared { interfaces, settings, rules, sources, counts, log, _links: links };
+        let port = options.port;
+        let shared = Shared { port, interfaces, settings, rules, sources, counts, log, _links: links };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The port that it guards.
+    pub fn port(&self) -> u16 {
+        self.shared.port
     }
 
     /// The interfaces asked for, and how each fared.
@@ -298,13 +305,20 @@ fn attach(program: &mut Xdp, interface: &str, mode: GuardMode) -> (Attached, Opt
     }
 }
 
-fn attach_as(program: &mut Xdp, interface: &str, mode: XdpMode, done: Attached) -> (Attached, Option<FdLink>) {
+fn attach_as(
+    program: &mut Xdp,
+    interface: &str,
+    mode: XdpMode,
+    done: Attached,
+) -> (Attached, Option<FdLink>) {
     let link = program.attach(interface, mode).and_then(|id| program.take_link(id));
     match link.map(FdLink::try_from) {
         Ok(Ok(link)) => (done, Some(link)),
         // aya attaches by netlink where the link is refused with EINVAL; that would outlive this process, so it has
         // been taken off again with the value that was just dropped.
-        Ok(Err(_)) => (Attached::Refused("this kernel attaches XDP by no link (Linux 5.9 does)".to_owned()), None),
+        Ok(Err(_)) => {
+            (Attached::Refused("this kernel attaches XDP by no link (Linux 5.9 does)".to_owned()), None)
+        }
         Err(error) => (Attached::Refused(why_refused(interface, mode, &error)), None),
     }
 }
@@ -314,7 +328,9 @@ fn why_refused(interface: &str, mode: XdpMode, error: &ProgramError) -> String {
         return format!("{program} is attached there already, and was left alone");
     }
     match (errno(error), mode) {
-        (Some(libc::EOPNOTSUPP), XdpMode::Driver) => "its driver knows no XDP (mode generic needs none)".to_owned(),
+        (Some(libc::EOPNOTSUPP), XdpMode::Driver) => {
+            "its driver knows no XDP (mode generic needs none)".to_owned()
+        }
         _ => chain(error),
     }
 }
@@ -322,7 +338,8 @@ fn why_refused(interface: &str, mode: XdpMode, error: &ProgramError) -> String {
 /// The XDP program that somebody has attached to the interface.
 fn foreign_program(interface: &str) -> Option<String> {
     let found = interfaces::list().ok()?;
-    let id = found.into_iter().find_map(|Found { name, program }| (name == interface).then_some(program)?)?;
+    let id =
+        found.into_iter().find_map(|Found { name, program }| (name == interface).then_some(program)?)?;
     // Reading the name takes CAP_SYS_ADMIN.
     let named = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     let name = named.and_then(|program| program.name_as_str().map(|name| format!(" (`{name}`)")));

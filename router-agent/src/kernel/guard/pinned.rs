@@ -40,7 +40,8 @@ impl PinnedMaps {
         let mut rules = Vec::new();
         for item in &trie {
             let (key, value) = item.map_err(map_error(names::GUARD_RULES))?;
-            let (at, rule) = RuleKey::from_bytes(&key.data()).zip(Rule::from_bytes(&value)).ok_or_else(entry)?;
+            let (at, rule) =
+                RuleKey::from_bytes(&key.data()).zip(Rule::from_bytes(&value)).ok_or_else(entry)?;
             if Some(at.set) != set {
                 continue;
             }
@@ -68,7 +69,8 @@ impl PinnedMaps {
         let mut sources = Vec::new();
         for item in &map {
             let (key, value) = item.map_err(map_error(names::GUARD_SRC))?;
-            let (key, value) = SourceKey::from_bytes(&key).zip(Source::from_bytes(&value)).ok_or_else(entry)?;
+            let (key, value) =
+                SourceKey::from_bytes(&key).zip(Source::from_bytes(&value)).ok_or_else(entry)?;
             let address = Ipv6Addr::from(key.address);
             let source = match address.to_ipv4_mapped() {
                 Some(ip) => Cidr::of(IpAddr::V4(ip), 32),
@@ -80,7 +82,10 @@ impl PinnedMaps {
         Ok(sources)
     }
 
-    fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(&self, name: &'static str) -> Result<T, KernelError> {
+    fn typed<T: TryFrom<Map, Error = aya::maps::MapError>>(
+        &self,
+        name: &'static str,
+    ) -> Result<T, KernelError> {
         Map::from_map_data(self.data(name)?).and_then(T::try_from).map_err(map_error(name))
     }
 }

@@ -67,7 +67,8 @@ impl Rules {
             hits: hits.try_into().map_err(map_error(names::GUARD_HITS))?,
             set: 0,
             current: Vec::new(),
-            free: (0..GUARD_RULES_MAX).collect(),
+            // While a set is being replaced, the rules of both have entries.
+            free: (0..2 * GUARD_RULES_MAX).collect(),
             leftover: Vec::new(),
         })
     }
@@ -132,7 +133,6 @@ impl Rules {
 
     /// An entry of `hits` that nobody has, zeroed.
     fn take_id(&mut self) -> Result<u32, KernelError> {
-        // While a set is being replaced, the rules of both need entries.
         let id = self.free.pop_front().ok_or(KernelError::TooManyRules { max: GUARD_RULES_MAX })?;
         let cpus = nr_cpus().map_err(|(path, source)| KernelError::Io { path: path.into(), source })?;
         let zero = PerCpuValues::try_from(vec![HitsBytes::default(); cpus])
