@@ -10,6 +10,7 @@
 
 mod client;
 mod gateway;
+pub mod network;
 
 use std::{future::Future, time::Duration};
 
