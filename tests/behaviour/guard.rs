@@ -18,7 +18,7 @@ use warmpath_tests::{
 struct Site {
     network: Network,
     gateway: Gateway,
-    _sim: SimHandle,
+    sim: SimHandle,
 }
 
 /// The network, or a line that says why there is none here.
@@ -38,7 +38,7 @@ impl Site {
         let network = network()?;
         let sim = network.sim();
         let gateway = Gateway::spawn(network.gateway(&sim, args)).await;
-        let site = Self { network, gateway, _sim: sim };
+        let site = Self { network, gateway, sim };
         if let Some(why) = site.gateway.output().lines().find(|line| line.contains("needs root")) {
             println!("skipped: {why}");
             return None;
@@ -201,7 +201,7 @@ async fn ipv6_sources_are_guarded_as_well() {
     let mut command = network.gateway(&sim, &["--guard", "g0:generic"]);
     command.args(["--listen", "[::]:0"]);
     let gateway = Gateway::spawn(command).await;
-    let site = Site { network, gateway, _sim: sim };
+    let site = Site { network, gateway, sim };
     let state = site.guard().await;
     if state["enabled"] == false {
         return println!("skipped: {state}");
@@ -256,7 +256,7 @@ async fn somebody_elses_program_is_left_alone_and_named_and_the_gateway_serves()
     let id = shown.split("prog/xdp id ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
     for mode in ["auto", "native", "generic"] {
         let guard = format!("g0:{mode}");
-        let second = Gateway::spawn(site.network.gateway(&site._sim, &["--guard", &guard])).await;
+        let second = Gateway::spawn(site.network.gateway(&site.sim, &["--guard", &guard])).await;
         let output = second.output();
         let line = output.lines().find(|line| line.contains("not on g0")).unwrap_or_default();
         assert!(line.contains(&format!("XDP program {id}")) && line.contains("left alone"), "{output}");
