@@ -17,7 +17,7 @@ use std::{
 use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, MapError, PerCpuArray},
-    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode, links::FdLink, loaded_programs},
+    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp, XdpMode, loaded_programs, xdp::XdpLink},
 };
 use aya_log::EbpfLogger;
 use parking_lot::Mutex;
@@ -139,7 +139,7 @@ struct Shared {
     counts: PerCpuArray<MapData, <Counts as MapValue>::Bytes>,
     log: Mutex<EbpfLogger<LogLines>>,
     /// Dropping them takes the program off its interfaces.
-    _links: Vec<FdLink>,
+    _links: Vec<XdpLink>,
 }
 
 impl Guard {
@@ -287,7 +287,7 @@ pub(super) fn verdict(ebpf: &mut Ebpf, frame: &[u8], repeat: u32) -> Result<Guar
 const XDP_DROP: u32 = 1;
 
 /// Attaches the program, or says why not.
-fn attach(program: &mut Xdp, interface: &str, mode: GuardMode) -> (Attached, Option<FdLink>) {
+fn attach(program: &mut Xdp, interface: &str, mode: GuardMode) -> (Attached, Option<XdpLink>) {
     match mode {
         GuardMode::Native => attach_as(program, interface, XdpMode::Driver, Attached::Native),
         GuardMode::Generic => attach_as(program, interface, XdpMode::Skb, Attached::Generic(None)),
@@ -310,15 +310,11 @@ fn attach_as(
     interface: &str,
     mode: XdpMode,
     done: Attached,
-) -> (Attached, Option<FdLink>) {
-    let link = program.attach(interface, mode).and_then(|id| program.take_link(id));
-    match link.map(FdLink::try_from) {
-        Ok(Ok(link)) => (done, Some(link)),
-        // aya attaches by netlink where the link is refused with EINVAL; that would outlive this process, so it has
-        // been taken off again with the value that was just dropped.
-        Ok(Err(_)) => {
-            (Attached::Refused("this kernel attaches XDP by no link (Linux 5.9 does)".to_owned()), None)
-        }
+) -> (Attached, Option<XdpLink>) {
+    // aya attaches by netlink where a link is refused with EINVAL, which kernels before 5.9 do (this object takes 5.14);
+    // dropping the value detaches either kind.
+    match program.attach(interface, mode).and_then(|id| program.take_link(id)) {
+        Ok(link) => (done, Some(link)),
         Err(error) => (Attached::Refused(why_refused(interface, mode, &error)), None),
     }
 }
@@ -328,9 +324,7 @@ fn why_refused(interface: &str, mode: XdpMode, error: &ProgramError) -> String {
         return format!("{program} is attached there already, and was left alone");
     }
     match (errno(error), mode) {
-        (Some(libc::EOPNOTSUPP), XdpMode::Driver) => {
-            "its driver knows no XDP (mode generic needs none)".to_owned()
-        }
+        (Some(libc::EOPNOTSUPP), XdpMode::Driver) => "its driver knows no XDP".to_owned(),
         _ => chain(error),
     }
 }
