@@ -7,7 +7,7 @@ use std::{
     path::Path as FilePath,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::mpsc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,6 +29,8 @@ use crate::processes::{Process, free_ports};
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Longest wait for an answer of the client process.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it is looked whether the machine is quiet.
+const LOOK: Duration = Duration::from_millis(500);
 /// Share of one core that foreign processes may take before a trial counts as disturbed.
 pub(super) const FOREIGN_CORES_MAX: f64 = 0.05;
 
@@ -114,6 +116,7 @@ struct Unavailable(String);
 
 /// One trial; again while it is disturbed, as often as allowed; the least disturbed one.
 fn quiet_trial(args: &Args, log_dir: &FilePath, round: usize, load: Load, path: Path) -> Result<Trial> {
+    await_quiet(Duration::from_secs(args.wait_s));
     let mut best = trial(args.seconds, log_dir, round, load, path)?;
     for _ in 0..args.repeats {
         if best.foreign_cores <= FOREIGN_CORES_MAX {
@@ -125,12 +128,26 @@ fn quiet_trial(args: &Args, log_dir: &FilePath, round: usize, load: Load, path: 
             load.workload,
             best.foreign_cores
         );
+        await_quiet(Duration::from_secs(args.wait_s));
         let again = trial(args.seconds, log_dir, round, load, path)?;
         if again.foreign_cores < best.foreign_cores {
             best = again;
         }
     }
     Ok(best)
+}
+
+/// Until foreign processes take no more than a trial may be disturbed by, or the limit.
+fn await_quiet(limit: Duration) {
+    let started = Instant::now();
+    while started.elapsed() < limit {
+        let before = Sample::take(None);
+        std::thread::sleep(LOOK);
+        let used = Sample::take(None).since(&before);
+        if used.foreign.as_secs_f64() <= FOREIGN_CORES_MAX * used.wall.as_secs_f64() {
+            return;
+        }
+    }
 }
 
 fn trial(seconds: f64, log_dir: &FilePath, round: usize, load: Load, path: Path) -> Result<Trial> {

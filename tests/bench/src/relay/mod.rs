@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Repeat a trial up to so many times while foreign processes disturb it
     #[arg(long, default_value_t = 2)]
     repeats: usize,
+    /// Wait so long, at most, before each trial for foreign processes to leave the machine alone
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    wait_s: u64,
     /// Measure nothing: send a storm of random responses over each way and check every byte
     #[arg(long)]
     stress: bool,

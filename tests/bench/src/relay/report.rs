@@ -227,17 +227,22 @@ impl fmt::Display for Report {
         let disturbed: Vec<_> =
             self.trials.iter().filter(|trial| trial.foreign_cores > FOREIGN_CORES_MAX).collect();
         if !disturbed.is_empty() {
-            writeln!(f, "\nwarning: foreign processes took more than {FOREIGN_CORES_MAX} cores during:")?;
-            for trial in disturbed {
-                writeln!(f, "- {}", line(trial))?;
-            }
+            let worst = disturbed.iter().map(|trial| trial.foreign_cores).fold(0.0, f64::max);
+            writeln!(
+                f,
+                "\nwarning: in {} of {} trials foreign processes took more than {FOREIGN_CORES_MAX} cores \
+                 ({worst:.2} at most): these figures are not worth much",
+                disturbed.len(),
+                self.trials.len()
+            )?;
         }
         for failure in &self.failures {
             writeln!(f, "\nfailed: {failure}")?;
         }
         let aims = self.aims();
         if !aims.is_empty() {
-            writeln!(f, "\n### Aims\n")?;
+            let doubt = if disturbed.is_empty() { "" } else { " (doubtful: the run was disturbed)" };
+            writeln!(f, "\n### Aims{doubt}\n")?;
         }
         for (aim, is_met) in aims {
             let (mark, word) = if is_met { ("x", "met") } else { (" ", "not met") };
