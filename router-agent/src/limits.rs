@@ -41,6 +41,14 @@ pub const RELAY_RESUME_BYTES: u32 = 32 * 1024;
 pub const RELAY_MIN_BYTES: u64 = 64 * 1024;
 /// The share of responses that is copied so that what the worker says in them can be read.
 pub const RELAY_SAMPLE: f64 = 0.02;
+/// Rules of the XDP guard, deny and allow together.
+pub const GUARD_RULES_MAX: usize = router_common::limits::GUARD_RULES_MAX as usize;
+/// Rules of the guard that have a series of their own in the metrics; the others share one.
+pub const GUARD_RULE_SERIES_MAX: usize = 1_000;
+/// New connections per second and source that the guard lets through: far above what a client opens, far below a flood.
+pub const GUARD_SYN_RATE: u32 = 1_000;
+/// New connections that a source may open at once after a pause.
+pub const GUARD_SYN_BURST: u32 = 2_000;
 
 /// When a peer that is silent is asked whether it is there (after 15 s), and given up (after 30 s). The kernel asks; a
 /// stream that is only slow is not affected.

@@ -15,6 +15,7 @@ pub mod cores;
 pub mod decisions;
 pub mod flows;
 pub mod framing;
+pub mod guard;
 pub mod instance;
 pub mod latency;
 pub mod limits;
@@ -74,8 +75,20 @@ pub mod names {
     pub const SPLICE_STATES: &str = "splice_states";
     /// [`Event`](crate::relay::Event)s; ring buffer, never pinned.
     pub const SPLICE_EVENTS: &str = "splice_events";
+    /// [`RuleKey`](crate::guard::RuleKey) → [`Rule`](crate::guard::Rule); longest-prefix trie.
+    pub const GUARD_RULES: &str = "guard_rules";
+    /// `u32` rule → [`Hits`](crate::guard::Hits); per-CPU array.
+    pub const GUARD_HITS: &str = "guard_hits";
+    /// [`SourceKey`](crate::guard::SourceKey) → [`Source`](crate::guard::Source); LRU hash.
+    pub const GUARD_SRC: &str = "guard_src";
+    /// `0` → [`Counts`](crate::guard::Counts); per-CPU array.
+    pub const GUARD_STATS: &str = "guard_stats";
+    /// `0` → [`Settings`](crate::guard::Settings); mmapable array.
+    pub const GUARD_SETTINGS: &str = "guard_settings";
+    /// `0` → when the log may be written at its full rate again; array, never pinned.
+    pub const GUARD_LOG: &str = "guard_log";
 
-    const ALL: [&str; 20] = [
+    const ALL: [&str; 26] = [
         WORKERS,
         CORES,
         STEERING,
@@ -96,6 +109,12 @@ pub mod names {
         SPLICE_ORDERS,
         SPLICE_STATES,
         SPLICE_EVENTS,
+        GUARD_RULES,
+        GUARD_HITS,
+        GUARD_SRC,
+        GUARD_STATS,
+        GUARD_SETTINGS,
+        GUARD_LOG,
     ];
     const _: () = {
         let mut i = 0;

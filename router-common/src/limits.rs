@@ -33,3 +33,9 @@ pub const PREFIXES_MAX: u32 = 256;
 
 /// Words of 64 workers in the `prefixes` map: the gateway's limit of 256.
 pub const PREFIX_WORKER_WORDS: usize = 4;
+
+/// Rules of the guard in one set, deny and allow together.
+pub const GUARD_RULES_MAX: u32 = 4096;
+
+/// Sources whose SYN rate the guard remembers; beyond, the least recently seen is forgotten.
+pub const GUARD_SOURCES_MAX: u32 = 65_536;

@@ -37,3 +37,17 @@ pub(crate) unsafe fn fetch_u64(pointer: *mut u64) -> u64 {
     }
     value
 }
+
+/// Stores `new` in `*pointer` if `old` is there; what was there. A full barrier. Linux 5.12.
+///
+/// # Safety
+/// As for [`add_u64`].
+#[inline(always)]
+pub(crate) unsafe fn compare_exchange_u64(pointer: *mut u64, old: u64, new: u64) -> u64 {
+    let found: u64;
+    // SAFETY: as above.
+    unsafe {
+        asm!("r0 = cmpxchg_64({p} + 0, r0, {n})", p = in(reg) pointer, n = in(reg) new, inout("r0") old => found);
+    }
+    found
+}

@@ -11,6 +11,8 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
 mod sched_cls;
 #[cfg(target_arch = "bpf")]
 mod sk_msg;
@@ -22,6 +24,8 @@ mod sk_skb;
 mod tcp;
 #[cfg(target_arch = "bpf")]
 mod timing;
+#[cfg(target_arch = "bpf")]
+mod xdp;
 
 /// The helpers that the programs call are exported to GPL-compatible programs only. The source is
 /// Apache-2.0 OR MIT; the object, which the kernel links with its own, declares itself dual-licensed.

@@ -2,16 +2,20 @@
 //! described in `router-common`.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage, SockHash, SockMap},
+    btf_maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ReusePortSockArray, RingBuf, SkStorage, SockHash,
+        SockMap,
+    },
     macros::btf_map,
 };
 use router_common::{
     cores::{CoreValue, SteeringCounts},
     decisions::DecisionValue,
     flows::{FLOWS_MAX, FlowValue},
+    guard::{Counts, Hits, Rule, RuleKey, Settings, Source, SourceKey},
     instance::InstanceValue,
     latency::{LATENCIES, LatencyValue},
-    limits::{CORES_MAX, DECISIONS_MAX, PREFIXES_MAX, WORKERS_MAX},
+    limits::{CORES_MAX, DECISIONS_MAX, GUARD_RULES_MAX, GUARD_SOURCES_MAX, PREFIXES_MAX, WORKERS_MAX},
     prefixes::PrefixValue,
     relay::{CLIENTS_MAX, EVENTS_BYTES, Event, Order, SLOTS, State},
     splice,
@@ -98,3 +102,25 @@ pub(crate) static SPLICE_STATES: Array<splice::State, { splice::SLOTS as usize }
 
 #[btf_map(name = "splice_events")]
 pub(crate) static SPLICE_EVENTS: RingBuf<Event, { splice::EVENTS_BYTES as usize }> = RingBuf::new();
+
+// The guard.
+
+/// Two sets of rules: the one in use, and the one that is being written.
+#[btf_map(name = "guard_rules")]
+pub(crate) static GUARD_RULES: LpmTrie<RuleKey, Rule, { 2 * GUARD_RULES_MAX as usize }> = LpmTrie::new();
+
+#[btf_map(name = "guard_hits")]
+pub(crate) static GUARD_HITS: PerCpuArray<Hits, { 2 * GUARD_RULES_MAX as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "guard_src")]
+pub(crate) static GUARD_SRC: LruHashMap<SourceKey, Source, { GUARD_SOURCES_MAX as usize }> =
+    LruHashMap::new();
+
+#[btf_map(name = "guard_stats")]
+pub(crate) static GUARD_STATS: PerCpuArray<Counts, 1> = PerCpuArray::new();
+
+#[btf_map(name = "guard_settings")]
+pub(crate) static GUARD_SETTINGS: Array<Settings, 1, MMAPABLE> = Array::new();
+
+#[btf_map(name = "guard_log")]
+pub(crate) static GUARD_LOG: Array<u64, 1> = Array::new();

@@ -25,6 +25,10 @@ fn wrong_flags_are_explained() {
     assert!(with(&["--listen", "nowhere"]).contains("--listen"));
     assert!(with(&["--drain-timeout", "soon"]).contains("--drain-timeout"));
     assert!(with(&["--config", "/no/such/file.yaml"]).contains("/no/such/file.yaml"));
+    let guard = with(&["--guard", "nosuch0"]);
+    assert!(guard.contains("nosuch0") && guard.contains("lo"), "{guard}");
+    assert!(with(&["--guard", "lo:fast"]).contains("native, generic or auto"));
+    assert!(with(&["--guard", "lo,lo:native"]).contains("twice"));
     assert!(with(&["--no-such-flag"]).contains("--no-such-flag"));
 }
 

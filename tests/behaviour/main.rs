@@ -6,6 +6,7 @@ mod command;
 mod drain;
 mod errors;
 mod failover;
+mod guard;
 mod hang_up;
 mod keep_alive;
 mod kernel;

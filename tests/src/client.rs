@@ -98,6 +98,18 @@ pub async fn open(
     body: impl Into<Bytes>,
 ) -> Stream {
     let stream = TcpStream::connect(address).await.expect("connects");
+    open_over(stream, address, method, path, headers, body).await
+}
+
+/// As [`open`], over a connection that is there.
+async fn open_over(
+    stream: TcpStream,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Stream {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("handshake");
     let connection = tokio::spawn(connection).abort_handle();
     let mut request = Request::builder().method(method).uri(path).header("host", address.to_string());
@@ -119,7 +131,20 @@ pub async fn request(
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> Reply {
-    let mut stream = open(address, method, path, headers, body).await;
+    let stream = TcpStream::connect(address).await.expect("connects");
+    request_over(stream, address, method, path, headers, body).await
+}
+
+/// As [`request`], over a connection that is there.
+pub(crate) async fn request_over(
+    stream: TcpStream,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Reply {
+    let mut stream = open_over(stream, address, method, path, headers, body).await;
     let mut body = Vec::new();
     while let Some(data) = stream.next().await {
         body.extend_from_slice(&data.expect("the body is whole"));

@@ -10,6 +10,7 @@
 
 mod client;
 mod gateway;
+pub mod network;
 pub mod stress;
 
 use std::{future::Future, time::Duration};

@@ -6,6 +6,9 @@
 //! | `GET /health` | 200 while the process runs |
 //! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
 //! | `GET /workers` | the fleet as JSON |
+//! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
+
+mod guard;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -14,7 +17,7 @@ use axum::{
     extract::State,
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -22,7 +25,7 @@ use tokio::sync::watch;
 use crate::{
     fleet::Worker,
     gateway::{Phase, Shared},
-    kernel::Steering,
+    kernel::{Guard, Steering},
 };
 
 /// What the admin port reads.
@@ -34,6 +37,10 @@ pub struct Admin {
     pub phase: watch::Receiver<Phase>,
     /// The steering program, where there is one.
     pub steering: Option<Steering>,
+    /// The XDP guard, where there is one.
+    pub guard: Option<Guard>,
+    /// Why there is none, or that there is.
+    pub guard_state: Arc<str>,
 }
 
 /// Serves on `listener` until the future is dropped.
@@ -43,6 +50,8 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/workers", get(workers))
+        .route("/guard", get(guard::show))
+        .route("/guard/rules", post(guard::add).delete(guard::remove))
         .with_state(admin);
     axum::serve(listener, router).await
 }
@@ -55,6 +64,14 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     shared.metrics.set_index_bytes(shared.index.bytes());
     if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {
         shared.metrics.set_steering(&counts);
+    }
+    if let Some(guard) = &admin.guard {
+        if let Ok(counts) = guard.counts() {
+            shared.metrics.guard.set_counts(&counts);
+        }
+        if let Ok(rules) = guard.rules() {
+            shared.metrics.guard.set_rules(&rules);
+        }
     }
     match shared.metrics.encode() {
         Ok(text) => {

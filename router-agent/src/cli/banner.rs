@@ -32,7 +32,7 @@ impl Banner<'_> {
         }
         println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
         println!("  clients   http://{listen}   ({policy} policy, {threads} data threads)");
-        println!("  admin     http://{admin}   (/metrics /health /ready /workers)");
+        println!("  admin     http://{admin}   (/metrics /health /ready /workers /guard)");
         let simulated = if self.simulated > 0 {
             format!(", {} simulated ones started here", self.simulated)
         } else {

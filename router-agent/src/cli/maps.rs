@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod decisions;
+mod guard;
 mod table;
 
 /// Arguments of `warmpath maps`.
@@ -41,8 +42,8 @@ mod table;
     warmpath maps decisions --request 4b1d0f6e\n  \
     warmpath maps prefixes")]
 pub struct MapsArgs {
-    /// A map to print: workers, flows, latency, prefixes, decisions, cores, steering or instance. Without it, what
-    /// there is.
+    /// A map to print: workers, flows, latency, prefixes, decisions, cores, steering or instance; with a guard,
+    /// guard_rules, guard_src or guard_stats. Without it, what there is.
     name: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -103,6 +104,12 @@ pub enum MapsError {
         /// Where it would say something.
         maps: &'static str,
     },
+    /// The gateway has no guard.
+    #[error("this gateway has no guard, so no map `{name}` (`warmpath serve --guard IFACE`)")]
+    NoGuard {
+        /// The map.
+        name: String,
+    },
     /// The kernel said no.
     #[error("{}", chain(_0))]
     Kernel(KernelError),
@@ -111,8 +118,11 @@ pub enum MapsError {
     Output(#[from] io::Error),
 }
 
+/// What the names of the guard's maps begin with; they are there where there is a guard.
+const GUARD: &str = "guard_";
+
 /// Every map that is pinned, and what it says.
-const KNOWN: [(&str, &str); 8] = [
+const KNOWN: [(&str, &str); 13] = [
     (names::WORKERS, "state and load of each worker"),
     (names::FLOWS, "every stream now, and who moves its bytes"),
     (names::LATENCY, "times to first byte and between events, per worker"),
@@ -121,6 +131,11 @@ const KNOWN: [(&str, &str); 8] = [
     (names::CORES, "lag and connections of each data thread"),
     (names::STEERING, "where new connections were placed, and why not elsewhere"),
     (names::INSTANCE, "the process behind these maps"),
+    (names::GUARD_RULES, "who may connect, and the packets that each rule decided on"),
+    (names::GUARD_HITS, "the packets of guard_rules, by the rules' numbers"),
+    (names::GUARD_SRC, "new connections of each source that no rule holds"),
+    (names::GUARD_STATS, "packets that the guard let pass and dropped, by reason"),
+    (names::GUARD_SETTINGS, "the set of rules in use, and how fast a source may connect"),
 ];
 
 pub(super) fn run(args: &MapsArgs) -> Result<(), MapsError> {
@@ -159,6 +174,9 @@ fn print(root: &Path, args: &MapsArgs) -> Result<String, MapsError> {
     }
     let now_ns = now_ns();
     let Some(name) = name else { return overview(&maps, &who, now_ns, args.json) };
+    if name.starts_with(GUARD) && !maps.directory().join(name).exists() {
+        return Err(MapsError::NoGuard { name: name.to_owned() });
+    }
     let lines = lines(&maps, name, args, now_ns).map_err(MapsError::Kernel)?;
     if args.json {
         return Ok(pretty(&Value::Array(lines.into_iter().map(object).collect())));
@@ -183,6 +201,8 @@ fn overview(maps: &PinnedMaps, who: &InstanceValue, now_ns: u64, json: bool) -> 
             names::WORKERS => maps.rows::<WorkerValue>(&map.name).map_err(MapsError::Kernel)?.len(),
             names::PREFIXES => maps.prefixes().map_err(MapsError::Kernel)?.len(),
             names::DECISIONS => maps.decisions().map_err(MapsError::Kernel)?.len(),
+            names::GUARD_RULES => maps.guard_rules().map_err(MapsError::Kernel)?.len(),
+            names::GUARD_SRC => maps.guard_sources().map_err(MapsError::Kernel)?.len(),
             // Arrays are always full.
             _ => map.max_entries as usize,
         };
@@ -241,6 +261,7 @@ fn lines(maps: &PinnedMaps, name: &str, args: &MapsArgs, now_ns: u64) -> Result<
             let wanted = Wanted { last: args.last, request: args.request.as_deref() };
             decisions::lines(maps, &wanted, args.json, now_ns)?
         }
+        name if name.starts_with(GUARD) => guard::lines(maps, name, now_ns)?,
         _ => vec![line(None, &maps.instance()?, now_ns)],
     };
     Ok(lines)
@@ -436,8 +457,9 @@ mod tests {
 
         let text = print(MapsArgs::default());
         assert!(text.contains(&format!("by process {}, up for", std::process::id())), "{text}");
-        assert_eq!(text.lines().count(), 2 + KNOWN.len(), "{text}");
-        assert!(KNOWN.iter().all(|(name, says)| text.contains(name) && text.contains(says)), "{text}");
+        let known = KNOWN.iter().filter(|(name, _)| !name.starts_with(GUARD));
+        assert_eq!(text.lines().count(), 2 + known.clone().count(), "{text}");
+        assert!(known.into_iter().all(|(name, says)| text.contains(name) && text.contains(says)), "{text}");
         let text = print(named("workers"));
         assert!(text.contains("10.0.0.7:8000") && text.contains(" ms"), "{text}");
         assert_eq!(json("workers")[0]["in_flight"], 12);
@@ -480,5 +502,10 @@ mod tests {
         let rows = json("decisions");
         assert_eq!((&rows[0]["sequence"], &rows[2]["worker"]), (&json!(1), &json!(0)));
         assert_eq!(rows[0]["runner_up"], Value::Null);
+        let error = super::print(
+            Path::new(DEFAULT_ROOT),
+            &MapsArgs { instance: Some(instance.clone()), ..named("guard_rules") },
+        );
+        assert!(error.expect_err("there is none").to_string().contains("--guard"));
     }
 }

@@ -1,8 +1,10 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
 mod banner;
+mod guard;
 mod maps;
 mod publish;
+mod reload;
 mod serve;
 
 use clap::{Parser, Subcommand};

@@ -14,7 +14,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::{banner::Banner, publish};
+use super::{banner::Banner, guard, publish, reload};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(args_override_self = true)]
 #[command(after_help = "Examples:\n  \
     warmpath serve --worker http://127.0.0.1:8001 --worker http://127.0.0.1:8002\n  \
@@ -62,6 +62,10 @@ pub struct ServeArgs {
     /// Name of this gateway among several on one host: part of its pin path [default: default].
     #[arg(long, value_name = "NAME", env = "WARMPATH_INSTANCE")]
     instance: Option<String>,
+    /// Guard the listening port on IFACE by XDP, native, generic or auto [default: auto]. Repeat for each interface;
+    /// replaces the file's list.
+    #[arg(long, value_name = "IFACE[:MODE]", env = "WARMPATH_GUARD", value_delimiter = ',')]
+    guard: Vec<String>,
     /// Start N simulated workers in this process if no worker is configured (for trying things out).
     #[cfg(feature = "sim")]
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -127,6 +131,10 @@ impl ServeArgs {
             config.workers =
                 self.workers.iter().map(|url| config::worker_config(url, None)).collect::<Result<_, _>>()?;
         }
+        if !self.guard.is_empty() {
+            config.guard.interfaces =
+                self.guard.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;
+        }
         #[cfg(feature = "sim")]
         if config.workers.is_empty() {
             config.sim_workers = self.sim_workers;
@@ -139,16 +147,19 @@ impl ServeArgs {
 /// Runs the gateway until a signal ends it.
 pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
     let started = Instant::now();
-    let config = args.resolve()?;
+    let config = args.clone().resolve()?;
+    guard::check_interfaces(&config.guard)?;
     telemetry::init_logging(config.log_format);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("cannot start the control thread"))?;
-    runtime.block_on(serve(config, started))
+    runtime.block_on(serve(args, config, started))
 }
 
-async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
+async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<(), ServeError> {
+    // As configured, without the ports that the system chose: what a reload is compared with.
+    let configured = config.clone();
     // Before anything that a second Ctrl-C could interrupt half-way.
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
     let listeners = Listeners::open(config.listen, config.threads)?;
@@ -170,6 +181,7 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
         threads: config.threads as u32,
         bypass: config.splice == Splice::Auto && config.relay.allows(config.relay.bypass),
         splice: config.splice == Splice::Auto && config.relay.allows(config.relay.splice),
+        guard: guard::options(&config),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
@@ -179,6 +191,12 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     metrics.relay.available(RelayPath::Copy, true);
     metrics.relay.available(RelayPath::Bypass, capabilities.bypass.is_available());
     metrics.relay.available(RelayPath::Splice, capabilities.splice.is_available());
+
+    let guard = kernel.guard();
+    if let Some(guard) = &guard {
+        metrics.guard.set_interfaces(guard.interfaces());
+        guard::say(guard);
+    }
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let fleet = build_fleet(&config, &metrics);
@@ -204,12 +222,23 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
-        Admin { shared: shared.clone(), phase: phases.clone(), steering },
+        Admin {
+            shared: shared.clone(),
+            phase: phases.clone(),
+            steering,
+            guard: guard.clone(),
+            guard_state: match &capabilities.guard {
+                Capability::Available => "it stands".into(),
+                Capability::Unavailable(why) => why.as_str().into(),
+            },
+        },
     ));
     let banner = Banner { config, capabilities: &capabilities, simulated: simulated.len(), started };
     banner.announce(&shared.fleet);
 
-    signals.next().await;
+    let guard_log = guard.clone().map(|guard| tokio::spawn(guard::forward_log(guard)));
+    let reload = reload::Reload::new(args, configured, guard.clone());
+    signals.next_but_reload(&reload).await;
     tracing::info!(timeout = ?config.timeouts.drain, "draining: no new connections; a second signal ends at once");
     phase.send_replace(Phase::Drain);
     let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(DataThread::join));
@@ -231,7 +260,10 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }
-    drop(kernel);
+    if let Some(guard_log) = guard_log {
+        guard_log.abort();
+    }
+    drop((guard, kernel));
     drop(simulated);
     match ended {
         Ok(result) => result.map_err(system("a data thread could not run"))?,
@@ -241,15 +273,31 @@ async fn serve(mut config: Config, started: Instant) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, which end the gateway, and SIGHUP, which reloads its configuration.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal that ends the gateway; on the way, reloads at each SIGHUP.
+    async fn next_but_reload(&mut self, reload: &reload::Reload) {
+        loop {
+            tokio::select! {
+                _ = self.hang_up.recv() => reload.run().await,
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
     }
 
     async fn next(&mut self) {

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{Config, ConfigError, LogFormat, RelayMode, Splice, WorkerConfig};
+use super::{Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, WorkerConfig};
 use crate::routing::Policy;
 
 /// The file as written. Every key is optional; an unknown one is an error.
@@ -30,6 +30,7 @@ pub struct File {
     index: Index,
     limits: Limits,
     timeouts: Timeouts,
+    guard: Guard,
 }
 
 /// A worker: a URL, or a URL with a name.
@@ -107,6 +108,17 @@ struct Timeouts {
     response_head: Option<Duration>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Guard {
+    interfaces: Option<Vec<String>>,
+    mode: Option<GuardMode>,
+    deny: Option<Vec<String>>,
+    allow: Option<Vec<String>>,
+    syn_rate: Option<u32>,
+    syn_burst: Option<u32>,
+}
+
 /// Reads and parses a file. Errors name the file, and the parser's message the line, the column and the key.
 pub fn load(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path)
@@ -174,8 +186,22 @@ impl File {
         set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);
         set(&mut config.timeouts.connect, self.timeouts.connect);
         set(&mut config.timeouts.response_head, self.timeouts.response_head);
+        if let Some(interfaces) = self.guard.interfaces {
+            config.guard.interfaces =
+                interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;
+        }
+        set(&mut config.guard.mode, self.guard.mode);
+        set(&mut config.guard.deny, ranges("guard.deny", self.guard.deny)?);
+        set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
+        set(&mut config.guard.syn_rate, self.guard.syn_rate);
+        set(&mut config.guard.syn_burst, self.guard.syn_burst);
         Ok(())
     }
+}
+
+fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
+    let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
+    texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
 }
 
 /// A policy by name; the error lists the names.

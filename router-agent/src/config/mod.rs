@@ -3,15 +3,21 @@
 //! A value comes from the flag, else from the environment (`WARMPATH_…`), else from the file, else from the default.
 //! Unknown keys are errors: a misspelt key that is silently ignored is an outage that waits for its night.
 
+mod changes;
+mod cidr;
 mod file;
+mod guard;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{limits, prompt::BLOCK_BYTES_MAX, routing::Policy};
 
+pub use changes::needing_restart;
+pub use cidr::{Cidr, CidrError};
 pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
+pub use guard::{Guard, GuardInterface, GuardMode};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -179,6 +185,8 @@ pub struct Config {
     pub limits: Limits,
     /// Timeouts.
     pub timeouts: Timeouts,
+    /// The XDP guard.
+    pub guard: Guard,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -207,6 +215,14 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong and what would be right.
         message: String,
+    },
+    /// A rule of the guard cannot be used.
+    #[error("{key}: {source}")]
+    Cidr {
+        /// The configuration key.
+        key: &'static str,
+        /// What is wrong with it.
+        source: CidrError,
     },
     /// A worker's URL cannot be used.
     #[error("worker {url:?}: {source}")]
@@ -268,6 +284,7 @@ impl Default for Config {
                 response_head: limits::RESPONSE_HEAD_TIMEOUT,
                 drain: Duration::from_secs(30),
             },
+            guard: Guard::default(),
         }
     }
 }
@@ -326,6 +343,7 @@ impl Config {
                 format!("{:?}: 1 to 32 letters, digits, '-' or '_' (it names a directory)", self.instance),
             );
         }
+        self.guard.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

@@ -19,7 +19,9 @@ fn every_key_has_its_effect() {
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
          breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
          limits: {connections: 10, body_bytes: 1MiB, tries: 2}\n\
-         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n",
+         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
+         guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
+         \x20 syn_rate: 7, syn_burst: 9}\n",
     )
     .unwrap();
     let ms = Duration::from_millis;
@@ -60,6 +62,18 @@ fn every_key_has_its_effect() {
             drain: ms(5000),
         }
     );
+    let interface = |name: &str, mode| GuardInterface { name: name.to_owned(), mode };
+    assert_eq!(
+        config.guard,
+        Guard {
+            interfaces: vec![interface("eth0", None), interface("lo", Some(GuardMode::Generic))],
+            mode: GuardMode::Native,
+            deny: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
+            allow: vec!["10.1.2.3/32".parse().unwrap()],
+            syn_rate: 7,
+            syn_burst: 9,
+        }
+    );
 }
 
 /// The message an operator sees for `text` must hold each of `words`.
@@ -92,6 +106,28 @@ fn bad_values_say_what_would_be_right() {
         "breaker: {open_for: 5s}\ntimeouts: {connect: 0s}\nworkers: ['http://a:1']",
         &["timeouts.connect"],
     );
+}
+
+#[test]
+fn wrong_rules_of_the_guard_are_named() {
+    let guard =
+        |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\nguard: {text}"), words);
+    guard("{deny: ['10.0.0.1/8']}", &["guard.deny", "10.0.0.1/8", "10.0.0.0/8"]);
+    guard("{allow: ['nobody']}", &["guard.allow", "nobody", "192.0.2.0/24"]);
+    guard("{allow: ['::/200']}", &["guard.allow", "128"]);
+    guard("{deny: ['10.0.0.0/8', '::1', '10.0.0.0/8']}", &["guard.deny", "10.0.0.0/8", "twice"]);
+    guard("{deny: ['::1'], allow: ['::1/128']}", &["guard.allow", "::1/128", "guard.deny"]);
+    guard("{interfaces: ['eth0:fast']}", &["guard.interfaces", "native, generic or auto"]);
+    guard("{interfaces: ['a/b']}", &["guard.interfaces", "a/b", "eth0:native"]);
+    guard("{interfaces: ['interface-name-too-long']}", &["guard.interfaces", "too-long"]);
+    guard("{interfaces: ['eth0', 'eth0:generic']}", &["guard.interfaces", "eth0", "twice"]);
+    guard("{mode: slow}", &["slow", "native"]);
+    guard("{syn_burst: 0}", &["guard.syn_burst", "at least 1"]);
+    guard("{syn_rate: -1}", &["syn_rate"]);
+    guard("{denyy: []}", &["denyy"]);
+    let many: Vec<String> =
+        (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
+    guard(&format!("{{deny: [{}]}}", many.join(", ")), &["4097", "4096"]);
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub struct Capabilities {
     pub bypass: Capability,
     /// Bodies of other workers are moved by the kernel.
     pub splice: Capability,
-    /// The XDP guard.
+    /// The XDP guard stands on every interface that it was asked for.
     pub guard: Capability,
 }
 
@@ -76,13 +76,9 @@ impl Capabilities {
             pins: no.clone(),
             bypass: no.clone(),
             splice: no.clone(),
-            guard: not_built(),
+            guard: no,
         }
     }
-}
-
-pub(super) fn not_built() -> Capability {
-    Capability::unavailable("not built into this version yet")
 }
 
 /// The capabilities (in the sense of capabilities(7)) that the programs need, with their bit numbers.

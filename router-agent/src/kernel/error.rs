@@ -35,6 +35,8 @@ pub enum KernelError {
     Socket { what: &'static str, source: io::Error },
     #[error("no cgroup2 file system is mounted")]
     NoCgroup,
+    #[error("more than {max} rules of the guard")]
+    TooManyRules { max: u32 },
     #[error("steering is attached already")]
     Attached,
 }

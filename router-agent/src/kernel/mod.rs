@@ -32,6 +32,7 @@ mod decisions;
 mod epoll;
 mod error;
 pub mod flows;
+mod guard;
 mod pinned;
 mod pins;
 mod prefixes;
@@ -62,6 +63,10 @@ pub use self::{
     decisions::Decisions,
     error::{KernelError, chain},
     flows::Flows,
+    guard::{
+        Attached, Guard, GuardAction, GuardCounts, GuardOptions, GuardRule, GuardRuleCount, GuardVerdict,
+        PinnedRule, PinnedSource, SynLimit, interface_names,
+    },
     pinned::{PinnedMap, PinnedMaps, Row, now_ns},
     pins::{DEFAULT_ROOT, directory as pin_directory},
     prefixes::PrefixesMap,
@@ -69,12 +74,7 @@ pub use self::{
     steering::{Core, Steering},
     workers::WorkersMap,
 };
-use self::{
-    bypass::Constants,
-    capability::{missing_privileges, not_built},
-    error::errno,
-    pins::Pins,
-};
+use self::{bypass::Constants, capability::missing_privileges, error::errno, pins::Pins};
 
 /// The kernel programs, as `cargo xtask ebpf` built them from `router-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("warmpath.bpf.o");
@@ -94,6 +94,9 @@ const PINNED: [&str; 8] = [
     names::LATENCY,
 ];
 
+/// The least that a ring buffer may have, on machines with pages of up to 64 KiB.
+const LEAST_RING_BYTES: u32 = 64 * 1024;
+
 /// How to open the kernel side.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -107,6 +110,8 @@ pub struct Options {
     pub bypass: bool,
     /// The same for workers on other hosts.
     pub splice: bool,
+    /// What the XDP guard looks at; `None`: it stays off.
+    pub guard: Option<GuardOptions>,
 }
 
 impl Default for Options {
@@ -117,6 +122,7 @@ impl Default for Options {
             threads: 1,
             bypass: false,
             splice: false,
+            guard: None,
         }
     }
 }
@@ -154,6 +160,7 @@ pub struct Kernel {
     bypass: Option<Bypass>,
     flows: Option<Flows>,
     splice: Option<Splice>,
+    guard: Option<Guard>,
     pins: Option<Pins>,
     threads: u32,
 }
@@ -163,13 +170,21 @@ impl Kernel {
     /// threads start.
     pub fn open(options: &Options) -> (Self, Capabilities) {
         let threads = options.threads.max(1);
-        let mut kernel =
-            Self { ebpf: None, steering: None, bypass: None, splice: None, flows: None, pins: None, threads };
+        let mut kernel = Self {
+            ebpf: None,
+            steering: None,
+            bypass: None,
+            splice: None,
+            guard: None,
+            flows: None,
+            pins: None,
+            threads,
+        };
         let constants = options.bypass.then(Constants::read);
         let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
         let splice_constants = options.splice.then(splice::Constants::read);
         let known_to_splice = splice_constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known, known_to_splice) {
+        let mut ebpf = match load(threads, known, known_to_splice, options.guard.as_ref()) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
@@ -195,23 +210,21 @@ impl Kernel {
             Ok(()) => Capability::Available,
             Err(reason) => Capability::Unavailable(reason),
         };
-        kernel.ebpf = Some(ebpf);
-        let capabilities = Capabilities {
-            load: Capability::Available,
-            workers_map,
-            steering,
-            pins,
-            bypass,
-            splice,
-            guard: not_built(),
+        let guard = match &options.guard {
+            Some(options) => kernel.open_guard(&mut ebpf, options),
+            None => Capability::unavailable("switched off: `--guard IFACE` switches it on"),
         };
+        kernel.ebpf = Some(ebpf);
+        let capabilities =
+            Capabilities { load: Capability::Available, workers_map, steering, pins, bypass, splice, guard };
         (kernel, capabilities)
     }
 
     fn pin(&mut self, ebpf: &mut Ebpf, options: &Options) -> Result<(), String> {
         let pins = Pins::claim(&options.pin_root, options.instance.as_deref())?;
         say_who(ebpf, self.threads).map_err(|error| chain(&error))?;
-        for name in PINNED {
+        let guard = if options.guard.is_some() { &guard::PINNED[..] } else { &[] };
+        for &name in PINNED.iter().chain(guard) {
             let map = map(ebpf, name).map_err(|error| chain(&error))?;
             pins.pin(name, map).map_err(|error| refusal(&error))?;
         }
@@ -237,6 +250,28 @@ impl Kernel {
             }
             Err(error) => Capability::Unavailable(error.to_string()),
         }
+    }
+
+    fn open_guard(&mut self, ebpf: &mut Ebpf, options: &GuardOptions) -> Capability {
+        match Guard::open(ebpf, options) {
+            Ok(guard) => self.guard.insert(guard).capability(),
+            Err(error) => {
+                tracing::debug!(?error, "refused by the kernel");
+                Capability::Unavailable(refusal(&error))
+            }
+        }
+    }
+
+    /// The XDP guard, if it was asked for and the kernel took its program.
+    pub fn guard(&self) -> Option<Guard> {
+        self.guard.clone()
+    }
+
+    /// What the guard does with `frame`, a whole Ethernet frame, by `repeat` runs without a network. For tests and
+    /// measurements; counters and buckets are the guard's own.
+    pub fn guard_verdict(&mut self, frame: &[u8], repeat: u32) -> Result<GuardVerdict, KernelError> {
+        let ebpf = self.ebpf.as_mut().ok_or(KernelError::Missing { what: "program", name: "guard" })?;
+        guard::verdict(ebpf, frame, repeat)
     }
 
     /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
@@ -342,6 +377,7 @@ fn load(
     threads: u32,
     constants: Option<&Constants>,
     splice: Option<&splice::Constants>,
+    guard: Option<&GuardOptions>,
 ) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
@@ -353,6 +389,15 @@ fn load(
     }
     if let Some(constants) = splice {
         constants.give(&mut loader);
+    }
+    if let Some(guard) = guard {
+        loader.override_global("GUARD_PORT", &guard.port, true);
+    } else {
+        // Its maps are part of the object; without a guard they take no memory to speak of.
+        for name in [names::GUARD_RULES, names::GUARD_HITS, names::GUARD_SRC] {
+            loader.map_max_entries(name, 1);
+        }
+        loader.map_max_entries(guard::LOG_MAP, LEAST_RING_BYTES);
     }
     loader.load(OBJECT).map_err(KernelError::Load)
 }

@@ -144,7 +144,7 @@ impl PinnedMaps {
         decisions::read(&self.data(names::DECISIONS)?)
     }
 
-    fn data(&self, name: &str) -> Result<MapData, KernelError> {
+    pub(super) fn data(&self, name: &str) -> Result<MapData, KernelError> {
         MapData::from_pin(self.directory.join(name)).map_err(|source| error(name, source))
     }
 }

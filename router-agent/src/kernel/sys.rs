@@ -205,6 +205,18 @@ pub(super) fn set_socket_option(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Waits until no BPF program runs that had begun before: a packet's program is an RCU reader, and
+/// `membarrier(MEMBARRIER_CMD_GLOBAL)` (Linux 4.3) is the one system call that is nothing but `synchronize_rcu()`.
+pub(super) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call of three integers that touches no memory.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // It is refused where CPUs run without a tick (`nohz_full`). A packet's program runs for less than a microsecond.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
 /// Fills `bytes`, at most, and says how much of it.
 pub(super) fn get_socket_option(
     socket: &impl AsFd,

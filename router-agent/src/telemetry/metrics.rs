@@ -12,14 +12,14 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::latency::LatencyCollector;
+use super::{GuardMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, bypass::Stop},
     routing::Reason,
 };
 
-type Result<T> = std::result::Result<T, prometheus::Error>;
+pub(super) type Result<T> = std::result::Result<T, prometheus::Error>;
 
 /// Time to first token: from a warm cache hit on a small model to a long queue.
 const TTFT_BUCKETS_SECONDS: &[f64] =
@@ -58,6 +58,8 @@ pub struct Metrics {
     pub panics: IntCounter,
     /// Who moves response bodies.
     pub relay: RelayMetrics,
+    /// What the XDP guard does.
+    pub guard: GuardMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     worker_requests: IntCounterVec,
@@ -199,10 +201,10 @@ pub struct WorkerMetrics {
 }
 
 /// Registers each metric where it is made, so that none can be forgotten.
-struct Maker(Registry);
+pub(super) struct Maker(Registry);
 
 impl Maker {
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
         let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -214,7 +216,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
         let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -373,6 +375,7 @@ impl Metrics {
                 &["result"],
             )?,
             relay: RelayMetrics::new(&make)?,
+            guard: GuardMetrics::new(&make)?,
             registry: make.0,
         }))
     }

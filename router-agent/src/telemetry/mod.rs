@@ -1,8 +1,10 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod guard;
 mod latency;
 mod logging;
 mod metrics;
 
+pub use guard::{GuardMetrics, action_label};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};

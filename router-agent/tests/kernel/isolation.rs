@@ -130,12 +130,8 @@ fn a_killed_gateways_pins_are_taken_over_or_swept() {
 #[test]
 fn holds_pins() {
     let Ok(root) = std::env::var(HOLD) else { return };
-    let options = Options {
-        instance: Some("killed".to_owned()),
-        pin_root: root.into(),
-        threads: 1,
-        ..Options::default()
-    };
+    let options =
+        Options { instance: Some("killed".to_owned()), pin_root: root.into(), ..Options::default() };
     let (_kernel, capabilities) = Kernel::open(&options);
     assert!(capabilities.pins.is_available(), "{capabilities:?}");
     println!("holding");

@@ -2,6 +2,7 @@
 //! says `skipped: why` where it has neither. Each test has an instance, and so a pin directory, of its own.
 
 mod bypass;
+mod guard;
 mod isolation;
 mod splice;
 mod splice_stress;
@@ -48,12 +49,7 @@ impl PinRoot {
     }
 
     fn options(&self, instance: &str) -> Options {
-        Options {
-            instance: Some(instance.to_owned()),
-            pin_root: self.0.clone(),
-            threads: 1,
-            ..Options::default()
-        }
+        Options { instance: Some(instance.to_owned()), pin_root: self.0.clone(), ..Options::default() }
     }
 }
 

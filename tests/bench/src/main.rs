@@ -1,11 +1,12 @@
 //! `warmpath-bench`: benchmarks of the whole gateway, every part a process of its own and real HTTP in between.
 //!
 //! `cargo xtask bench replay` builds what it needs and runs `warmpath-bench replay`; docs/replay.md says what the
-//! numbers mean and where the method is weak.
+//! numbers mean and where the method is weak. `cargo xtask bench guard` does the same for the guard (docs/guard.md).
 
 #![forbid(unsafe_code)]
 
 mod client;
+mod guard;
 mod processes;
 mod prompt;
 mod relay;
@@ -28,11 +29,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Replay a request trace against simulated workers, once per policy, and compare
-    Replay(replay::Args),
+    Replay(Box<replay::Args>),
     /// Measure, or put under stress, the ways that response bodies take to the client
     Relay(relay::Args),
     #[command(flatten)]
     Part(relay::Part),
+    /// Cost per packet of the XDP guard, and a SYN flood with and without it
+    Guard(guard::Args),
 }
 
 fn main() -> std::process::ExitCode {
@@ -40,6 +43,7 @@ fn main() -> std::process::ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Relay(args) => relay::run(&args),
         Command::Part(part) => relay::run_part(&part),
+        Command::Guard(args) => guard::run(&args),
     };
     match result {
         Ok(true) => std::process::ExitCode::SUCCESS,

@@ -1,5 +1,5 @@
-//! `cargo xtask bench replay|relay [ARGS]`: builds in release mode what the benchmark runs, and runs it. All measuring is
-//! done in `tests/bench`; docs/replay.md and docs/relay-bench.md explain it.
+//! `cargo xtask bench replay|relay|guard [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
+//! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md and docs/guard.md explain it.
 //!
 //! `cargo xtask bench steering`: where the kernel program places connections, and where the kernel's hash does. All
 //! measuring is done in `router-agent/benches/steering.rs`; docs/kernel.md has the figures.
@@ -32,6 +32,12 @@ enum Benchmark {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Measure the XDP guard: cost per packet, and a SYN flood with and without it; needs root (`-- --help` lists the
+    /// options)
+    Guard {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 /// Runs from the root of the workspace.
@@ -48,6 +54,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args,
             &["router-agent", "warmpath-bench"],
             "a trial did not run, or something was found that must not be (see above)",
+        ),
+        Benchmark::Guard { args } => bench(
+            "guard",
+            args,
+            &["router-agent", "warmpath-bench"],
+            "the measurement of the guard had errors or invalid trials (see above)",
         ),
         Benchmark::Steering => steering(),
     }
@@ -76,6 +88,7 @@ fn bench(name: &str, args: &[String], packages: &[&str], failure: &'static str) 
     let status = Command::new(root.join("target/release/warmpath-bench"))
         .arg(name)
         .args(args)
+        .env("WARMPATH_BIN", root.join("target/release/warmpath"))
         .current_dir(&root)
         .status()
         .context("cannot start warmpath-bench")?;
