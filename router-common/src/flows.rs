@@ -47,6 +47,9 @@ map_value! {
         pub state: FlowState,
         /// 1: an event stream; its times go into the `latency` map.
         pub is_event_stream: u32,
+        /// Events in a row that came one on the heels of the other, as far as the kernel moved them.
+        pub fast_events: u32,
+        pub padding: u32,
     }
 }
 

@@ -26,7 +26,7 @@ use router_common::{
     framing::{DATA, Framing},
     relay::{
         BACKLOG_BYTES_MAX, DISARMED, ERROR_EVENT, EVENT_FIRST, Event, Order, STOP_END, STOP_ERROR_EVENT,
-        STOP_FAILED, STOP_FRAMING, STOP_ROOM, State,
+        STOP_FAILED, STOP_FAST, STOP_FRAMING, STOP_ROOM, State,
     },
 };
 
@@ -150,11 +150,14 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
         set!(state, messages = get!(state, messages) + 1);
         set!(state, redirected = get!(state, redirected) + u64::from(length));
         set!(state, since = get!(state, since).wrapping_add(length));
-        if timing::moved(slot, length, get!(state, scan_events), is_event_stream != 0) {
+        let seen = timing::moved(slot, length, get!(state, scan_events), is_event_stream != 0);
+        if seen.first {
             let _ = RELAY_EVENTS.output(Event { slot, what: EVENT_FIRST }, 0);
         }
         if end.is_done() {
             stop(state, slot, STOP_END);
+        } else if seen.fast {
+            stop(state, slot, STOP_FAST);
         }
     }
     Some(())

@@ -29,7 +29,8 @@ use aya_ebpf::{
 use router_common::{
     framing::{DATA, Framing},
     relay::{
-        ERROR_EVENT, EVENT_FIRST, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FRAMING, STOP_ROOM,
+        ERROR_EVENT, EVENT_FIRST, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FAST, STOP_FRAMING,
+        STOP_ROOM,
     },
     splice::{BACKLOG_BYTES_MAX, Order, State},
 };
@@ -231,11 +232,14 @@ unsafe fn relay(ctx: &SkBuffContext, order: *mut Order, state: *mut State, slot:
         set!(state, segments = get!(state, segments) + 1);
         set!(state, redirected = get!(state, redirected) + u64::from(length));
         set!(state, since = get!(state, since).wrapping_add(length));
-        if timing::moved(slot, length, get!(state, scan_events), is_event_stream != 0) {
+        let seen = timing::moved(slot, length, get!(state, scan_events), is_event_stream != 0);
+        if seen.first {
             let _ = SPLICE_EVENTS.output(Event { slot, what: EVENT_FIRST }, 0);
         }
         if end.is_done() {
             stop(state, slot, STOP_END);
+        } else if seen.fast {
+            stop(state, slot, STOP_FAST);
         }
     }
 }

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use router_common::{
     flows::FlowValue,
     latency::{self, LatencyKind, LatencyValue},
+    relay::{FAST_EVENTS, FAST_GAP_NS},
 };
 
 use crate::{
@@ -25,18 +26,28 @@ macro_rules! set {
     };
 }
 
-/// `bytes` of a response were moved, with the beginnings of `events` in them. Whether they were its first.
+/// What [`moved`] has seen.
+pub(crate) struct Seen {
+    /// The first bytes of an event stream.
+    pub(crate) first: bool,
+    /// Events come faster than they should be moved one by one: see [`FAST_EVENTS`].
+    pub(crate) fast: bool,
+}
+
+/// `bytes` of a response were moved, with the beginnings of `events` in them.
 #[inline(always)]
-pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -> bool {
-    let Some(flow) = FLOWS.get_ptr_mut(slot) else { return false };
+pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -> Seen {
+    const NOTHING: Seen = Seen { first: false, fast: false };
+    let Some(flow) = FLOWS.get_ptr_mut(slot) else { return NOTHING };
     let flow: *mut FlowValue = flow;
     // SAFETY: a map value; one side writes to it at a time.
     unsafe {
         set!(flow, bytes = get!(flow, bytes) + u64::from(bytes));
         let is_first = get!(flow, first_byte_ns) == 0;
         if !is_event_stream || (events == 0 && !is_first) {
-            return false;
+            return NOTHING;
         }
+        let mut fast_events = 0;
         let now = bpf_ktime_get_ns();
         let worker = get!(flow, worker);
         if is_first {
@@ -49,12 +60,17 @@ pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -
         if events > 0 {
             let last = get!(flow, last_event_ns);
             if last != 0 {
-                note(latency::key(worker, LatencyKind::EventGap), now.wrapping_sub(last));
+                let gap = now.wrapping_sub(last);
+                note(latency::key(worker, LatencyKind::EventGap), gap);
+                if gap < FAST_GAP_NS {
+                    fast_events = get!(flow, fast_events) + 1;
+                }
             }
+            set!(flow, fast_events = fast_events);
             set!(flow, last_event_ns = now);
             set!(flow, events = get!(flow, events) + u64::from(events));
         }
-        is_first
+        Seen { first: is_first, fast: fast_events >= FAST_EVENTS }
     }
 }
 

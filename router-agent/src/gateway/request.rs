@@ -16,7 +16,7 @@ use super::{
     choose::{self, Choice},
     client_io::ClientSocket,
     headers,
-    raw::{Ledger, Plan, RawRelay},
+    raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
@@ -49,7 +49,7 @@ pub(super) async fn handle(
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold_body: relays.is_some(),
+        hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
     let mut response = match answer(context, route, outgoing, body, &request_id).await {
@@ -79,7 +79,7 @@ struct Outgoing {
     headers: HeaderMap,
     body: Bytes,
     /// The kernel may relay the response: hyper reads its head only, until that is decided.
-    hold_body: bool,
+    hold: Option<upstream::Hold>,
 }
 
 impl Outgoing {
@@ -137,34 +137,28 @@ async fn answer(
             || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason = match upstream::send(
-            &context.pool,
-            &worker,
-            repeatable,
-            outgoing.hold_body,
-            head_timeout,
-            request,
-        )
-        .await
-        {
-            Ok(sent) => {
-                let status = sent.response.status();
-                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                    return Ok(Answer { sent, attempt, decision });
+        let retry_reason =
+            match upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request)
+                .await
+            {
+                Ok(sent) => {
+                    let status = sent.response.status();
+                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                        return Ok(Answer { sent, attempt, decision });
+                    }
+                    attempt.complete(status);
+                    if is_load(status) { "load" } else { "status" }
                 }
-                attempt.complete(status);
-                if is_load(status) { "load" } else { "status" }
-            }
-            Err(error) => {
-                attempt.fail(error.kind());
-                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                let harmless = repeatable || !error.may_have_been_processed();
-                if !(harmless && may_try_again()) {
-                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                Err(error) => {
+                    attempt.fail(error.kind());
+                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                    let harmless = repeatable || !error.may_have_been_processed();
+                    if !(harmless && may_try_again()) {
+                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                    }
+                    error.kind()
                 }
-                error.kind()
-            }
-        };
+            };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose(&tried)?;

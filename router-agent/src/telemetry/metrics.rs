@@ -118,7 +118,7 @@ pub struct RelayMetrics {
     splice: MovedMetrics,
     /// Times that a stream was lent to the kernel.
     pub lent: IntCounter,
-    returned: [IntCounter; 5],
+    returned: [IntCounter; 6],
     /// Redirected bytes that the client's socket did not take as they were counted: always a defect.
     pub mismatches: IntCounter,
 }
@@ -181,7 +181,7 @@ impl RelayMetrics {
     }
 }
 
-const RETURNS: [Stop; 5] = [Stop::End, Stop::Room, Stop::Framing, Stop::ErrorEvent, Stop::Failed];
+const RETURNS: [Stop; 6] = [Stop::End, Stop::Room, Stop::Framing, Stop::ErrorEvent, Stop::Fast, Stop::Failed];
 
 /// The metrics of one worker, looked up once.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, task::AbortHandle};
 use super::{
     Pool,
     pool::Parked,
-    seam::{Seam, Taken},
+    seam::{Hold, Seam, Taken},
 };
 use crate::{index::WorkerSlot, kernel::bypass::Ends, limits};
 
@@ -83,8 +83,8 @@ impl Lease {
     }
 
     /// The response about to come stops after its head, until [`Lease::open_body`] or [`Lease::take_body`].
-    pub(super) fn hold_body(&self) {
-        self.connection.seam.hold_after_head();
+    pub(super) fn hold_body(&self, hold: Hold) {
+        self.connection.seam.hold_after_head(hold);
     }
 
     /// hyper may read the body.

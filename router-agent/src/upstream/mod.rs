@@ -14,4 +14,5 @@ mod send;
 pub use connect::ConnectError;
 pub use lease::{Lease, Place, RawBody};
 pub use pool::{Pool, PoolSettings};
+pub use seam::Hold;
 pub use send::{SendError, Sent, send};

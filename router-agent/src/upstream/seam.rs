@@ -5,7 +5,8 @@
 //!
 //! * **open**: hyper reads what there is.
 //! * **head only**: hyper reads up to the end of the response head (interim 1xx heads pass); what came behind it is
-//!   kept here.
+//!   kept here. Unless only event streams are wanted, and the head names none: then the socket is open again, and hyper
+//!   has body and head in one read, which lets it write both at once.
 //! * **held**: hyper reads nothing. Either [`Seam::open`] gives it the body after all, as if nothing had been, or
 //!   [`Seam::take`] takes the socket away from it for good; hyper's connection is then dropped and, when the body
 //!   has been relayed, a new one is made over the same socket.
@@ -41,8 +42,15 @@ pub(super) struct Seam {
 #[derive(Debug, Clone, Copy)]
 enum State {
     Open,
-    HeadOnly(HeadEnd),
+    HeadOnly(HeadEnd, Hold),
     Held,
+}
+
+/// Which bodies are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    EventStreams,
+    All,
 }
 
 /// A socket taken from hyper.
@@ -69,8 +77,8 @@ impl Seam {
     }
 
     /// From here on, hyper reads one response head and no more. Call between responses.
-    pub(super) fn hold_after_head(&self) {
-        self.state.set(State::HeadOnly(HeadEnd::default()));
+    pub(super) fn hold_after_head(&self, hold: Hold) {
+        self.state.set(State::HeadOnly(HeadEnd::default(), hold));
     }
 
     /// hyper reads whatever there is.
@@ -115,13 +123,19 @@ impl Seam {
         let before = buf.filled().len();
         std::task::ready!(self.with_socket(|socket| socket.poll_read(cx, buf)))?;
         let read = &buf.filled()[before..];
-        if let State::HeadOnly(mut head) = self.state.get() {
-            if let Some(end) = read.iter().position(|byte| head.feed(*byte)) {
+        if let State::HeadOnly(mut head, hold) = self.state.get() {
+            let is_fresh = !head.begun;
+            if let Some(end) = end_at_once(read).filter(|_| is_fresh).or_else(|| head.find(read)) {
+                // A head in pieces is not looked through: its body is held.
+                if hold == Hold::EventStreams && is_fresh && !names_event_stream(&read[..end]) {
+                    self.state.set(State::Open);
+                    return Poll::Ready(Ok(()));
+                }
                 self.early.borrow_mut().extend_from_slice(&read[end + 1..]);
                 self.state.set(State::Held);
                 buf.set_filled(before + end + 1);
             } else {
-                self.state.set(State::HeadOnly(head));
+                self.state.set(State::HeadOnly(head, hold));
             }
         }
         Poll::Ready(Ok(()))
@@ -174,6 +188,26 @@ impl AsyncWrite for WorkerIo {
     }
 }
 
+/// The last byte of a head that is not an interim one and lies in `bytes` as a whole; `None` where that takes a closer
+/// look. As [`HeadEnd`], line by line.
+fn end_at_once(bytes: &[u8]) -> Option<usize> {
+    if !bytes.starts_with(b"HTTP/1.1 ") || bytes.get(HeadEnd::CLASS_AT as usize) == Some(&b'1') {
+        return None;
+    }
+    memchr::memchr_iter(b'\n', bytes).find_map(|line_end| match &bytes[line_end + 1..] {
+        [b'\n', ..] => Some(line_end + 1),
+        [b'\r', b'\n', ..] => Some(line_end + 2),
+        _ => None,
+    })
+}
+
+/// Whether the words stand anywhere in a head: a field's value is looked at by those who decide.
+fn names_event_stream(head: &[u8]) -> bool {
+    const WORDS: &[u8] = b"event-stream";
+    memchr::memchr2_iter(b'e', b'E', head)
+        .any(|at| head.get(at..at + WORDS.len()).is_some_and(|words| words.eq_ignore_ascii_case(WORDS)))
+}
+
 /// Finds the end of a response head as hyper does: the first empty line after a line that is not; a bare LF ends a
 /// line, and empty lines before the status line are passed over.
 #[derive(Debug, Clone, Copy, Default)]
@@ -191,6 +225,11 @@ struct HeadEnd {
 impl HeadEnd {
     /// Where the first digit of the status stands: after "HTTP/1.1 ".
     const CLASS_AT: u32 = 9;
+
+    /// Where the last byte of a head that is not an interim one is.
+    fn find(&mut self, bytes: &[u8]) -> Option<usize> {
+        bytes.iter().position(|byte| self.feed(*byte))
+    }
 
     /// True at the last byte of a head that is not an interim one.
     fn feed(&mut self, byte: u8) -> bool {
@@ -222,8 +261,45 @@ mod tests {
     use super::*;
 
     fn end(bytes: &[u8]) -> Option<usize> {
-        let mut head = HeadEnd::default();
-        bytes.iter().position(|byte| head.feed(*byte)).map(|at| at + 1)
+        let end = HeadEnd::default().find(bytes);
+        if let Some(at_once) = end_at_once(bytes) {
+            assert_eq!(Some(at_once), end, "{:?}", String::from_utf8_lossy(bytes));
+        }
+        end.map(|at| at + 1)
+    }
+
+    #[test]
+    fn a_head_that_is_there_as_a_whole_is_found_at_once() {
+        let head = b"HTTP/1.1 200 OK\r\na: b\r\n\r\nbody\r\n\r\n";
+        assert_eq!(end_at_once(head), Some(24));
+        assert_eq!(end_at_once(&head[..24]), None, "one byte is missing");
+        assert_eq!(end_at_once(b"HTTP/1.1 103 Early Hints\r\n\r\n"), None);
+        assert_eq!(end_at_once(b"HTTP/1.1 200 OK\na: b\n\nbody\r\n\r\n"), Some(21));
+    }
+
+    #[test]
+    fn an_event_stream_is_seen_in_any_case() {
+        assert!(names_event_stream(b"HTTP/1.1 200 OK\r\nContent-Type: text/Event-Stream; charset=utf-8"));
+        assert!(!names_event_stream(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx: event-strea"));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_no_event_stream_comes_with_its_head_where_only_those_are_held() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut worker, _) = listener.accept().await.unwrap();
+        let seam = Seam::new(socket);
+        let mut io = seam.io();
+        for (kind, is_held) in [("application/json", false), ("text/event-stream", true)] {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: 4\r\n\r\n");
+            seam.hold_after_head(Hold::EventStreams);
+            worker.write_all(format!("{head}body").as_bytes()).await.unwrap();
+            let mut read = [0; 1024];
+            let count = io.read(&mut read).await.unwrap();
+            assert_eq!(count, head.len() + if is_held { 0 } else { 4 }, "{kind}");
+        }
+        assert_eq!(&seam.take().unwrap().early[..], b"body");
     }
 
     #[test]
@@ -258,7 +334,7 @@ mod tests {
         let seam = Seam::new(socket);
         let mut io = seam.io();
         for take in [false, true] {
-            seam.hold_after_head();
+            seam.hold_after_head(Hold::All);
             worker.write_all(&[HEAD, b"bo"].concat()).await.unwrap();
             let mut read = [0; 1024];
             let count = io.read(&mut read).await.unwrap();

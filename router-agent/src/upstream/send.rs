@@ -11,7 +11,7 @@ use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::{ConnectError, Lease, Pool};
+use super::{ConnectError, Hold, Lease, Pool};
 use crate::fleet::Worker;
 
 /// Why there is no response head.
@@ -64,18 +64,18 @@ pub struct Sent {
 
 /// Sends `request` (made anew by the closure for each try) and waits for the response head.
 ///
-/// `repeatable`: the request may be processed twice without harm. `hold_body`: the body is not read before
+/// `repeatable`: the request may be processed twice without harm. `hold`: which bodies are not read before
 /// [`Lease::open_body`].
 pub async fn send(
     pool: &Pool,
     worker: &Worker,
     repeatable: bool,
-    hold_body: bool,
+    hold: Option<Hold>,
     head_timeout: Duration,
     request: impl Fn() -> Request<Full<Bytes>>,
 ) -> Result<Sent, SendError> {
     if let Some(lease) = pool.reuse(worker) {
-        match exchange(lease, hold_body, head_timeout, request()).await {
+        match exchange(lease, hold, head_timeout, request()).await {
             Err(SendError::Broken { source, sent }) if repeatable || !sent => {
                 tracing::debug!(worker = %worker.name, %source, "pooled connection was closed: using a new one");
             }
@@ -83,20 +83,20 @@ pub async fn send(
         }
     }
     let lease = pool.connect(worker).await?;
-    exchange(lease, hold_body, head_timeout, request()).await
+    exchange(lease, hold, head_timeout, request()).await
 }
 
 async fn exchange(
     mut lease: Lease,
-    hold_body: bool,
+    hold: Option<Hold>,
     head_timeout: Duration,
     request: Request<Full<Bytes>>,
 ) -> Result<Sent, SendError> {
     let exchange = async {
         let sender = lease.sender();
         sender.ready().await.map_err(|source| SendError::Broken { source, sent: false })?;
-        if hold_body {
-            lease.hold_body();
+        if let Some(hold) = hold {
+            lease.hold_body(hold);
         }
         let sender = lease.sender();
         sender.try_send_request(request).await.map_err(|mut error| {

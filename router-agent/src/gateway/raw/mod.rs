@@ -45,7 +45,7 @@ use crate::{
     },
     limits,
     telemetry::RelayMetrics,
-    upstream::Lease,
+    upstream::{Hold, Lease},
 };
 
 /// Why a raw body did not reach its end. The client's connection is closed unfinished.
@@ -131,6 +131,14 @@ impl Plan {
         let ways = bypass.cloned().map(Way::Bypass).chain(splice.cloned().map(Way::Splice));
         ways.filter(Way::is_on).collect()
     }
+}
+
+/// Which bodies may go raw, as far as their heads' first look tells.
+pub(super) fn hold(settings: &Settings) -> Hold {
+    let only_streams = |mode| matches!(mode, RelayMode::Auto | RelayMode::Off);
+    let all =
+        settings.copy == RelayMode::Off || !only_streams(settings.bypass) || !only_streams(settings.splice);
+    if all { Hold::All } else { Hold::EventStreams }
 }
 
 fn says_close(value: &HeaderValue) -> bool {
@@ -445,6 +453,8 @@ impl Task {
                         let clean = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
                         return Ok(Step::Over { clean });
                     }
+                    // Copying takes many events at once, the kernel one by one.
+                    Stop::Fast => self.ways.clear(),
                     Stop::Failed => return Err(RawError::Client(io::ErrorKind::BrokenPipe.into())),
                     Stop::Room | Stop::Framing | Stop::ErrorEvent => {}
                 }

@@ -10,7 +10,7 @@ use router_common::{
     flows::FlowState,
     framing::Framing,
     names,
-    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM, State},
+    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FAST, STOP_FRAMING, STOP_ROOM, State},
 };
 
 use super::{ClientEnd, Shared, events::Waiters};
@@ -33,6 +33,8 @@ pub enum Stop {
     Framing,
     /// The engine says in its stream that it died: user space is to see it.
     ErrorEvent,
+    /// Its events come faster than they should be moved one by one.
+    Fast,
     /// The client's socket is gone, or did not take what it was given.
     Failed,
 }
@@ -45,6 +47,7 @@ impl Stop {
             Self::Room => "room",
             Self::Framing => "framing",
             Self::ErrorEvent => "error_event",
+            Self::Fast => "fast",
             Self::Failed => "failed",
         }
     }
@@ -132,6 +135,7 @@ impl Lent {
             STOP_ROOM => Stop::Room,
             STOP_FRAMING => Stop::Framing,
             STOP_ERROR_EVENT => Stop::ErrorEvent,
+            STOP_FAST => Stop::Fast,
             _ => Stop::Failed,
         };
         (stop, framing)

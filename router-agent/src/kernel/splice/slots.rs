@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use router_common::{
     framing::Framing,
     names,
-    relay::{DISARMED, STOP_END, STOP_ERROR_EVENT, STOP_FRAMING, STOP_ROOM},
+    relay::{DISARMED, STOP_END, STOP_ERROR_EVENT, STOP_FAST, STOP_FRAMING, STOP_ROOM},
     splice::{Order, SLOTS, State},
 };
 
@@ -95,6 +95,7 @@ impl Slots {
             STOP_ROOM => Stop::Room,
             STOP_FRAMING => Stop::Framing,
             STOP_ERROR_EVENT => Stop::ErrorEvent,
+            STOP_FAST => Stop::Fast,
             _ => Stop::Failed,
         };
         (stop, framing)
