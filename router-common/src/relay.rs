@@ -126,7 +126,7 @@ pub const STOP_ERROR_EVENT: u32 = 5;
 pub const STOP_FAST: u32 = 6;
 
 /// See [`STOP_FAST`].
-pub const FAST_GAP_NS: u64 = 100_000;
+pub const FAST_GAP_NS: u64 = 500_000;
 /// See [`STOP_FAST`].
 pub const FAST_EVENTS: u32 = 256;
 

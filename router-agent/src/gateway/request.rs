@@ -205,6 +205,9 @@ impl Answer {
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        // Of others, hyper has read more than the head already.
+        let may_go_raw = is_event_stream || raw::hold(&context.shared.config.relay) == upstream::Hold::All;
+        let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
         if is_event_stream || raw.is_some() {

@@ -404,7 +404,9 @@ impl Gateway<'_> {
                 Stop::Room => add(&self.counts.room, 1),
                 Stop::Failed if !self.client_leaves => panic!("{lent:?}"),
                 Stop::Failed => return Err(Broken::Client),
-                Stop::Framing | Stop::ErrorEvent | Stop::Fast => panic!("nothing of that kind is sent: {lent:?}"),
+                Stop::Framing | Stop::ErrorEvent | Stop::Fast => {
+                    panic!("nothing of that kind is sent: {lent:?}")
+                }
             }
             // Ours, until all is read that came meanwhile, and the client has caught up.
             loop {

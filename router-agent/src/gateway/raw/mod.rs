@@ -121,13 +121,13 @@ impl Plan {
             RelayMode::Auto => auto,
             RelayMode::On => self.is_event_stream || is_long,
         };
-        // Measured (docs/relay.md): an event at a time, the bypass is far cheaper than copying, and in bulk it is not.
-        // The splice costs the machine what copying costs it.
+        // Measured (docs/relay.md): an event at a time, the bypass is far cheaper than copying and the splice a little; in
+        // bulk neither is.
         let bypass = relays
             .bypass
             .iter()
             .filter(|_| ends.are_local() && wanted(settings.bypass, self.is_event_stream));
-        let splice = relays.splice.iter().filter(|_| wanted(settings.splice, false));
+        let splice = relays.splice.iter().filter(|_| wanted(settings.splice, self.is_event_stream));
         let ways = bypass.cloned().map(Way::Bypass).chain(splice.cloned().map(Way::Splice));
         ways.filter(Way::is_on).collect()
     }
@@ -302,7 +302,6 @@ impl Task {
 
     /// The last byte of the body is on its way.
     fn complete(&mut self, clean: bool) {
-        if !self.source.was_lent() {}
         let Ledger { attempt, account, status, .. } = &mut self.ledger;
         attempt.complete(*status);
         account.answered(*status);
@@ -427,6 +426,10 @@ impl Task {
         let moved = self.source.redirected() - redirected;
         self.source.moved(moved);
         metrics.by(way.path()).bytes.inc_by(moved);
+        if taken == 2 {
+            metrics.returned(stop).inc();
+        }
+        // As long as it takes: a client that does not read holds its stream, and by TCP its worker, here.
         counts::settle(&self.client, written, || moved).await.inspect_err(|error| {
             if let RawError::Mismatch { .. } = error {
                 distrust(&way, metrics, error);
@@ -447,7 +450,6 @@ impl Task {
                 }
             }
             (_, stop) => {
-                metrics.returned(stop).inc();
                 match stop {
                     Stop::End => {
                         let clean = read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);

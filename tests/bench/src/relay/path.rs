@@ -75,7 +75,9 @@ impl Path {
             Self::Auto => ("auto", "auto", "auto"),
             Self::Direct | Self::Splice2 | Self::Nginx | Self::Haproxy => return None,
         };
-        let splice = if spliceable { format!(", splice: {splice}") } else { String::new() };
+        // All of them by the one way that is measured; `auto` copies its sample.
+        let sample = if self == Self::Auto { "" } else { ", sample: 0" };
+        let splice = if spliceable { format!(", splice: {splice}{sample}") } else { String::new() };
         let min_bytes = min_bytes.map_or(String::new(), |bytes| format!(", min_bytes: {bytes}B"));
         Some(format!("splice: {all}\nrelay: {{bypass: {bypass}{splice}{min_bytes}}}\n"))
     }
