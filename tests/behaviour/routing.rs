@@ -99,8 +99,10 @@ async fn a_burst_does_not_herd() {
         *workers.entry(stream.header("x-warmpath-worker").to_owned()).or_default() += 1;
         held.push(stream);
     }
+    // Sixteen each, were it only counted; but a worker whose first token comes sooner is free of that prefill sooner, and
+    // gets the next. A herd would be all 64 on one, or on those that had none when the burst began.
     let (least, most) = (workers.values().min().unwrap(), workers.values().max().unwrap());
-    assert!(workers.len() == 4 && most - least <= 6, "{workers:?}");
+    assert!(workers.len() == 4 && *least >= 6 && *most <= 28, "{workers:?}");
 }
 
 #[tokio::test]
