@@ -22,7 +22,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::kernel::{self, Relays, bypass::ClientEnd};
+use crate::kernel::{self, Relays, relay::ClientEnd};
 
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

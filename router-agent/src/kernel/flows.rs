@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::MapData;
+use aya::maps::Map;
 use parking_lot::Mutex;
 use router_common::{
     flows::{EVENT_PREFIX, FLOWS_MAX, FlowState, FlowValue},
@@ -48,11 +48,11 @@ struct Shared {
 
 impl Flows {
     /// Over the maps.
-    pub(super) fn over(flows: &MapData, latency: &MapData) -> Result<Self, KernelError> {
-        let map = |map: &MapData, name, length| {
-            SharedArray::map(map.fd(), length).map_err(|source| KernelError::SharedMemory { name, source })
-        };
-        Ok(Self::new(map(flows, names::FLOWS, FLOWS_BYTES)?, map(latency, names::LATENCY, LATENCY_BYTES)?))
+    pub(super) fn over(flows: &Map, latency: &Map) -> Result<Self, KernelError> {
+        Ok(Self::new(
+            share(flows, names::FLOWS, FLOWS_BYTES)?,
+            share(latency, names::LATENCY, LATENCY_BYTES)?,
+        ))
     }
 
     /// Over memory of this process.
@@ -142,6 +142,12 @@ impl Flows {
             buckets,
         })
     }
+}
+
+/// An array of the kernel's as memory of this process too.
+pub(super) fn share(map: &Map, name: &'static str, length: usize) -> Result<SharedArray, KernelError> {
+    let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
+    SharedArray::map(map.fd(), length).map_err(|source| KernelError::SharedMemory { name, source })
 }
 
 const FLOWS_BYTES: usize = size_of::<FlowValue>() * FLOWS_MAX as usize;

@@ -36,6 +36,7 @@ mod guard;
 mod pinned;
 mod pins;
 mod prefixes;
+pub mod relay;
 pub mod splice;
 mod steering;
 mod sys;
@@ -74,7 +75,12 @@ pub use self::{
     steering::{Core, Steering},
     workers::WorkersMap,
 };
-use self::{bypass::Constants, capability::missing_privileges, error::errno, pins::Pins};
+use self::{
+    capability::missing_privileges,
+    error::errno,
+    pins::Pins,
+    relay::{Clients, Offsets},
+};
 
 /// The kernel programs, as `cargo xtask ebpf` built them from `router-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("warmpath.bpf.o");
@@ -134,6 +140,8 @@ pub struct Relays {
     pub bypass: Option<Bypass>,
     /// For all.
     pub splice: Option<Splice>,
+    /// What both redirect into.
+    pub clients: Option<Clients>,
 }
 
 impl Relays {
@@ -143,13 +151,8 @@ impl Relays {
     }
 
     /// Makes a client's socket, whose cookie this is, one that streams can be redirected into.
-    pub fn client(&self, socket: impl AsFd, cookie: u64) -> Option<bypass::ClientEnd> {
-        // Both have the same map.
-        match (&self.bypass, &self.splice) {
-            (Some(bypass), _) => bypass.client(socket, cookie),
-            (None, Some(splice)) => splice.client(socket, cookie),
-            (None, None) => None,
-        }
+    pub fn client(&self, socket: impl AsFd, cookie: u64) -> Option<relay::ClientEnd> {
+        self.clients.as_ref()?.add(socket, cookie)
     }
 }
 
@@ -157,9 +160,8 @@ impl Relays {
 pub struct Kernel {
     ebpf: Option<Ebpf>,
     steering: Option<Steering>,
-    bypass: Option<Bypass>,
+    relays: Relays,
     flows: Option<Flows>,
-    splice: Option<Splice>,
     guard: Option<Guard>,
     pins: Option<Pins>,
     threads: u32,
@@ -173,38 +175,25 @@ impl Kernel {
         let mut kernel = Self {
             ebpf: None,
             steering: None,
-            bypass: None,
-            splice: None,
+            relays: Relays::default(),
             guard: None,
             flows: None,
             pins: None,
             threads,
         };
-        let constants = options.bypass.then(Constants::read);
-        let known = constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let splice_constants = options.splice.then(splice::Constants::read);
-        let known_to_splice = splice_constants.as_ref().and_then(|constants| constants.as_ref().ok());
-        let mut ebpf = match load(threads, known, known_to_splice, options.guard.as_ref()) {
+        let offsets = (options.bypass || options.splice).then(Offsets::read);
+        let known = offsets.as_ref().and_then(|offsets| offsets.as_ref().ok());
+        let mut ebpf = match load(threads, known, options.guard.as_ref()) {
             Ok(ebpf) => ebpf,
             Err(error) => return (kernel, Capabilities::none(&refusal(&error))),
         };
-        kernel.flows = share_flows(&mut ebpf);
+        kernel.flows = share_flows(&ebpf);
         let steering = if threads > CORES_MAX {
             Capability::unavailable(format!("{threads} data threads; steering places on at most {CORES_MAX}"))
         } else {
             capability(load_steering(&mut ebpf), refusal)
         };
-        // Before the bypass, which takes the map of clients that both use.
-        let splice = match splice_constants {
-            Some(Ok(_)) => kernel.attach_splice(&mut ebpf),
-            Some(Err(error)) => Capability::Unavailable(chain(&error)),
-            None => Capability::unavailable("switched off"),
-        };
-        let bypass = match constants {
-            Some(Ok(_)) => kernel.attach_bypass(&mut ebpf),
-            Some(Err(error)) => Capability::Unavailable(chain(&error)),
-            None => Capability::unavailable("switched off"),
-        };
+        let (bypass, splice) = kernel.open_relays(&mut ebpf, options, offsets);
         let workers_map = capability(map(&mut ebpf, names::WORKERS).map(|_| ()), KernelError::to_string);
         let pins = match kernel.pin(&mut ebpf, options) {
             Ok(()) => Capability::Available,
@@ -232,24 +221,42 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_bypass(&mut self, ebpf: &mut Ebpf) -> Capability {
-        let attached = match Bypass::attach(ebpf) {
-            Ok(attached) => attached,
-            Err(error) => {
-                tracing::debug!(?error, "refused by the kernel");
-                return Capability::Unavailable(refusal(&error));
+    /// Opens the ways that are wanted, and says what became of bypass and splice.
+    fn open_relays(
+        &mut self,
+        ebpf: &mut Ebpf,
+        options: &Options,
+        offsets: Option<Result<Offsets, KernelError>>,
+    ) -> (Capability, Capability) {
+        let off = || Capability::unavailable("switched off");
+        let offsets = match offsets {
+            None => return (off(), off()),
+            Some(Err(error)) => {
+                let why = |wanted: bool| if wanted { Capability::Unavailable(chain(&error)) } else { off() };
+                return (why(options.bypass), why(options.splice));
             }
+            Some(Ok(offsets)) => offsets,
         };
+        // First: a program refers to its maps by file descriptors, and some of those close when a map is taken.
+        let splice = options.splice.then(|| {
+            if offsets.segments_show_sequence { Splice::attach(ebpf) } else { Err(KernelError::KernelTypes) }
+        });
+        let bypass = options.bypass.then(|| Bypass::attach(ebpf));
         let Some(flows) = &self.flows else {
-            return Capability::unavailable("no memory is shared with the kernel");
+            let unshared = || Capability::unavailable("no memory is shared with the kernel");
+            return (unshared(), unshared());
         };
-        match bypass::probe(&attached, flows) {
-            Ok(()) => {
-                self.bypass = Some(attached);
-                Capability::Available
+        let clients = match Clients::take(ebpf) {
+            Ok(clients) => clients,
+            Err(error) => {
+                let refused = || Capability::Unavailable(refusal(&error));
+                return (refused(), refused());
             }
-            Err(error) => Capability::Unavailable(error.to_string()),
-        }
+        };
+        let (bypass, bypass_is) = opened(bypass, |bypass| bypass::probe(bypass, flows, &clients));
+        let (splice, splice_is) = opened(splice, |splice| splice::probe(splice, flows, &clients));
+        self.relays = Relays { bypass, splice, clients: Some(clients) };
+        (bypass_is, splice_is)
     }
 
     fn open_guard(&mut self, ebpf: &mut Ebpf, options: &GuardOptions) -> Capability {
@@ -274,44 +281,14 @@ impl Kernel {
         guard::verdict(ebpf, frame, repeat)
     }
 
-    /// The relay past this process, for workers on this host; `None` if the kernel did not pass its test.
-    pub fn bypass(&self) -> Option<Bypass> {
-        self.bypass.clone()
-    }
-
-    /// What the kernel may be given to move.
+    /// What the kernel may be given to move: the ways that have passed their tests.
     pub fn relays(&self) -> Relays {
-        Relays { bypass: self.bypass(), splice: self.splice() }
+        self.relays.clone()
     }
 
     /// Streams and their times: in the maps, if the kernel has them, else in memory of this process.
     pub fn flows(&self) -> Result<Flows, KernelError> {
         self.flows.clone().map_or_else(Flows::private, Ok)
-    }
-
-    fn attach_splice(&mut self, ebpf: &mut Ebpf) -> Capability {
-        let attached = match Splice::attach(ebpf) {
-            Ok(attached) => attached,
-            Err(error) => {
-                tracing::debug!(?error, "refused by the kernel");
-                return Capability::Unavailable(refusal(&error));
-            }
-        };
-        let Some(flows) = &self.flows else {
-            return Capability::unavailable("no memory is shared with the kernel");
-        };
-        match splice::probe(&attached, flows) {
-            Ok(()) => {
-                self.splice = Some(attached);
-                Capability::Available
-            }
-            Err(error) => Capability::Unavailable(error.to_string()),
-        }
-    }
-
-    /// The relay for workers on other hosts; `None` if the kernel did not pass its test.
-    pub fn splice(&self) -> Option<Splice> {
-        self.splice.clone()
     }
 
     /// Where this instance's maps are pinned, if they are.
@@ -363,32 +340,41 @@ impl Kernel {
     }
 }
 
+/// A way of relaying that was attached, if it was wanted, and passes its start-up test.
+fn opened<T, E: std::error::Error>(
+    attached: Option<Result<T, KernelError>>,
+    probe: impl FnOnce(&T) -> Result<(), E>,
+) -> (Option<T>, Capability) {
+    match attached {
+        None => (None, Capability::unavailable("switched off")),
+        Some(Err(error)) => {
+            tracing::debug!(?error, "refused by the kernel");
+            (None, Capability::Unavailable(refusal(&error)))
+        }
+        Some(Ok(way)) => match probe(&way) {
+            Ok(()) => (Some(way), Capability::Available),
+            Err(error) => (None, Capability::Unavailable(error.to_string())),
+        },
+    }
+}
+
 /// The memory of the maps `flows` and `latency`; `None`, and a line in the log, where it cannot be had.
-fn share_flows(ebpf: &mut Ebpf) -> Option<Flows> {
-    let array = |name| match ebpf.map(name) {
-        Some(Map::Array(data)) => Ok(data),
-        _ => Err(KernelError::Missing { what: "array", name }),
-    };
-    let flows = (|| Flows::over(array(names::FLOWS)?, array(names::LATENCY)?))();
+fn share_flows(ebpf: &Ebpf) -> Option<Flows> {
+    let flows = (|| {
+        let map = |name| ebpf.map(name).ok_or(KernelError::Missing { what: "map", name });
+        Flows::over(map(names::FLOWS)?, map(names::LATENCY)?)
+    })();
     flows.inspect_err(|error| tracing::warn!(error = %chain(error), "streams are not shown in BPF maps")).ok()
 }
 
-fn load(
-    threads: u32,
-    constants: Option<&Constants>,
-    splice: Option<&splice::Constants>,
-    guard: Option<&GuardOptions>,
-) -> Result<Ebpf, KernelError> {
+fn load(threads: u32, offsets: Option<&Offsets>, guard: Option<&GuardOptions>) -> Result<Ebpf, KernelError> {
     let mut loader = EbpfLoader::new();
     loader
         // On a refusal, the verifier's verdict; with its whole trace it takes seconds, and runs out of room.
         .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries(names::CORES, threads.min(CORES_MAX));
-    if let Some(constants) = constants {
-        constants.give(&mut loader);
-    }
-    if let Some(constants) = splice {
-        constants.give(&mut loader);
+    if let Some(offsets) = offsets {
+        offsets.give(&mut loader);
     }
     if let Some(guard) = guard {
         loader.override_global("GUARD_PORT", &guard.port, true);

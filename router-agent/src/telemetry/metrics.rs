@@ -15,7 +15,7 @@ use router_common::cores::SteeringCounts;
 use super::{GuardMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
-    kernel::{Flows, bypass::Stop},
+    kernel::{Flows, relay::Stop},
     routing::Reason,
 };
 

@@ -11,12 +11,12 @@ fn this_kernel_passes_the_self_test() {
         return println!("skipped: {reason}");
     }
     assert!(capabilities.bypass.is_available(), "{reason}");
-    assert!(kernel.bypass().is_some_and(|bypass| bypass.is_on()));
+    assert!(kernel.relays().bypass.is_some_and(|bypass| bypass.is_on()));
 }
 
 #[test]
 fn it_stays_off_unless_asked_for() {
     let (kernel, capabilities) = Kernel::open(&super::options("no-bypass", 1));
-    assert!(kernel.bypass().is_none());
+    assert!(kernel.relays().bypass.is_none());
     assert!(!capabilities.bypass.is_available());
 }

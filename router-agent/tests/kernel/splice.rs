@@ -15,7 +15,7 @@ pub(super) fn open(name: &str) -> Option<(Kernel, Splice)> {
         return None;
     }
     assert!(capabilities.splice.is_available(), "{reason}");
-    let splice = kernel.splice().expect("available");
+    let splice = kernel.relays().splice.expect("available");
     Some((kernel, splice))
 }
 
@@ -28,7 +28,11 @@ fn this_kernel_passes_the_self_test() {
 #[test]
 fn the_self_test_sees_bytes_that_are_delivered_twice() {
     let Some((kernel, splice)) = open("splice-overlap") else { return };
-    match probe_without_cut(&splice, &kernel.flows().expect("memory")) {
+    match probe_without_cut(
+        &splice,
+        &kernel.flows().expect("memory"),
+        &kernel.relays().clients.expect("there is a way"),
+    ) {
         Err(ProbeError::Check(what)) => {
             assert_eq!(what, "bytes that the network delivers twice reach the client once");
         }
@@ -39,7 +43,7 @@ fn the_self_test_sees_bytes_that_are_delivered_twice() {
 #[test]
 fn it_stays_off_unless_asked_for() {
     let (kernel, capabilities) = Kernel::open(&super::options("no-splice", 1));
-    assert!(kernel.splice().is_none());
+    assert!(kernel.relays().splice.is_none());
     assert!(!capabilities.splice.is_available());
 }
 
@@ -51,5 +55,6 @@ fn it_goes_together_with_the_bypass() {
     if splice.contains("needs root") || bypass.contains("needs root") {
         return println!("skipped: {splice}, {bypass}");
     }
-    assert!(kernel.splice().is_some() && kernel.bypass().is_some(), "{splice}, {bypass}");
+    let relays = kernel.relays();
+    assert!(relays.splice.is_some() && relays.bypass.is_some(), "{splice}, {bypass}");
 }

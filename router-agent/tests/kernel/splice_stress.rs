@@ -11,9 +11,10 @@ use std::{
 use fastrand::Rng;
 use router_agent::kernel::{
     Flows, Splice,
-    bypass::{ClientEnd, Stop, written},
     flows::Start,
-    now_ns, socket_cookie,
+    now_ns,
+    relay::{ClientEnd, Clients, Stop, written},
+    socket_cookie,
     splice::{Lent, Terms},
 };
 use router_common::framing::{Framing, OVERHEAD_BYTES_MAX};
@@ -113,11 +114,12 @@ fn add(counter: &AtomicU64, value: u64) {
 fn every_byte_arrives_once_and_in_order() {
     let Some((kernel, splice)) = super::splice::open("splice-stress") else { return };
     let flows = kernel.flows().expect("memory");
+    let clients = kernel.relays().clients.expect("there is a way");
     let counts = Counts::default();
     std::thread::scope(|scope| {
         for lane in 0..LANES {
-            let (splice, flows, counts) = (&splice, &flows, &counts);
-            scope.spawn(move || run(splice, flows, lane, counts));
+            let (splice, flows, clients, counts) = (&splice, &flows, &clients, &counts);
+            scope.spawn(move || run(splice, flows, clients, lane, counts));
         }
     });
     let of = |counter: &AtomicU64| counter.load(Relaxed);
@@ -138,7 +140,7 @@ fn every_byte_arrives_once_and_in_order() {
 }
 
 /// Responses one after the other, on one pair of connections until one of them dies.
-fn run(splice: &Splice, flows: &Flows, lane: u64, counts: &Counts) {
+fn run(splice: &Splice, flows: &Flows, clients: &Clients, lane: u64, counts: &Counts) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let seed = |number: u64| SEED ^ (lane << 32) ^ number;
     let mut next = 0;
@@ -179,8 +181,8 @@ fn run(splice: &Splice, flows: &Flows, lane: u64, counts: &Counts) {
                 SockRef::from(&to_client).set_send_buffer_size(16 * 1024).expect("a buffer");
                 SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a buffer");
             }
-            let client_end = splice
-                .client(&to_client, socket_cookie(&to_client).expect("a socket"))
+            let client_end = clients
+                .add(&to_client, socket_cookie(&to_client).expect("a socket"))
                 .expect("a place in the map");
             scope.spawn(move || work(worker, (first..RESPONSES).map(seed)));
             scope.spawn(move || read(client, (first..RESPONSES).map(seed)));

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::RawError;
-use crate::{gateway::client_io::ClientSocket, kernel::bypass};
+use crate::{gateway::client_io::ClientSocket, kernel::relay};
 
 /// How long bytes that were redirected may be nowhere: the worker may be inside `sendmsg`, or they wait for the kernel's own
 /// thread.
@@ -62,20 +62,20 @@ async fn look(
     let mut looks = 0_u32;
     loop {
         let before = redirected();
-        let taken = bypass::written(&client.stream).map_err(RawError::Client)? - written;
+        let taken = relay::written(&client.stream).map_err(RawError::Client)? - written;
         let after = redirected();
         match compare(before, taken, after) {
             Count::Right => return Ok(()),
             Count::Wrong => return Err(RawError::Mismatch { redirected: after, taken }),
             Count::Moving => {}
         }
-        if !bypass::is_established(&client.stream) {
+        if !relay::is_established(&client.stream) {
             // The client has gone; who reads its socket sees it.
             let gone = std::io::ErrorKind::ConnectionReset.into();
             return if moves_on { Ok(()) } else { Err(RawError::Client(gone)) };
         }
         // A client that is slow leaves bytes in its socket. One that is not, and nothing moves: then they are lost.
-        let is_slow = bypass::outstanding(&client.stream).is_ok_and(|bytes| bytes > 0);
+        let is_slow = relay::outstanding(&client.stream).is_ok_and(|bytes| bytes > 0);
         if is_slow || last != (taken, after) {
             (still_since, last) = (Instant::now(), (taken, after));
             if moves_on && looks > 0 {
@@ -115,7 +115,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_that_were_taken_are_counted_and_bytes_that_nobody_has_are_missed() {
         let (client, _peer) = pair().await;
-        let before = bypass::written(&client.stream).expect("a socket");
+        let before = relay::written(&client.stream).expect("a socket");
         client.write_all(b"12345").await.expect("it is open");
         settle(&client, before, || 5).await.expect("all are there");
         watch(&client, before, || 5).await.expect("all are there");
@@ -128,7 +128,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_is_slow_is_waited_for_and_one_that_is_gone_is_not() {
         let (client, peer) = pair().await;
-        let before = bypass::written(&client.stream).expect("a socket");
+        let before = relay::written(&client.stream).expect("a socket");
         // More than it takes without reading.
         let mut sent = 0;
         while let Ok(count) = client.stream.try_write(&[0; 16 * 1024]) {

@@ -41,7 +41,8 @@ use crate::{
     config::{Relay as Settings, RelayMode},
     kernel::{
         Relays,
-        bypass::{self, Ends, Stop},
+        bypass::Ends,
+        relay::{self, Stop},
     },
     limits,
     telemetry::RelayMetrics,
@@ -347,7 +348,7 @@ impl Task {
     /// Not to a client that is behind: the stream would come straight back.
     fn kernel_may(&self) -> bool {
         self.ways.last().is_some_and(Way::is_on)
-            && bypass::outstanding(&self.client.stream).is_ok_and(|bytes| bytes <= limits::RELAY_RESUME_BYTES)
+            && relay::outstanding(&self.client.stream).is_ok_and(|bytes| bytes <= limits::RELAY_RESUME_BYTES)
     }
 
     async fn pass_buffer(&mut self) -> Result<Step, RawError> {
@@ -377,7 +378,7 @@ impl Task {
     /// Lends the stream to the kernel until it gives it back, or bytes come that it did not take.
     async fn lend(&mut self) -> Result<Step, RawError> {
         let Some(way) = self.ways.last().cloned() else { return Ok(Step::More) };
-        let written = bypass::written(&self.client.stream).map_err(RawError::Client)?;
+        let written = relay::written(&self.client.stream).map_err(RawError::Client)?;
         let (turn, redirected) = (self.source.turn(), self.source.redirected());
         let metrics = self.ledger.attempt.metrics().clone();
         let metrics = &metrics.relay;
@@ -518,7 +519,7 @@ impl Drop for Task {
             metrics.by(way.path()).bytes.inc_by(moved);
         }
         metrics.returned(Stop::End).inc();
-        let all = bypass::written(&self.client.stream).is_ok_and(|now| now - stretch.written == moved);
+        let all = relay::written(&self.client.stream).is_ok_and(|now| now - stretch.written == moved);
         self.complete(all);
     }
 }

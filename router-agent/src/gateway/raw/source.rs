@@ -12,8 +12,9 @@ use router_common::framing::Framing;
 use crate::{
     kernel::{
         Bypass, Splice,
-        bypass::{self, ClientEnd, Ends, LendError, Stop},
+        bypass::{self, Ends, LendError},
         flows::Flow,
+        relay::{ClientEnd, Stop},
         splice,
     },
     telemetry::RelayPath,

@@ -11,19 +11,11 @@ mod events;
 mod probe;
 mod slots;
 
-use std::{
-    io,
-    net::SocketAddr,
-    os::fd::{AsFd, AsRawFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{MapData, MapError, RingBuf, SockHash, SockMap},
+    Ebpf,
+    maps::{MapData, MapError, RingBuf, SockMap},
     programs::{SchedClassifier, SkMsg},
 };
 use parking_lot::Mutex;
@@ -36,9 +28,15 @@ use router_common::{
 use self::{events::Waiters, slots::Slots};
 pub use self::{
     probe::{ProbeError, probe},
-    slots::{Lent, Stop},
+    slots::Lent,
 };
-use super::{error::KernelError, flows::Flow, octets, sys, vmlinux::Vmlinux};
+use super::{
+    error::KernelError,
+    flows::Flow,
+    octets,
+    relay::{ClientEnd, Switch},
+    sys,
+};
 
 const LEND: &str = "lend_stream";
 const RELAY: &str = "relay_message";
@@ -50,10 +48,9 @@ pub struct Bypass {
 }
 
 struct Shared {
-    on: AtomicBool,
+    switch: Switch,
     lend: sys::TestRun,
     workers: Mutex<SockMap<MapData>>,
-    clients: Mutex<SockHash<MapData, u64>>,
     slots: Slots,
 }
 
@@ -89,43 +86,6 @@ pub enum LendError {
     Refused,
 }
 
-/// A client's socket that a stream can be redirected into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClientEnd {
-    pub(super) cookie: u64,
-}
-
-/// What the programs are told of this kernel when they are loaded.
-pub(super) struct Constants {
-    write_seq: u32,
-    wmem_queued: u32,
-    sndbuf: u32,
-    cookie: u32,
-    copied_seq: u32,
-}
-
-impl Constants {
-    pub(super) fn read() -> Result<Self, KernelError> {
-        let vmlinux = Vmlinux::read()?;
-        Ok(Self {
-            write_seq: vmlinux.offset("tcp_sock", "write_seq")?,
-            wmem_queued: vmlinux.offset("sock", "sk_wmem_queued")?,
-            sndbuf: vmlinux.offset("sock", "sk_sndbuf")?,
-            cookie: vmlinux.offset("sock_common", "skc_cookie")?,
-            copied_seq: vmlinux.offset("tcp_sock", "copied_seq")?,
-        })
-    }
-
-    pub(super) fn give<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
-        loader
-            .override_global("TCP_WRITE_SEQ", &self.write_seq, true)
-            .override_global("SOCK_WMEM_QUEUED", &self.wmem_queued, true)
-            .override_global("SOCK_SNDBUF", &self.sndbuf, true)
-            .override_global("SOCK_COOKIE", &self.cookie, true)
-            .override_global("TCP_COPIED_SEQ", &self.copied_seq, true);
-    }
-}
-
 impl Bypass {
     /// Loads both programs and attaches the one that is attached: to the map of worker sockets.
     pub(super) fn attach(ebpf: &mut Ebpf) -> Result<Self, KernelError> {
@@ -145,26 +105,24 @@ impl Bypass {
         let events: RingBuf<MapData> =
             take(names::RELAY_EVENTS)?.try_into().map_err(mapped(names::RELAY_EVENTS))?;
         let slots = Slots::new(
-            take(names::RELAY_ORDERS)?,
-            take(names::RELAY_STATES)?,
+            &take(names::RELAY_ORDERS)?,
+            &take(names::RELAY_STATES)?,
             Waiters::start(events)
                 .map_err(|source| KernelError::Socket { what: "a thread for relay events", source })?,
         )?;
-        let clients = take(names::RELAY_CLIENTS)?.try_into().map_err(mapped(names::RELAY_CLIENTS))?;
         program_of::<SkMsg>(ebpf, RELAY)?.attach(workers.fd()).map_err(program(RELAY))?;
         let shared = Shared {
-            on: AtomicBool::new(true),
+            switch: Switch::on(),
             lend: sys::TestRun::of(lend),
             workers: Mutex::new(workers),
-            clients: Mutex::new(clients),
             slots,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Lends the stream of `flow`: from the byte that the caller would read next from its end of the connection, what the worker
-    /// sends goes to `client`, until [`Lent::turn`] says that it has come back. Everything before that byte was passed on,
-    /// and `framing` stands after it. `is_event_stream`: an engine's death would be told in it, and its times are noted.
+    /// Lends the stream of `flow`: from the byte that the caller would read next from its end of the connection, what the
+    /// worker sends goes to `client`, until [`Lent::turn`] says that it has come back. Everything before that byte was
+    /// passed on, and `framing` stands after it. `is_event_stream`: an engine's death would be told in it, and its times are noted.
     ///
     /// Dropping the [`Lent`] gives the worker's socket back.
     pub fn lend(
@@ -200,43 +158,13 @@ impl Bypass {
 
     /// Whether it may be used.
     pub fn is_on(&self) -> bool {
-        self.shared.on.load(Relaxed)
+        self.shared.switch.is_on()
     }
 
-    /// For good: the kernel did something that it must not do. Streams in its hands end as they can.
+    /// For good. Streams in the kernel's hands end as they can.
     pub fn switch_off(&self) {
-        self.shared.on.store(false, Relaxed);
+        self.shared.switch.off();
     }
-
-    /// Makes a client's socket, whose cookie this is, one that streams can be redirected into. It leaves the map when it
-    /// is closed.
-    pub fn client(&self, socket: impl AsFd, cookie: u64) -> Option<ClientEnd> {
-        let raw = socket.as_fd().as_raw_fd();
-        self.shared.clients.lock().insert(cookie, raw, 0).ok()?;
-        Some(ClientEnd { cookie })
-    }
-}
-
-/// Bytes that were ever given to this socket's TCP, by whomever.
-pub fn written(socket: impl AsFd) -> io::Result<u64> {
-    loop {
-        // What is acknowledged between the two readings would be missing from, or be twice in, the sum.
-        let acknowledged = sys::bytes_acknowledged(&socket)?;
-        let outstanding = sys::bytes_outstanding(&socket)?;
-        if sys::bytes_acknowledged(&socket)? == acknowledged {
-            return Ok(acknowledged + u64::from(outstanding));
-        }
-    }
-}
-
-/// Bytes that the peer of this socket has not acknowledged yet.
-pub fn outstanding(socket: impl AsFd) -> io::Result<u32> {
-    sys::bytes_outstanding(&socket)
-}
-
-/// Whether the connection of this socket stands, in both directions or in ours.
-pub fn is_established(socket: impl AsFd) -> bool {
-    sys::is_writable_connection(&socket)
 }
 
 fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>

@@ -9,9 +9,10 @@ use std::{
 
 use router_common::framing::Framing;
 
-use super::{Bypass, ClientEnd, Ends, LendError, Lent, Stop, written};
+use super::{Bypass, Ends, LendError, Lent};
 use crate::kernel::{
     flows::{Flow, Flows},
+    relay::{ClientEnd, Clients, Stop, written},
     sys::{bytes_to_read, socket_cookie},
 };
 
@@ -48,17 +49,17 @@ struct Rig<'a> {
 }
 
 /// Tries the bypass. Blocks for milliseconds if all is well, for at most a few seconds if not.
-pub fn probe(bypass: &Bypass, flows: &Flows) -> Result<(), ProbeError> {
+pub fn probe(bypass: &Bypass, flows: &Flows, clients_map: &Clients) -> Result<(), ProbeError> {
     let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (workers, clients) = (TcpListener::bind(local)?, TcpListener::bind(local)?);
-    let mut rig = Rig::new(bypass, flows, &workers, &clients)?;
+    let mut rig = Rig::new(bypass, flows, clients_map, &workers, &clients)?;
     rig.takes_over_at_the_position_only()?;
     rig.keeps_the_order()?;
     rig.gives_the_socket_back()?;
     rig.returns_what_ends_inside_a_message()?;
     rig.returns_what_tells_of_an_error()?;
     rig.returns_what_finds_no_room()?;
-    Rig::new(bypass, flows, &workers, &clients)?.shows_a_death()?;
+    Rig::new(bypass, flows, clients_map, &workers, &clients)?.shows_a_death()?;
     refuses_what_is_not_there(bypass, flows, &workers, rig.client_end)
 }
 
@@ -85,6 +86,7 @@ impl<'a> Rig<'a> {
     fn new(
         bypass: &'a Bypass,
         flows: &'a Flows,
+        clients_map: &Clients,
         workers: &TcpListener,
         clients: &TcpListener,
     ) -> Result<Self, ProbeError> {
@@ -97,7 +99,7 @@ impl<'a> Rig<'a> {
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.set_write_timeout(Some(PATIENCE))?;
         }
-        let client_end = bypass.client(&to_client, socket_cookie(&to_client)?);
+        let client_end = clients_map.add(&to_client, socket_cookie(&to_client)?);
         let client_end = client_end.ok_or(ProbeError::Check("a client's socket can be put into the map"))?;
         Ok(Self { bypass, flows, worker, to_worker, to_client, client, client_end })
     }

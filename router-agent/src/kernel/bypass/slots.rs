@@ -10,11 +10,16 @@ use router_common::{
     flows::FlowState,
     framing::Framing,
     names,
-    relay::{DISARMED, Order, SLOTS, STOP_END, STOP_ERROR_EVENT, STOP_FAST, STOP_FRAMING, STOP_ROOM, State},
+    relay::{DISARMED, Order, SLOTS, State},
 };
 
-use super::{ClientEnd, Shared, events::Waiters};
-use crate::kernel::{error::KernelError, flows::Flow, sys::SharedArray};
+use super::{Shared, events::Waiters};
+use crate::kernel::{
+    error::KernelError,
+    flows::{Flow, share},
+    relay::{ClientEnd, Stop},
+    sys::SharedArray,
+};
 
 pub(super) struct Slots {
     orders: SharedArray,
@@ -22,47 +27,11 @@ pub(super) struct Slots {
     waiters: Waiters,
 }
 
-/// Why the kernel gave a stream back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The body is complete.
-    End,
-    /// The client is slow: what is in its way is user space's, and TCP's, to handle.
-    Room,
-    /// The body ends, or breaks, inside a message, which is to be read by user space.
-    Framing,
-    /// The engine says in its stream that it died: user space is to see it.
-    ErrorEvent,
-    /// Its events come faster than they should be moved one by one.
-    Fast,
-    /// The client's socket is gone, or did not take what it was given.
-    Failed,
-}
-
-impl Stop {
-    /// For metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::End => "end",
-            Self::Room => "room",
-            Self::Framing => "framing",
-            Self::ErrorEvent => "error_event",
-            Self::Fast => "fast",
-            Self::Failed => "failed",
-        }
-    }
-}
-
 impl Slots {
-    pub(super) fn new(orders: Map, states: Map, waiters: Waiters) -> Result<Self, KernelError> {
-        let share = |map: Map, name: &'static str, value_size: usize| {
-            let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
-            SharedArray::map(map.fd(), value_size * SLOTS as usize)
-                .map_err(|source| KernelError::SharedMemory { name, source })
-        };
+    pub(super) fn new(orders: &Map, states: &Map, waiters: Waiters) -> Result<Self, KernelError> {
         Ok(Self {
-            orders: share(orders, names::RELAY_ORDERS, size_of::<Order>())?,
-            states: share(states, names::RELAY_STATES, size_of::<State>())?,
+            orders: share(orders, names::RELAY_ORDERS, size_of::<Order>() * SLOTS as usize)?,
+            states: share(states, names::RELAY_STATES, size_of::<State>() * SLOTS as usize)?,
             waiters,
         })
     }
@@ -130,14 +99,7 @@ impl Lent {
             state: self.state_u32(base + offset_of!(Framing, state)).load(SeqCst),
             overhead: self.state_u32(base + offset_of!(Framing, overhead)).load(SeqCst),
         };
-        let stop = match self.state_u32(offset_of!(State, stop)).load(SeqCst) {
-            STOP_END => Stop::End,
-            STOP_ROOM => Stop::Room,
-            STOP_FRAMING => Stop::Framing,
-            STOP_ERROR_EVENT => Stop::ErrorEvent,
-            STOP_FAST => Stop::Fast,
-            _ => Stop::Failed,
-        };
+        let stop = Stop::of(self.state_u32(offset_of!(State, stop)).load(SeqCst));
         (stop, framing)
     }
 

@@ -18,7 +18,7 @@ use router_common::{flows::FlowState, framing::Framing, splice::State};
 use socket2::SockRef;
 
 use super::{Refused, Shared, Terms};
-use crate::kernel::{bypass::Stop, epoll::Interest, flows::Flow, sys};
+use crate::kernel::{epoll::Interest, flows::Flow, relay::Stop, sys};
 
 /// Our connection to a worker, in the kernel's hands. Dropping it closes the connection.
 pub struct Lent {

@@ -12,8 +12,8 @@ use socket2::SockRef;
 
 use super::{Lent, Splice, Terms, repair};
 use crate::kernel::{
-    bypass::{ClientEnd, Stop, written},
     flows::Flows,
+    relay::{ClientEnd, Clients, Stop, written},
     sys::socket_cookie,
 };
 
@@ -40,8 +40,8 @@ fn check(holds: bool, what: &'static str) -> Result<(), ProbeError> {
 }
 
 /// Tries the splice. Blocks for tens of milliseconds if all is well, for at most a few seconds if not.
-pub fn probe(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
-    let new = || Rig::new(splice, flows, false);
+pub fn probe(splice: &Splice, flows: &Flows, clients: &Clients) -> Result<(), ProbeError> {
+    let new = || Rig::new(splice, flows, clients, false);
     let mut rig = new()?;
     for round in 0..ROUNDS {
         rig.keeps_the_order(round)?;
@@ -62,8 +62,8 @@ pub fn probe(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
 /// The check for overlapping segments with a program that does not cut them: for tests, to show that the kernel has the
 /// defect, or that the check does not see it.
 #[doc(hidden)]
-pub fn probe_without_cut(splice: &Splice, flows: &Flows) -> Result<(), ProbeError> {
-    Rig::new(splice, flows, true)?.takes_overlapping_segments_once(5, 6)
+pub fn probe_without_cut(splice: &Splice, flows: &Flows, clients: &Clients) -> Result<(), ProbeError> {
+    Rig::new(splice, flows, clients, true)?.takes_overlapping_segments_once(5, 6)
 }
 
 /// The four sockets: worker ⇄ gateway ⇄ client.
@@ -80,7 +80,12 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(splice: &Splice, flows: &Flows, keep_overlaps: bool) -> Result<Self, ProbeError> {
+    fn new(
+        splice: &Splice,
+        flows: &Flows,
+        clients: &Clients,
+        keep_overlaps: bool,
+    ) -> Result<Self, ProbeError> {
         let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         let pair = || -> io::Result<(TcpStream, TcpStream)> {
             let connected = TcpStream::connect(listener.local_addr()?)?;
@@ -92,8 +97,8 @@ impl Rig {
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.set_write_timeout(Some(PATIENCE))?;
         }
-        let client_end = splice
-            .client(&to_client, socket_cookie(&to_client)?)
+        let client_end = clients
+            .add(&to_client, socket_cookie(&to_client)?)
             .ok_or(ProbeError::Check("a client's socket can be put into the map"))?;
         let (splice, flows, to_worker) = (splice.clone(), flows.clone(), Some(to_worker));
         Ok(Self { splice, flows, keep_overlaps, worker, to_worker, to_client, client, client_end })

@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use router_common::{
     framing::Framing,
     names,
-    relay::{DISARMED, STOP_END, STOP_ERROR_EVENT, STOP_FAST, STOP_FRAMING, STOP_ROOM},
+    relay::DISARMED,
     splice::{Order, SLOTS, State},
 };
 
 use super::Terms;
-use crate::kernel::{bypass::Stop, error::KernelError, sys::SharedArray};
+use crate::kernel::{error::KernelError, flows::share, relay::Stop, sys::SharedArray};
 
 pub(super) struct Slots {
     by_cookie: Mutex<HashMap<MapData, u64, u32>>,
@@ -27,18 +27,13 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new(
         by_cookie: HashMap<MapData, u64, u32>,
-        orders: Map,
-        states: Map,
+        orders: &Map,
+        states: &Map,
     ) -> Result<Self, KernelError> {
-        let share = |map: Map, name: &'static str, value_size: usize| {
-            let Map::Array(map) = map else { return Err(KernelError::Missing { what: "array", name }) };
-            SharedArray::map(map.fd(), value_size * SLOTS as usize)
-                .map_err(|source| KernelError::SharedMemory { name, source })
-        };
         Ok(Self {
             by_cookie: Mutex::new(by_cookie),
-            orders: share(orders, names::SPLICE_ORDERS, size_of::<Order>())?,
-            states: share(states, names::SPLICE_STATES, size_of::<State>())?,
+            orders: share(orders, names::SPLICE_ORDERS, size_of::<Order>() * SLOTS as usize)?,
+            states: share(states, names::SPLICE_STATES, size_of::<State>() * SLOTS as usize)?,
         })
     }
 
@@ -90,14 +85,7 @@ impl Slots {
             state: self.state_u32(slot, base + offset_of!(Framing, state)),
             overhead: self.state_u32(slot, base + offset_of!(Framing, overhead)),
         };
-        let stop = match self.state_u32(slot, offset_of!(State, stop)) {
-            STOP_END => Stop::End,
-            STOP_ROOM => Stop::Room,
-            STOP_FRAMING => Stop::Framing,
-            STOP_ERROR_EVENT => Stop::ErrorEvent,
-            STOP_FAST => Stop::Fast,
-            _ => Stop::Failed,
-        };
+        let stop = Stop::of(self.state_u32(slot, offset_of!(State, stop)));
         (stop, framing)
     }
 
