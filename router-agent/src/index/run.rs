@@ -178,7 +178,7 @@ impl Runs {
 
     pub(super) fn new(bytes_max: usize) -> Self {
         // A block's place is 32 bits: run and position.
-        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min(1 << 27);
+        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min((1 << 27) - 1024);
         Self {
             heads: Arena::new(runs_max),
             hashes: Arena::new(runs_max),

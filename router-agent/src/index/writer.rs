@@ -171,6 +171,9 @@ impl Writer {
                 to += shared.runs.hashes(run).common_blocks(from, rest).min(self.len(run) - from);
             }
             // Where the run ends, it goes on with what stands nowhere else.
+            if to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
+                self.places.touch(&rest[to - from..rest.len().min(RUN_BLOCKS - from)]);
+            }
             while to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
                 let hash = rest[to - from];
                 if let Some(elsewhere) =
@@ -336,7 +339,7 @@ impl Writer {
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
         for at in 0..self.len(run) {
-            self.places.remove(hashes.get(at), place_of(run, at), |place| hash_at(shared, place));
+            self.places.remove(hashes.get(at), place_of(run, at));
             hashes.set(at, 0);
         }
         groups.into_iter().for_each(|id| self.groups.free(id));
