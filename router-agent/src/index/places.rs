@@ -143,7 +143,7 @@ impl Places {
 impl Shard {
     /// Where searches for these bits begin, whatever the number of entries.
     fn begin(&self, bits: u32) -> usize {
-        (u64::from(bits) * self.entries.len() as u64 >> 32) as usize
+        ((u64::from(bits) * self.entries.len() as u64) >> 32) as usize
     }
 
     fn search(&self, bits: u32, is: impl Fn(Place) -> bool) -> Option<usize> {

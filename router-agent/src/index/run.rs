@@ -222,6 +222,18 @@ impl Runs {
         })
     }
 
+    /// Which of these blocks of a run anyone holds; the run cannot be freed meanwhile.
+    pub(super) fn held(&self, run: u32, asked: u32) -> u32 {
+        let mut held = 0;
+        for (_, group) in self.groups(run) {
+            held |= (0..GROUP).fold(0, |held, lane| held | group.mask(lane));
+            if held & asked == asked {
+                break;
+            }
+        }
+        held & asked
+    }
+
     pub(super) fn directory_bytes(&self) -> usize {
         self.heads.directory_bytes() + self.hashes.directory_bytes() + self.groups.directory_bytes()
     }
