@@ -7,6 +7,7 @@ mod changes;
 mod cidr;
 mod file;
 mod guard;
+mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -18,6 +19,7 @@ pub use cidr::{Cidr, CidrError};
 pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -187,6 +189,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The XDP guard.
     pub guard: Guard,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -285,6 +289,7 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
             },
             guard: Guard::default(),
+            tokenizers: Tokenizers::default(),
         }
     }
 }
@@ -344,6 +349,7 @@ impl Config {
             );
         }
         self.guard.validate()?;
+        self.tokenizers.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),
