@@ -19,3 +19,4 @@ mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;
+mod tokens;

@@ -283,7 +283,7 @@ impl Metrics {
             )?,
             prompt_tokens: make.counter(
                 "warmpath_prompt_tokens_total",
-                "Tokens of prompts routed by prefix (estimated from bytes unless given as token ids).",
+                "Tokens of prompts routed by prefix (estimated from bytes unless their ids are known).",
             )?,
             matched_tokens: make.counter(
                 "warmpath_matched_tokens_total",
