@@ -19,7 +19,7 @@ use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
-    gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
+    gateway::{self, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     telemetry::{self, Metrics, RelayPath},
@@ -214,9 +214,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
         fleet,
         index.clone(),
         metrics,
-        kernel.relays(),
-        flows,
-        kernel.take_decisions(),
+        KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
         tokenizers,
     ));
     let config = &shared.config;
