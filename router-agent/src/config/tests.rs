@@ -149,7 +149,7 @@ fn wrong_rules_of_the_guard_are_named() {
 #[test]
 fn wrong_tokenizers_are_named() {
     let tokenizers = |text: &str, words: &[&str]| {
-        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words)
+        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words);
     };
     tokenizers("{threads: 0}", &["tokenizers.threads", "1 to 256"]);
     tokenizers("{deadline: 0s}", &["tokenizers.deadline"]);
