@@ -12,19 +12,9 @@ use router_common::{
 
 use crate::{
     atomic::add_u64,
+    field::{get, set},
     maps::{FLOWS, LATENCY},
 };
-
-macro_rules! get {
-    ($pointer:expr, $field:ident) => {
-        (&raw const (*$pointer).$field).read_volatile()
-    };
-}
-macro_rules! set {
-    ($pointer:expr, $field:ident = $value:expr) => {
-        (&raw mut (*$pointer).$field).write_volatile($value)
-    };
-}
 
 /// What [`moved`] has seen.
 pub(crate) struct Seen {
