@@ -217,7 +217,7 @@ impl Answer {
         }
 
         parts.version = Version::HTTP_11;
-        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
