@@ -21,6 +21,8 @@ pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const WORKERS_MAX: usize = 256;
 /// Tries of one request over all workers, the first included.
 pub const TRIES_MAX: usize = 3;
+/// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
+pub const RETRY_SHARE: f64 = 0.2;
 /// Idle connections kept per worker and data thread.
 pub const IDLE_CONNECTIONS_MAX: usize = 256;
 /// How long an idle worker connection is kept. vLLM closes after 5.0 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), so stay below.

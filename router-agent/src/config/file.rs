@@ -91,6 +91,7 @@ struct Limits {
     connections: Option<usize>,
     body_bytes: Option<ByteSize>,
     tries: Option<usize>,
+    retry_share: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -181,6 +182,7 @@ impl File {
         set(&mut config.limits.connections, self.limits.connections);
         set(&mut config.limits.body_bytes, self.limits.body_bytes.map(|b| b.as_u64() as usize));
         set(&mut config.limits.tries, self.limits.tries);
+        set(&mut config.limits.retry_share, self.limits.retry_share);
         set(&mut config.timeouts.head, self.timeouts.head);
         set(&mut config.timeouts.body_idle, self.timeouts.body_idle);
         set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);

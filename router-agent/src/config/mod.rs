@@ -123,7 +123,7 @@ pub struct Index {
 }
 
 /// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Client connections open at once.
     pub connections: usize,
@@ -131,6 +131,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Tries of one request, the first included.
     pub tries: usize,
+    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
+    pub retry_share: f64,
 }
 
 /// How long things may take; see [`crate::limits`].
@@ -275,6 +277,7 @@ impl Default for Config {
                 connections: limits::CONNECTIONS_MAX,
                 body_bytes: limits::BODY_BYTES_MAX,
                 tries: limits::TRIES_MAX,
+                retry_share: limits::RETRY_SHARE,
             },
             timeouts: Timeouts {
                 head: limits::HEAD_TIMEOUT,
@@ -335,6 +338,12 @@ impl Config {
         }
         if self.limits.tries == 0 {
             return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
+        }
+        if !(0.0..=1.0).contains(&self.limits.retry_share) {
+            return value(
+                "limits.retry_share",
+                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
+            );
         }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {

@@ -17,6 +17,7 @@ mod listen;
 mod raw;
 mod relay;
 pub mod request;
+mod retry_budget;
 mod route;
 mod thread;
 
@@ -28,6 +29,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use self::retry_budget::RetryBudget;
 use crate::{
     config::Config,
     fleet::Fleet,
@@ -73,6 +75,7 @@ pub struct Shared {
     decisions: ByKind<Vec<IntCounter>>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    retries: RetryBudget,
 }
 
 impl Shared {
@@ -96,6 +99,7 @@ impl Shared {
                 plain: router(Policy::LeastLoaded),
             }),
             decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
             index,
@@ -105,6 +109,15 @@ impl Shared {
             decisions_map,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a retry out of the budget; what is refused is counted.
+    fn may_retry(&self) -> bool {
+        let may = self.retries.take();
+        if !may {
+            self.metrics.retries_denied.inc();
+        }
+        may
     }
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.

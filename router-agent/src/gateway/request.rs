@@ -122,6 +122,7 @@ async fn answer(
         choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
     };
     let mut choice = choose(&[])?;
+    shared.retries.pay_in();
     if route != Route::Other {
         shared.metrics.decision.observe(deciding.elapsed().as_secs_f64());
     }
@@ -135,8 +136,11 @@ async fn answer(
         let mut attempt = Attempt::new(shared.clone(), flight);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
-        let may_try_again =
-            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
+        let may_try_again = || {
+            tried.len() < config.limits.tries
+                && choose::another_is_routable(shared, &tried)
+                && shared.may_retry()
+        };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
         let retry_reason =

@@ -48,6 +48,8 @@ pub struct Metrics {
     pub matched_tokens: IntCounter,
     /// Further tries, by what went wrong before.
     pub retries: IntCounterVec,
+    /// Further tries that the budget did not allow.
+    pub retries_denied: IntCounter,
     /// Client connections open now, over all threads.
     pub connections: IntGauge,
     /// Client connections accepted.
@@ -291,6 +293,10 @@ impl Metrics {
                 "warmpath_retries_total",
                 "Further tries of a request on another worker, by what went wrong before.",
                 &["reason"],
+            )?,
+            retries_denied: make.counter(
+                "warmpath_retries_denied_total",
+                "Further tries that limits.retry_share did not allow.",
             )?,
             connections: make.gauge("warmpath_connections", "Client connections open.")?,
             accepted: make.counter("warmpath_connections_accepted_total", "Client connections accepted.")?,
