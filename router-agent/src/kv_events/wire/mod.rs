@@ -105,8 +105,8 @@ pub fn decode(payload: &[u8]) -> Result<Batch, NotABatch> {
     let count = rmp::decode::read_array_len(&mut rest).map_err(|error| wrong(&error))?;
     let mut batch = Batch::default();
     for number in 0..count {
-        let event =
-            take_value(&mut rest).ok_or_else(|| wrong(&format_args!("event {number} of {count} is cut off")))?;
+        let event = take_value(&mut rest)
+            .ok_or_else(|| wrong(&format_args!("event {number} of {count} is cut off")))?;
         match read(event) {
             Some(event) => batch.events.push(event),
             None => batch.undecodable += 1,

@@ -7,25 +7,14 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::*;
-
-/// The recordings, by name: payloads in their order.
-fn recording(name: &str) -> Vec<Vec<u8>> {
-    let text = std::fs::read_to_string(format!(
-        "{}/../tests/fixtures/vllm/kv_events/{name}.jsonl",
-        env!("CARGO_MANIFEST_DIR")
-    ))
-    .unwrap();
-    let payload = |line: &str| {
-        let record: Value = serde_json::from_str(line).unwrap();
-        let hex = record["frames_hex"][2].as_str().unwrap().to_owned();
-        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
-    };
-    text.lines().map(payload).collect()
-}
+use crate::kv_events::recordings::payloads;
 
 fn decoded(name: &str) -> Vec<Batch> {
-    let batches: Vec<_> = recording(name).iter().map(|payload| decode(payload).unwrap()).collect();
-    assert!(batches.iter().all(|batch| batch.undecodable == 0 && !batch.events.contains(&Event::Other)), "{name}");
+    let batches: Vec<_> = payloads(name).iter().map(|payload| decode(payload).unwrap()).collect();
+    assert!(
+        batches.iter().all(|batch| batch.undecodable == 0 && !batch.events.contains(&Event::Other)),
+        "{name}"
+    );
     batches
 }
 
@@ -89,7 +78,8 @@ fn batch(events: &[impl Serialize]) -> Vec<u8> {
 
 #[test]
 fn what_is_not_known_is_passed_over() {
-    let field = serde_json::json!({"type": "BlockRemoved", "block_hashes": [7, -1], "shape": [[1, {"a": [null]}]]});
+    let field =
+        serde_json::json!({"type": "BlockRemoved", "block_hashes": [7, -1], "shape": [[1, {"a": [null]}]]});
     let kind = serde_json::json!({"type": "BlockMoved", "block_hashes": "later"});
     let read = decode(&batch(&[field, kind])).unwrap();
     let hashes = vec![EngineHash::Low(7), EngineHash::Low(u64::MAX)];
@@ -97,7 +87,9 @@ fn what_is_not_known_is_passed_over() {
     assert_eq!((read.rank, read.undecodable), (0, 0));
 
     let longer = serde_json::json!(["BlockRemoved", [7], "CPU", 1, "and", {"more": true}]);
-    let Event::Removed(removed) = decode(&batch(&[longer])).unwrap().events.remove(0) else { panic!("other") };
+    let Event::Removed(removed) = decode(&batch(&[longer])).unwrap().events.remove(0) else {
+        panic!("other")
+    };
     assert_eq!((removed.place.is_device(), removed.place.group), (false, Some(1)));
 
     let shorter = serde_json::json!(["BlockStored", [1, 2], null, [5, 6, 7, 8], 2, null]);
@@ -110,7 +102,9 @@ fn images_count_by_their_hash_whatever_form_they_have() {
     let with = |key: Value| {
         let event = serde_json::json!({"type": "BlockStored", "block_hashes": [1], "parent_block_hash": null,
             "token_ids": [5, 6], "block_size": 2, "extra_keys": [[key]]});
-        let Event::Stored(mut stored) = decode(&batch(&[event])).unwrap().events.remove(0) else { panic!("other") };
+        let Event::Stored(mut stored) = decode(&batch(&[event])).unwrap().events.remove(0) else {
+            panic!("other")
+        };
         stored.extra_keys.remove(0).remove(0)
     };
     let keys = [
@@ -148,7 +142,7 @@ fn an_event_that_cannot_be_read_costs_that_event_only() {
 
 #[test]
 fn what_is_no_batch_is_refused_wherever_it_is_cut() {
-    let payload = &recording("int_map")[0];
+    let payload = &payloads("int_map")[0];
     for end in 0..payload.len() {
         assert!(decode(&payload[..end]).is_err(), "cut at {end}");
     }

@@ -63,7 +63,11 @@ impl Decoder {
             buffer.advance(head);
             let body = buffer.split_to(length).freeze();
             if flags & COMMAND != 0 {
-                return if self.frames.is_empty() { Ok(Some(Frame::Command(body))) } else { Err(FrameError::Interrupted) };
+                return if self.frames.is_empty() {
+                    Ok(Some(Frame::Command(body)))
+                } else {
+                    Err(FrameError::Interrupted)
+                };
             }
             if self.frames.len() == KV_EVENT_FRAMES_MAX {
                 return Err(FrameError::TooManyFrames);

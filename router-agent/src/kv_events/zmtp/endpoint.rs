@@ -30,7 +30,10 @@ pub enum EndpointError {
 /// vLLM's rule for its publisher: whether it binds the endpoint (and we connect), or connects to it (and we bind). Its
 /// replay socket always binds.
 pub fn worker_binds(endpoint: &str) -> bool {
-    endpoint.contains('*') || endpoint.contains("::") || endpoint.starts_with("ipc://") || endpoint.starts_with("inproc://")
+    endpoint.contains('*')
+        || endpoint.contains("::")
+        || endpoint.starts_with("ipc://")
+        || endpoint.starts_with("inproc://")
 }
 
 impl FromStr for Endpoint {
@@ -57,6 +60,7 @@ impl FromStr for Endpoint {
 
 impl Endpoint {
     /// Where to connect to what a worker on `worker_host` has bound here: a wildcard stands for all of its addresses.
+    #[must_use]
     pub fn on_host(&self, worker_host: &str) -> Self {
         match self {
             Self::Tcp { host, port } if matches!(host.as_str(), "*" | "0.0.0.0" | "::") => {
@@ -83,12 +87,29 @@ mod tests {
 
     #[test]
     fn endpoints_are_read_and_written_back() {
-        for text in ["tcp://127.0.0.1:5557", "tcp://*:5557", "tcp://[::1]:5557", "tcp://gpu-1:1", "ipc:///tmp/kv.sock"] {
+        for text in [
+            "tcp://127.0.0.1:5557",
+            "tcp://*:5557",
+            "tcp://[::1]:5557",
+            "tcp://gpu-1:1",
+            "ipc:///tmp/kv.sock",
+        ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), text);
         }
         let inproc = "inproc://x".parse::<Endpoint>().unwrap_err();
         assert!(inproc.to_string().contains("another process"), "{inproc}");
-        for wrong in ["", "tcp://", "tcp://a", "tcp://a:0", "tcp://a:70000", "tcp://:1", "udp://a:1", "ipc://", "5557", "tcp://a/b:1"] {
+        for wrong in [
+            "",
+            "tcp://",
+            "tcp://a",
+            "tcp://a:0",
+            "tcp://a:70000",
+            "tcp://:1",
+            "udp://a:1",
+            "ipc://",
+            "5557",
+            "tcp://a/b:1",
+        ] {
             let error = wrong.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains("tcp://HOST:PORT"), "{error}");
         }
