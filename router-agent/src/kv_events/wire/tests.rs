@@ -65,7 +65,7 @@ fn adapters_and_salts_are_read() {
     let batches = decoded("lora_map");
     let adapters: Vec<_> = stored(&batches).into_iter().filter(|event| event.adapter.is_some()).collect();
     let name = adapters[0].adapter.clone().unwrap();
-    assert_eq!(adapters[0].extra_keys[0], [ExtraKey::Text(name)]);
+    assert_eq!(adapters[0].extra_keys[0][0], ExtraKey::Text(name));
     let batches = decoded("cleared_map");
     assert!(batches.iter().any(|batch| batch.events.contains(&Event::Cleared)));
     let salted = stored(&batches).into_iter().find(|event| !event.extra_keys[0].is_empty()).unwrap();
@@ -80,7 +80,7 @@ fn batch(events: &[impl Serialize]) -> Vec<u8> {
 fn what_is_not_known_is_passed_over() {
     let field =
         serde_json::json!({"type": "BlockRemoved", "block_hashes": [7, -1], "shape": [[1, {"a": [null]}]]});
-    let kind = serde_json::json!({"type": "BlockMoved", "block_hashes": "later"});
+    let kind = serde_json::json!({"type": "BlockMoved", "blocks": "later"});
     let read = decode(&batch(&[field, kind])).unwrap();
     let hashes = vec![EngineHash::Low(7), EngineHash::Low(u64::MAX)];
     assert_eq!(read.events, [Event::Removed(Removed { hashes, place: Place::default() }), Event::Other]);
