@@ -8,6 +8,7 @@ mod account;
 mod body;
 mod choose;
 mod client_io;
+mod conformance;
 mod connection;
 mod decided;
 mod error;

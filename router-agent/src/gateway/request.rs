@@ -15,7 +15,7 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    headers,
+    conformance, headers,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
@@ -37,6 +37,7 @@ pub(super) async fn handle(
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
     let (parts, body) = request.into_parts();
+    let conforms = conformance::check(&parts);
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
@@ -53,7 +54,11 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
-    let mut response = match answer(context, route, outgoing, body, &request_id).await {
+    let answer = match conforms {
+        Ok(()) => answer(context, route, outgoing, body, &request_id).await,
+        Err(error) => Err(error),
+    };
+    let mut response = match answer {
         Ok(answer) => {
             answer.log(route, &request_id);
             answer.relay(context, &client, relays, account)
@@ -61,7 +66,7 @@ pub(super) async fn handle(
         Err(error) => {
             let metrics = &context.shared.metrics;
             metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
-            if error.status().is_server_error() {
+            if error.source_label() != "client" {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
@@ -111,9 +116,6 @@ async fn answer(
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     let config = &shared.config;
-    if outgoing.method == Method::CONNECT {
-        return Err(GatewayError::Connect);
-    }
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
@@ -218,7 +220,7 @@ impl Answer {
         }
 
         parts.version = Version::HTTP_11;
-        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
