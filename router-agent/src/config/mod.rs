@@ -7,6 +7,7 @@ mod changes;
 mod cidr;
 mod file;
 mod guard;
+mod kv_events;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -18,6 +19,7 @@ pub use cidr::{Cidr, CidrError};
 pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -87,6 +89,8 @@ pub struct WorkerConfig {
     pub url: WorkerUrl,
     /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
     pub name: String,
+    /// Where its KV events are.
+    pub kv_events: WorkerKvEvents,
 }
 
 /// Active health checks: `GET /health` on every worker.
@@ -183,6 +187,8 @@ pub struct Config {
     pub scrape_interval: Duration,
     /// Prefix index.
     pub index: Index,
+    /// KV events.
+    pub kv_events: KvEvents,
     /// Limits.
     pub limits: Limits,
     /// Timeouts.
@@ -273,6 +279,7 @@ impl Default for Config {
                 bytes_max: limits::INDEX_BYTES_MAX,
                 worker_capacity_tokens: 524_288,
             },
+            kv_events: KvEvents { is_on: true, hash_seed: None },
             limits: Limits {
                 connections: limits::CONNECTIONS_MAX,
                 body_bytes: limits::BODY_BYTES_MAX,
@@ -353,6 +360,7 @@ impl Config {
             );
         }
         self.guard.validate()?;
+        self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

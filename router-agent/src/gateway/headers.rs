@@ -19,6 +19,8 @@ pub(super) const REASON: HeaderName = HeaderName::from_static("x-warmpath-reason
 pub(super) const POLICY: HeaderName = HeaderName::from_static("x-warmpath-policy");
 /// Prompt tokens that the index expected in its cache.
 pub(super) const MATCHED_TOKENS: HeaderName = HeaderName::from_static("x-warmpath-matched-tokens");
+/// How those tokens are known: `exact` by the worker's own KV events, `approximate` by what was sent there.
+pub(super) const MATCH: HeaderName = HeaderName::from_static("x-warmpath-match");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REQUEST_ID_BYTES_MAX: usize = 256;
 

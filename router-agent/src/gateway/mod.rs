@@ -20,6 +20,7 @@ pub mod request;
 mod retry_budget;
 mod route;
 mod thread;
+mod token_keys;
 
 use std::sync::{
     Arc,
@@ -35,6 +36,7 @@ use crate::{
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
+    kv_events::{Indices, Predictions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -52,6 +54,14 @@ struct ByKind<T> {
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
 
+/// What is known of the workers' caches.
+pub struct CacheView {
+    /// Who holds what.
+    pub indices: Indices,
+    /// Who is about to.
+    pub predictions: Predictions,
+}
+
 /// What all data threads share.
 pub struct Shared {
     /// The configuration.
@@ -60,6 +70,10 @@ pub struct Shared {
     pub fleet: Fleet,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
+    /// Which worker holds which token blocks, by its own word.
+    pub token_index: Arc<PrefixIndex>,
+    /// Expects in it what is sent.
+    predictions: Predictions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The ways past this process that the kernel has for bodies.
@@ -83,7 +97,7 @@ impl Shared {
     pub fn new(
         config: Config,
         fleet: Fleet,
-        index: Arc<PrefixIndex>,
+        caches: CacheView,
         metrics: Arc<Metrics>,
         relays: Relays,
         flows: Flows,
@@ -102,7 +116,9 @@ impl Shared {
             retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
-            index,
+            index: caches.indices.bytes,
+            token_index: caches.indices.tokens,
+            predictions: caches.predictions,
             metrics,
             relays,
             flows,

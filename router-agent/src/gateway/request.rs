@@ -20,6 +20,7 @@ use super::{
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
+    token_keys::MatchKind,
 };
 use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
@@ -103,6 +104,7 @@ struct Answer {
     sent: upstream::Sent,
     attempt: Attempt,
     decision: Decision,
+    match_kind: MatchKind,
 }
 
 async fn answer(
@@ -132,8 +134,8 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, decision } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight);
+        let Choice { flight, decision, match_kind, prediction } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight, prediction);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again = || {
@@ -150,7 +152,7 @@ async fn answer(
                 Ok(sent) => {
                     let status = sent.response.status();
                     if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision });
+                        return Ok(Answer { sent, attempt, decision, match_kind });
                     }
                     attempt.complete(status);
                     if is_load(status) { "load" } else { "status" }
@@ -191,6 +193,7 @@ impl Answer {
             status = self.sent.response.status().as_u16(),
             %reason,
             matched_tokens,
+            matched = self.match_kind.label(),
             new_tokens,
             cost,
             ?runner_up,
@@ -206,7 +209,7 @@ impl Answer {
         relays: Option<&Relays>,
         account: RequestAccount,
     ) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision } = self;
+        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
@@ -226,6 +229,7 @@ impl Answer {
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
+        parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {

@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, KvEventMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -62,6 +62,8 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// What workers say of their KV caches.
+    pub kv_events: KvEventMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     worker_requests: IntCounterVec,
@@ -382,6 +384,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            kv_events: KvEventMetrics::new(&make)?,
             registry: make.0,
         }))
     }
