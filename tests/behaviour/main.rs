@@ -20,3 +20,4 @@ mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;
+mod tokens;
