@@ -42,6 +42,23 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
 }
 
+impl Plan {
+    /// What [`super::tokens::learn`] needs; to be asked for once.
+    pub(super) fn ask_tokens(&mut self) -> AskTokens {
+        std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
+    }
+
+    /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
+    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+            shared.bytes_per_token.observe(self.size.bytes, tokens.len());
+        }
+        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
+}
+
 /// A worker, chosen and counted.
 #[derive(Debug)]
 pub(super) struct Choice {
@@ -79,8 +96,8 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
     let request = prompt::parse(kind, body)?;
     let mut hashes = Vec::new();
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
-    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     let bytes_per_token = shared.bytes_per_token.get();
+    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
         token_keys: None,
@@ -91,23 +108,6 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
         by_prefix: true,
         ask_tokens: AskTokens::of(shared, kind, &request),
     })
-}
-
-impl Plan {
-    /// What [`super::tokens::learn`] needs; to be asked for once.
-    pub(super) fn ask_tokens(&mut self) -> AskTokens {
-        std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
-    }
-
-    /// The prompt's tokens (of several prompts: the first's) have become known.
-    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
-        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
-        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
-            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
-            shared.bytes_per_token.observe(self.size.bytes, tokens.len());
-        }
-    }
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
