@@ -44,8 +44,12 @@ pub(super) struct Vigil {
     /// Events beyond the resets at the last scrape: the server clears for reasons of its own, too.
     surplus: u64,
     sleeps: Option<u64>,
-    /// The engine's tokens when the last message was heard, at most one scrape late.
-    tokens_heard: Option<u64>,
+    /// The engine's tokens at the last scrape.
+    tokens: Option<u64>,
+    /// Of these, those before which nothing can be missing: no more than there were at the last message or probe.
+    tokens_probed: u64,
+    /// No fewer than there were at the last message.
+    tokens_heard: u64,
     messages: u64,
 }
 
@@ -80,12 +84,19 @@ impl Vigil {
 
         let tokens = facts.computed_tokens.get(rank).copied().unwrap_or(0);
         let heard = std::mem::replace(&mut self.messages, messages) != messages;
-        match self.tokens_heard {
-            Some(then) if !heard && tokens >= then => {
-                verdict.probe = tokens > then;
-                verdict.silent = tokens - then >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
+        match self.tokens.replace(tokens) {
+            Some(before) if before <= tokens && heard => {
+                // What was computed since the last scrape may have been announced before that message or behind it.
+                self.tokens_probed = before;
+                self.tokens_heard = tokens;
             }
-            _ => self.tokens_heard = Some(tokens),
+            Some(before) if before <= tokens => {
+                verdict.probe = tokens > self.tokens_probed;
+                verdict.silent =
+                    verdict.probe && tokens - self.tokens_heard >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
+                self.tokens_probed = tokens;
+            }
+            _ => (self.tokens_probed, self.tokens_heard) = (tokens, tokens),
         }
         verdict
     }
@@ -180,9 +191,11 @@ mod tests {
         assert_eq!(scrape(5000, 7), (false, false), "the first scrape is where it begins");
         assert_eq!(scrape(5000, 7), (false, false));
         assert_eq!(scrape(5015, 7), (true, false));
+        assert_eq!(scrape(5015, 7), (false, false), "probed already");
         assert_eq!(scrape(5000 + 1023, 7), (true, false));
         assert_eq!(scrape(5000 + 1024, 7), (true, true));
         assert_eq!(scrape(9000, 8), (false, false), "heard again");
+        assert_eq!(scrape(9000, 8), (true, false), "something may have been lost behind that message");
         assert_eq!(scrape(9000, 8), (false, false));
         assert_eq!(scrape(10, 8), (false, false), "another process");
         assert_eq!(scrape(20, 8), (true, false));
