@@ -32,6 +32,8 @@ pub(super) enum Emptied {
     Reset,
     /// The engine sleeps, or has slept since the last scrape.
     Asleep,
+    /// It was reset, and of what has been stored since, some may have been heard and some not.
+    ResetUnheard,
 }
 
 /// Watches one stream.
@@ -39,6 +41,8 @@ pub(super) enum Emptied {
 pub(super) struct Vigil {
     /// `AllBlocksCleared` since the process's start, as far as seen.
     cleared: u64,
+    /// Whether no `AllBlocksCleared` can have been missed since the process's start, or since a scrape.
+    is_certain: bool,
     /// Resets that were taken from a scrape, and whose event has not come.
     ahead: u64,
     /// Events beyond the resets at the last scrape: the server clears for reasons of its own, too.
@@ -54,9 +58,10 @@ pub(super) struct Vigil {
 }
 
 impl Vigil {
-    /// The history is read again from its start.
-    pub(super) fn start_over(&mut self) {
+    /// The history is read again; `from_start`: from number 0.
+    pub(super) fn start_over(&mut self, from_start: bool) {
         (self.cleared, self.ahead, self.surplus) = (0, 0, 0);
+        self.is_certain = from_start;
     }
 
     /// An `AllBlocksCleared` was applied.
@@ -75,11 +80,12 @@ impl Vigil {
     ) -> Verdict {
         let mut verdict = Verdict::default();
         let slept_before = self.sleeps.replace(facts.sleeps);
+        let was_certain = std::mem::replace(&mut self.is_certain, true);
         let was_reset = self.check_resets(facts.resets);
         if facts.is_asleep || slept_before.is_some_and(|before| facts.sleeps > before) {
             verdict.emptied = Some(Emptied::Asleep);
         } else if was_reset {
-            verdict.emptied = Some(Emptied::Reset);
+            verdict.emptied = Some(if was_certain { Emptied::Reset } else { Emptied::ResetUnheard });
         }
 
         let tokens = facts.computed_tokens.get(rank).copied().unwrap_or(0);
@@ -92,11 +98,12 @@ impl Vigil {
             }
             Some(before) if before <= tokens => {
                 verdict.probe = tokens > self.tokens_probed;
-                verdict.silent =
-                    verdict.probe && tokens - self.tokens_heard >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
+                verdict.silent = verdict.probe
+                    && tokens - self.tokens_heard >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
                 self.tokens_probed = tokens;
             }
-            _ => (self.tokens_probed, self.tokens_heard) = (tokens, tokens),
+            // The first scrape, or another process.
+            _ => (self.tokens_probed, self.tokens_heard) = (0, tokens),
         }
         verdict
     }
@@ -128,6 +135,16 @@ mod tests {
 
     fn resets(vigil: &mut Vigil, resets: u64) -> bool {
         vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied == Some(Emptied::Reset)
+    }
+
+    #[test]
+    fn a_reset_that_may_have_been_announced_in_a_gap_leaves_doubt_once() {
+        let mut vigil = Vigil::default();
+        let mut emptied = |resets| vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied;
+        assert_eq!(
+            [emptied(2), emptied(2), emptied(3)],
+            [Some(Emptied::ResetUnheard), None, Some(Emptied::Reset)]
+        );
     }
 
     #[test]
@@ -163,7 +180,7 @@ mod tests {
     #[test]
     fn a_reset_before_the_gateway_started_counts() {
         let mut vigil = Vigil::default();
-        vigil.start_over();
+        vigil.start_over(true);
         vigil.heard_clear(); // in the history
         assert!(resets(&mut vigil, 2), "the second one came after the last step");
     }
@@ -189,6 +206,7 @@ mod tests {
             (verdict.probe, verdict.silent)
         };
         assert_eq!(scrape(5000, 7), (false, false), "the first scrape is where it begins");
+        assert_eq!(scrape(5000, 7), (true, false), "something may have been lost before it");
         assert_eq!(scrape(5000, 7), (false, false));
         assert_eq!(scrape(5015, 7), (true, false));
         assert_eq!(scrape(5015, 7), (false, false), "probed already");

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `up` | installs vLLM on first use (`tests/real-vllm/setup.sh` into `tools/real-vllm`, 5 GB), starts the servers in the background, waits until they are healthy, prints their addresses |
 //! | `down` | stops them |
-//! | `check` | the `openai` client's view of the gateway, one line per behaviour (`tests/real-vllm/client_check.py`) |
+//! | `check` | what the gateway knows of the servers' caches, held against what they report (`tests/real-vllm/kv_events_check.py`), and the `openai` client's view of it, one line per behaviour (`tests/real-vllm/client_check.py`) |
 //! | `demo` | multi-turn conversations through the gateway under each policy, and a table of cached tokens and TTFT (`tests/real-vllm/conversations.py`) |
 //!
 //! `check` and `demo` use servers that are up, or start their own and stop them again. Whatever is started is stopped by
@@ -213,14 +213,24 @@ impl Place {
     }
 
     fn check(&self, servers: &Servers, gateway_port: u16) -> Result<()> {
+        let script = |name: &str| {
+            let mut command = Command::new(&self.python);
+            command.arg(self.scripts.join(name));
+            for port in ports(servers.count) {
+                command.args(["--worker", &format!("http://127.0.0.1:{port}")]);
+            }
+            command
+        };
+        ensure!(script("kv_events_check.py").arg("warm").status()?.success(), "the servers do not answer");
         let _gateway = self.gateway(servers, gateway_port, "warm")?;
-        let mut command = Command::new(&self.python);
-        command.arg(self.scripts.join("client_check.py")).arg("--gateway");
-        command.args(["--base-url", &format!("http://127.0.0.1:{gateway_port}/v1")]);
-        for port in ports(servers.count) {
-            command.args(["--worker", &format!("http://127.0.0.1:{port}")]);
-        }
-        ensure!(command.status()?.success(), "some checks failed");
+        let address = format!("http://127.0.0.1:{gateway_port}");
+        let admin = format!("http://127.0.0.1:{}", gateway_port + 1);
+        let caches = script("kv_events_check.py")
+            .args(["check", "--gateway", &address, "--admin", &admin])
+            .status()?;
+        let client =
+            script("client_check.py").args(["--gateway", "--base-url", &format!("{address}/v1")]).status()?;
+        ensure!(caches.success() && client.success(), "some checks failed");
         Ok(())
     }
 
