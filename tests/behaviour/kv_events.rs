@@ -320,6 +320,7 @@ async fn begin_anew(gateway: &Gateway, sim: &SimHandle) {
     .await;
     reset(sim).await;
     complete_at(sim, &prompt(9, 1)).await;
+    await_at_least(gateway, &series("warmpath_kv_events_total", sim, "event=\"cleared\""), 1.0).await;
     await_state(gateway, sim, "exact").await;
 }
 

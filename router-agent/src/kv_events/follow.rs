@@ -292,7 +292,7 @@ impl Follower {
     /// Nothing that was known is certain any longer, nor where the stream stands.
     fn forget(&mut self) {
         self.position.last = None;
-        self.position.vigil.start_over(false);
+        self.position.vigil.missed_messages();
         self.forget_blocks();
     }
 

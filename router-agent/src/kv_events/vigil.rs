@@ -64,6 +64,11 @@ impl Vigil {
         self.is_certain = from_start;
     }
 
+    /// What was in them cannot be known.
+    pub(super) fn missed_messages(&mut self) {
+        self.is_certain = false;
+    }
+
     /// An `AllBlocksCleared` was applied.
     pub(super) fn heard_clear(&mut self) {
         self.cleared += 1;
@@ -145,6 +150,9 @@ mod tests {
             [emptied(2), emptied(2), emptied(3)],
             [Some(Emptied::ResetUnheard), None, Some(Emptied::Reset)]
         );
+        vigil.missed_messages();
+        let mut emptied = |resets| vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied;
+        assert_eq!([emptied(3), emptied(4)], [None, Some(Emptied::Reset)], "no reset was missed");
     }
 
     #[test]
