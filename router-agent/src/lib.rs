@@ -8,9 +8,11 @@
 //! |---|---|
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
+//! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
+//! | [`kv_events`] | what workers say of their KV caches |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
@@ -33,6 +35,8 @@ pub mod index;
 #[expect(unsafe_code, reason = "the one folder that makes system calls")]
 pub mod kernel;
 #[forbid(unsafe_code)]
+pub mod kv_events;
+#[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]
 pub mod prompt;
@@ -40,5 +44,7 @@ pub mod prompt;
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod telemetry;
+#[forbid(unsafe_code)]
+pub mod tokenize;
 #[forbid(unsafe_code)]
 pub mod upstream;

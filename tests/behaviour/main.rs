@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod command;
+mod conformance;
 mod drain;
 mod errors;
 mod failover;
@@ -11,6 +12,7 @@ mod hang_up;
 mod keep_alive;
 mod kernel;
 mod kernel_relay;
+mod kv_events;
 mod limits;
 mod observe;
 mod passthrough;
@@ -19,3 +21,4 @@ mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;
+mod tokens;

@@ -21,9 +21,11 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         breaker,
         scrape_interval,
         index,
+        kv_events,
         limits,
         timeouts,
         guard,
+        tokenizers,
     } = old;
     let drain = timeouts.drain;
     let timeouts_differ = super::Timeouts { drain, ..new.timeouts } != *timeouts;
@@ -42,10 +44,12 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("health", *health != new.health),
         ("breaker", *breaker != new.breaker),
         ("index", *index != new.index),
+        ("kv_events", *kv_events != new.kv_events),
         ("limits", *limits != new.limits),
         ("timeouts", timeouts_differ),
         ("guard.interfaces", guard.interfaces != new.guard.interfaces),
         ("guard.mode", guard.mode != new.guard.mode),
+        ("tokenizers", *tokenizers != new.tokenizers),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))

@@ -6,8 +6,10 @@
 
 mod account;
 mod body;
+mod bytes_per_token;
 mod choose;
 mod client_io;
+mod conformance;
 mod connection;
 mod decided;
 mod error;
@@ -16,8 +18,12 @@ mod listen;
 mod raw;
 mod relay;
 pub mod request;
+mod retry_budget;
 mod route;
 mod thread;
+mod token_keys;
+mod tokens;
+mod verify;
 
 use std::sync::{
     Arc,
@@ -27,18 +33,24 @@ use std::sync::{
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use self::retry_budget::RetryBudget;
 use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
+    kv_events::{Indices, Predictions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
+    tokenize::Tokenizers,
 };
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use thread::{DataThread, Phase, start};
+pub use verify::verify_tokenizers;
+
+use bytes_per_token::BytesPerToken;
 
 /// One thing for requests routed by prefix, another for all others.
 struct ByKind<T> {
@@ -49,6 +61,24 @@ struct ByKind<T> {
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
 
+/// What the data path has of the kernel's.
+pub struct KernelSide {
+    /// The ways past this process that it has for bodies.
+    pub relays: Relays,
+    /// The streams under way and their times.
+    pub flows: Flows,
+    /// Where decisions are published, if it has the map.
+    pub decisions: Option<Decisions>,
+}
+
+/// What is known of the workers' caches.
+pub struct CacheView {
+    /// Who holds what.
+    pub indices: Indices,
+    /// Who is about to.
+    pub predictions: Predictions,
+}
+
 /// What all data threads share.
 pub struct Shared {
     /// The configuration.
@@ -57,12 +87,19 @@ pub struct Shared {
     pub fleet: Fleet,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
+    /// Which worker holds which token blocks, by its own word.
+    pub token_index: Arc<PrefixIndex>,
+    /// Expects in it what is sent.
+    predictions: Predictions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The ways past this process that the kernel has for bodies.
     pub relays: Relays,
     /// The streams under way and their times.
     pub flows: Flows,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
+    bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
@@ -72,6 +109,7 @@ pub struct Shared {
     decisions: ByKind<Vec<IntCounter>>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    retries: RetryBudget,
 }
 
 impl Shared {
@@ -79,12 +117,12 @@ impl Shared {
     pub fn new(
         config: Config,
         fleet: Fleet,
-        index: Arc<PrefixIndex>,
+        caches: CacheView,
         metrics: Arc<Metrics>,
-        relays: Relays,
-        flows: Flows,
-        decisions_map: Option<Decisions>,
+        kernel: KernelSide,
+        tokenizers: Tokenizers,
     ) -> Self {
+        let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
         };
@@ -95,15 +133,29 @@ impl Shared {
                 plain: router(Policy::LeastLoaded),
             }),
             decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
-            index,
+            index: caches.indices.bytes,
+            token_index: caches.indices.tokens,
+            predictions: caches.predictions,
             metrics,
             relays,
             flows,
+            tokenizers,
+            bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a retry out of the budget; what is refused is counted.
+    fn may_retry(&self) -> bool {
+        let may = self.retries.take();
+        if !may {
+            self.metrics.retries_denied.inc();
+        }
+        may
     }
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.

@@ -2,18 +2,14 @@
 //! name no prefix, it is still sound.
 #![no_main]
 
-#[path = "../../../router-agent/src/index/mod.rs"]
-#[allow(dead_code, unused_imports, unreachable_pub)]
-mod index;
 #[path = "../../../router-agent/src/index/model.rs"]
 #[allow(dead_code)]
 mod model;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-
-use index::{Matches, PrefixIndex, WorkerSlot};
 use model::Model;
+use router_agent::index::{Matches, PrefixIndex, WorkerSlot};
 
 #[derive(Debug, Arbitrary)]
 struct History {

@@ -8,6 +8,8 @@
 //!
 //! `cargo xtask bench steering`: where the kernel program places connections, and where the kernel's hash does. All
 //! measuring is done in `router-agent/benches/steering.rs`; docs/kernel.md has the figures.
+//!
+//! `cargo xtask bench tokenize`: what the exact tokens of a prompt cost (`router-agent/benches/tokenize.rs`, docs/tokens.md).
 
 use std::process::Command;
 
@@ -38,6 +40,8 @@ enum Benchmark {
     },
     /// Cost of a decision: bodies of 1, 16 and 400 KB over 4, 64 and 256 workers
     Decide,
+    /// A conversation's next turn, tokenised exactly
+    Tokenize,
     /// Measure the ways that response bodies take to the client; with `--stress`, check that every byte arrives
     /// (`-- --help` lists the options)
     Relay {
@@ -74,14 +78,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "the measurement of the guard had errors or invalid trials (see above)",
         ),
         Benchmark::Index { args } => index(args),
-        Benchmark::Decide => of_the_agent("decide"),
-        Benchmark::Steering => of_the_agent("steering"),
+        Benchmark::Decide => in_process("decide"),
+        Benchmark::Steering => in_process("steering"),
+        Benchmark::Tokenize => in_process("tokenize"),
     }
 }
 
-fn of_the_agent(name: &str) -> Result<()> {
-    let bench = ["bench", "--quiet", "--package", "router-agent", "--bench", name];
-    process::run(process::command("cargo").args(bench))
+/// A benchmark of router-agent's own.
+fn in_process(name: &str) -> Result<()> {
+    process::run(process::command("cargo").args([
+        "bench",
+        "--quiet",
+        "--package",
+        "router-agent",
+        "--bench",
+        name,
+    ]))
 }
 
 fn index(args: &[String]) -> Result<()> {
