@@ -5,7 +5,8 @@
 //! and must then answer as a literal reference does, before anything is timed. Every trial is a process of its own, and
 //! the systems take turns. What a trial measures is in `trial.rs`.
 //!
-//! `warmpath, slowed` is our index doing everything twice: the check that this harness sees a factor of two.
+//! `warmpath-slowed` is our index doing everything twice: the check that this harness sees a factor of two.
+#![forbid(unsafe_code)]
 
 // The product's own source, so that building this does not build the whole gateway.
 #[path = "../../../router-agent/src/index/mod.rs"]

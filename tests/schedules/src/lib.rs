@@ -1,4 +1,5 @@
 //! The product's own index, compiled with shuttle's atomics (`build.rs`).
+#![forbid(unsafe_code)]
 
 #[path = "../../../router-agent/src/index/mod.rs"]
 #[allow(missing_debug_implementations)]
