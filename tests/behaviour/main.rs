@@ -21,3 +21,4 @@ mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;
+mod tokens;

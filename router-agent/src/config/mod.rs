@@ -8,6 +8,7 @@ mod cidr;
 mod file;
 mod guard;
 mod kv_events;
+mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -20,6 +21,7 @@ pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -127,7 +129,7 @@ pub struct Index {
 }
 
 /// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Client connections open at once.
     pub connections: usize,
@@ -135,6 +137,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Tries of one request, the first included.
     pub tries: usize,
+    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
+    pub retry_share: f64,
 }
 
 /// How long things may take; see [`crate::limits`].
@@ -193,6 +197,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The XDP guard.
     pub guard: Guard,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -282,6 +288,7 @@ impl Default for Config {
                 connections: limits::CONNECTIONS_MAX,
                 body_bytes: limits::BODY_BYTES_MAX,
                 tries: limits::TRIES_MAX,
+                retry_share: limits::RETRY_SHARE,
             },
             timeouts: Timeouts {
                 head: limits::HEAD_TIMEOUT,
@@ -292,6 +299,7 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
             },
             guard: Guard::default(),
+            tokenizers: Tokenizers::default(),
         }
     }
 }
@@ -343,6 +351,12 @@ impl Config {
         if self.limits.tries == 0 {
             return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
         }
+        if !(0.0..=1.0).contains(&self.limits.retry_share) {
+            return value(
+                "limits.retry_share",
+                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
+            );
+        }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
             return value(
@@ -352,6 +366,7 @@ impl Config {
         }
         self.guard.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
+        self.tokenizers.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

@@ -6,6 +6,7 @@
 
 mod account;
 mod body;
+mod bytes_per_token;
 mod choose;
 mod client_io;
 mod conformance;
@@ -17,9 +18,12 @@ mod listen;
 mod raw;
 mod relay;
 pub mod request;
+mod retry_budget;
 mod route;
 mod thread;
 mod token_keys;
+mod tokens;
+mod verify;
 
 use std::sync::{
     Arc,
@@ -29,6 +33,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use self::retry_budget::RetryBudget;
 use crate::{
     config::Config,
     fleet::Fleet,
@@ -37,11 +42,15 @@ use crate::{
     kv_events::{Indices, Predictions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
+    tokenize::Tokenizers,
 };
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use thread::{DataThread, Phase, start};
+pub use verify::verify_tokenizers;
+
+use bytes_per_token::BytesPerToken;
 
 /// One thing for requests routed by prefix, another for all others.
 struct ByKind<T> {
@@ -78,6 +87,9 @@ pub struct Shared {
     pub relays: Relays,
     /// The streams under way and their times.
     pub flows: Flows,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
+    bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
@@ -87,6 +99,7 @@ pub struct Shared {
     decisions: ByKind<Vec<IntCounter>>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    retries: RetryBudget,
 }
 
 impl Shared {
@@ -99,6 +112,7 @@ impl Shared {
         relays: Relays,
         flows: Flows,
         decisions_map: Option<Decisions>,
+        tokenizers: Tokenizers,
     ) -> Self {
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
@@ -110,6 +124,7 @@ impl Shared {
                 plain: router(Policy::LeastLoaded),
             }),
             decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -118,9 +133,20 @@ impl Shared {
             metrics,
             relays,
             flows,
+            tokenizers,
+            bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a retry out of the budget; what is refused is counted.
+    fn may_retry(&self) -> bool {
+        let may = self.retries.take();
+        if !may {
+            self.metrics.retries_denied.inc();
+        }
+        may
     }
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.

@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `up` | installs vLLM on first use (`tests/real-vllm/setup.sh` into `tools/real-vllm`, 5 GB), starts the servers in the background, waits until they are healthy, prints their addresses |
 //! | `down` | stops them |
-//! | `check` | what the gateway knows of the servers' caches, held against what they report (`tests/real-vllm/kv_events_check.py`), and the `openai` client's view of it, one line per behaviour (`tests/real-vllm/client_check.py`) |
+//! | `check` | what the gateway knows of the servers' caches, held against what they report (`tests/real-vllm/kv_events_check.py`), the `openai` client's view of it, one line per behaviour (`tests/real-vllm/client_check.py`), then the gateway's own tokens beside vLLM's (`check_tokens.py`) |
 //! | `demo` | multi-turn conversations through the gateway under each policy, and a table of cached tokens and TTFT (`tests/real-vllm/conversations.py`) |
 //!
 //! `check` and `demo` use servers that are up, or start their own and stop them again. Whatever is started is stopped by
 //! its own process id.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -187,11 +188,12 @@ impl Place {
         String::from_utf8_lossy(&command_line).contains("fleet.py").then_some(pid)
     }
 
-    fn gateway(&self, servers: &Servers, port: u16, policy: &str) -> Result<Process> {
+    /// A gateway in front of the servers, with `more` arguments for `warmpath serve`.
+    fn gateway(&self, servers: &Servers, port: u16, policy: &str, more: &[&OsStr]) -> Result<Process> {
         let log_path = self.dir.join(format!("logs/gateway-{policy}.log"));
         let log = File::create(&log_path)?;
-        let mut command = Command::new(self.root.join("target/release/warmpath"));
-        command.args(["serve", "--policy", policy]);
+        let mut command = Command::new(self.warmpath());
+        command.args(["serve", "--policy", policy]).args(more);
         command.args([
             "--listen",
             &format!("127.0.0.1:{port}"),
@@ -222,7 +224,12 @@ impl Place {
             command
         };
         ensure!(script("kv_events_check.py").arg("warm").status()?.success(), "the servers do not answer");
-        let _gateway = self.gateway(servers, gateway_port, "warm")?;
+        let model = self.dir.join("models/small");
+        let config = self.dir.join("logs/gateway-check.yaml");
+        let tokenizer = format!("tokenizers: {{default: {{local: {:?}}}, deadline: 10s}}\n", model.display());
+        std::fs::write(&config, tokenizer)?;
+        let _gateway =
+            self.gateway(servers, gateway_port, "warm", &["--config".as_ref(), config.as_os_str()])?;
         let address = format!("http://127.0.0.1:{gateway_port}");
         let admin = format!("http://127.0.0.1:{}", gateway_port + 1);
         let caches = script("kv_events_check.py")
@@ -231,7 +238,22 @@ impl Place {
         let client =
             script("client_check.py").args(["--gateway", "--base-url", &format!("{address}/v1")]).status()?;
         ensure!(caches.success() && client.success(), "some checks failed");
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let status = Command::new(&self.python)
+            .arg(self.scripts.join("check_tokens.py"))
+            .arg("--warmpath")
+            .arg(self.warmpath())
+            .arg("--model-directory")
+            .arg(&model)
+            .args(["--worker", &url(SERVER_PORT_FIRST)])
+            .args(["--gateway", &url(gateway_port), "--admin", &url(gateway_port + 1)])
+            .status()?;
+        ensure!(status.success(), "the gateway's tokens are not those of vLLM (see above)");
         Ok(())
+    }
+
+    fn warmpath(&self) -> PathBuf {
+        self.root.join("target/release/warmpath")
     }
 
     fn demo(
@@ -249,7 +271,7 @@ impl Place {
         for round in 1..=rounds {
             for policy in policies {
                 servers.clear_caches()?;
-                let gateway = self.gateway(servers, gateway_port, policy)?;
+                let gateway = self.gateway(servers, gateway_port, policy, &[])?;
                 let status = Command::new(&self.python)
                     .arg(&script)
                     .args(["run", "--base-url", &format!("http://127.0.0.1:{gateway_port}/v1")])
