@@ -10,7 +10,7 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn every_recorded_vector_comes_out() {
     let vectors: Vec<Value> =
-        serde_json::from_str(include_str!("../../tests/fixtures/vllm/hash_vectors.json")).unwrap();
+        serde_json::from_str(include_str!("../../../tests/fixtures/vllm/hash_vectors.json")).unwrap();
     let mut blocks = 0;
     for vector in &vectors {
         let algo = HashAlgo::from_name(vector["algo"].as_str().unwrap()).unwrap();
