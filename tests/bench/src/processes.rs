@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of one attempt; a machine with a long run queue takes more than a second.
+const GET_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Linux accounts a process's CPU time to user space in ticks of this length, on every architecture.
 const TICK: Duration = Duration::from_millis(10);
@@ -89,10 +91,10 @@ impl Drop for Process {
     }
 }
 
-/// Status and body of `GET path`. One connection, a second of patience; for bodies with a length, not for chunks.
+/// Status and body of `GET path`, on a connection of its own; for bodies with a length, not for chunks.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut stream = TcpStream::connect_timeout(&address, GET_TIMEOUT)?;
+    stream.set_read_timeout(Some(GET_TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;
@@ -136,7 +138,12 @@ pub(crate) fn output(program: &Path, args: &[&str]) -> Result<String> {
         .output()
         .with_context(|| format!("cannot start {}", program.display()))?;
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "{} failed: {}", shown(), err.trim_end().lines().last().unwrap_or_default());
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        shown(),
+        err.trim_end().lines().last().unwrap_or_default()
+    );
     let said = if out.trim().is_empty() { err } else { out };
     Ok(said.trim().to_owned())
 }

@@ -17,8 +17,11 @@ const DRAWS: usize = 1_000;
 /// Of every interval.
 pub(super) const CONFIDENCE: f64 = 0.95;
 
-/// The statistics that are compared, by name.
-pub(super) const STATISTICS: [(&str, fn(&Summary) -> f64); 4] = [
+/// One of the figures of a summary.
+pub(super) type Statistic = fn(&Summary) -> f64;
+
+/// Those that are compared, by name.
+pub(super) const STATISTICS: [(&str, Statistic); 4] = [
     ("mean", |summary| summary.mean),
     ("p50", |summary| summary.p50),
     ("p90", |summary| summary.p90),
@@ -45,11 +48,10 @@ pub(super) struct Draws {
 /// Draws for all contenders of one load. Every sample has the same seeds and requests.
 pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
     let mut random = fastrand::Rng::with_seed(0x626f_6f74);
-    let summary = |values: Vec<f64>| Summary::of(values);
     let mut all: Vec<Draws> = samples
         .iter()
         .map(|sample| Draws {
-            whole: summary(sample.iter().flatten().flatten().copied().collect()),
+            whole: Summary::of(sample.iter().flatten().flatten().copied().collect()),
             drawn: Vec::with_capacity(DRAWS),
         })
         .collect();
@@ -66,20 +68,21 @@ pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
                 let indices = starts.iter().flat_map(|start| *start..start + BLOCK_REQUESTS);
                 values.extend(indices.take(trial.len()).filter_map(|index| trial[index % trial.len()]));
             }
-            draws.drawn.push(summary(values));
+            draws.drawn.push(Summary::of(values));
         }
     }
     all
 }
 
 impl Draws {
-    pub(super) fn estimate(&self, statistic: fn(&Summary) -> f64) -> Estimate {
+    pub(super) fn estimate(&self, statistic: Statistic) -> Estimate {
         interval(statistic(&self.whole), self.drawn.iter().map(statistic).collect())
     }
 
     /// Of this contender's statistic over the other's, from the same draws.
-    pub(super) fn ratio(&self, other: &Self, statistic: fn(&Summary) -> f64) -> Estimate {
-        let ratios = self.drawn.iter().zip(&other.drawn).map(|(own, other)| statistic(own) / statistic(other));
+    pub(super) fn ratio(&self, other: &Self, statistic: Statistic) -> Estimate {
+        let ratios =
+            self.drawn.iter().zip(&other.drawn).map(|(own, other)| statistic(own) / statistic(other));
         interval(statistic(&self.whole) / statistic(&other.whole), ratios.collect())
     }
 }
@@ -87,12 +90,9 @@ impl Draws {
 /// Percentile interval.
 fn interval(value: f64, mut drawn: Vec<f64>) -> Estimate {
     drawn.sort_by(f64::total_cmp);
+    let tail = (1.0 - CONFIDENCE) / 2.0;
     let at = |share: f64| drawn.get((share * (drawn.len() - 1) as f64).round() as usize).copied();
-    Estimate {
-        value,
-        low: at((1.0 - CONFIDENCE) / 2.0).unwrap_or(f64::NAN),
-        high: at((1.0 + CONFIDENCE) / 2.0).unwrap_or(f64::NAN),
-    }
+    Estimate { value, low: at(tail).unwrap_or(f64::NAN), high: at(1.0 - tail).unwrap_or(f64::NAN) }
 }
 
 #[cfg(test)]
@@ -104,9 +104,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(seed);
         let trial = |phase: f64, random: &mut fastrand::Rng| {
             (0..400)
-                .map(|i| {
-                    Some(factor * (2.0 + (f64::from(i) / 60.0 + phase).sin() + 0.2 * random.f64()))
-                })
+                .map(|i| Some(factor * (2.0 + (f64::from(i) / 60.0 + phase).sin() + 0.2 * random.f64())))
                 .collect()
         };
         vec![trial(0.0, &mut random), trial(1.0, &mut random), trial(2.0, &mut random)]

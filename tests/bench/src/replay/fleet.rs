@@ -60,7 +60,13 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn start(args: &FleetArgs, model: &str, speed_up: f64, seed: u64, log: PathBuf) -> Result<Self> {
+    pub(super) fn start(
+        args: &FleetArgs,
+        model: &str,
+        speed_up: f64,
+        seed: u64,
+        log: PathBuf,
+    ) -> Result<Self> {
         let port = free_ports(args.workers)?;
         let mut sim_args: Vec<String> = [
             ("--port", port.to_string()),

@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn every_worker_is_a_server_of_the_upstream() {
-        let workers: Vec<SocketAddr> = ["127.0.0.1:8001", "127.0.0.1:8002"].map(|w| w.parse().unwrap()).into();
+        let workers: Vec<SocketAddr> =
+            ["127.0.0.1:8001", "127.0.0.1:8002"].map(|w| w.parse().unwrap()).into();
         let config = config("127.0.0.1:8080".parse().unwrap(), &workers, 2);
         for line in [
             "    server 127.0.0.1:8001 max_fails=0;\n    server 127.0.0.1:8002 max_fails=0;\n",

@@ -61,7 +61,8 @@ impl Provenance {
     /// One line per program: name, version, the first half of its hash.
     pub(super) fn lines(&self) -> Vec<String> {
         let program = |program: &Program| {
-            let hash = program.sha256.as_ref().map_or_else(String::new, |hash| format!(", sha256 {}", &hash[..16]));
+            let hash =
+                program.sha256.as_ref().map_or_else(String::new, |hash| format!(", sha256 {}", &hash[..16]));
             format!("{}: {}{hash}", program.name, program.version)
         };
         self.programs.iter().map(program).collect()
@@ -70,13 +71,14 @@ impl Provenance {
 
 pub(super) fn sha256(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    Ok(Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:x}", Sha256::digest(&bytes)))
 }
 
 fn commit() -> String {
     let git = |args: &[&str]| output(Path::new("git"), args);
     let Ok(head) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "not a git work tree".to_owned() };
-    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|files| !files.is_empty());
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|files| !files.is_empty());
     if changed { format!("{head}+changes") } else { head }
 }
 
@@ -97,7 +99,8 @@ fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, key: &str| {
         let line = text.lines().find(|line| line.starts_with(key)).map(str::to_owned);
-        line.and_then(|line| line.split_once(':').map(|(_, value)| value.trim().to_owned())).unwrap_or_default()
+        line.and_then(|line| line.split_once(':').map(|(_, value)| value.trim().to_owned()))
+            .unwrap_or_default()
     };
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let kib: u64 = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse().unwrap_or(0);
@@ -106,7 +109,7 @@ fn machine() -> String {
     format!(
         "{cores} cores ({}), {:.0} GiB, Linux {kernel}",
         field(&read("/proc/cpuinfo"), "model name"),
-        kib as f64 / (1 << 20) as f64
+        kib as f64 / 1_048_576.0
     )
 }
 
@@ -116,7 +119,14 @@ mod tests {
 
     #[test]
     fn the_command_names_files_and_not_where_they_are() {
-        let args = ["replay", "--file", "/a/b/trace.jsonl", "--json=/tmp/x/out.json", "--contenders", "warm/hold+100"];
+        let args = [
+            "replay",
+            "--file",
+            "/a/b/trace.jsonl",
+            "--json=/tmp/x/out.json",
+            "--contenders",
+            "warm/hold+100",
+        ];
         let shown = command(args.into_iter().map(str::to_owned));
         assert_eq!(
             shown,

@@ -1,104 +1,16 @@
-//! What a replay prints and writes: how it was set up, a table per load, and who was faster than whom.
+//! What a replay prints and writes: a table per load, and who was faster than whom.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use super::bootstrap::{CONFIDENCE, Draws, Estimate, STATISTICS, draw};
-use super::capacity::Capacity;
-use super::fleet::{FleetArgs, prefill_imbalance, request_imbalance};
-use super::provenance::Provenance;
+use super::bootstrap::{Draws, Estimate, STATISTICS, draw};
+use super::fleet::{prefill_imbalance, request_imbalance};
+use super::setup::Setup;
 use super::table::{Table, with_interval};
 use super::trial::Trial;
 use crate::stats::mean;
-
-/// One offered load. Trace time.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(super) struct Load {
-    /// Arrivals, relative to the trace's own.
-    pub(super) rate: f64,
-    pub(super) requests_per_s: f64,
-    /// Of the fleet's capacity; none where the workers are somebody else's.
-    pub(super) share: Option<f64>,
-}
-
-impl Load {
-    pub(super) fn label(&self) -> String {
-        self.share.map_or_else(
-            || format!("{:.2} requests/s", self.requests_per_s),
-            |share| format!("{:.0} %", 100.0 * share),
-        )
-    }
-}
-
-/// What is replayed, against what.
-#[derive(Debug, Serialize)]
-pub(super) struct Setup {
-    pub(super) file: String,
-    pub(super) requests: usize,
-    pub(super) span_s: f64,
-    pub(super) prompt_tokens: u64,
-    pub(super) output_tokens: u64,
-    pub(super) speed_up: f64,
-    pub(super) seeds: Vec<u64>,
-    /// None where the workers are somebody else's.
-    pub(super) fleet: Option<(FleetArgs, Capacity)>,
-    pub(super) loads: Vec<Load>,
-    pub(super) provenance: Provenance,
-}
-
-impl fmt::Display for Setup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "- Trace: {}, {} requests in {:.0} s, {:.1} M prompt tokens, {:.0} k output tokens",
-            self.file,
-            self.requests,
-            self.span_s,
-            self.prompt_tokens as f64 / 1e6,
-            self.output_tokens as f64 / 1e3
-        )?;
-        if let Some((fleet, capacity)) = &self.fleet {
-            writeln!(
-                f,
-                "- Ceiling: one infinite cache would serve {:.1} % of the prompt tokens, one LRU cache of all workers' size \
-                 {:.1} %",
-                100.0 * capacity.ceiling_infinite_share,
-                100.0 * capacity.ceiling_lru_share
-            )?;
-            writeln!(
-                f,
-                "- Workers: {} simulated, each {:.0} prefill tokens/s, {} ms between tokens + {} ms per running \
-                 sequence, {} KV blocks of 16 tokens",
-                fleet.workers, fleet.prefill_tokens_per_s, fleet.itl_base_ms, fleet.itl_slope_ms, fleet.kv_blocks
-            )?;
-            writeln!(
-                f,
-                "- Capacity: {:.2} requests/s, where workers that waste nothing are busy all the time: a request costs \
-                 {:.2} s of a worker for prefill at the LRU ceiling, {:.2} s for its output in batches of {:.0}",
-                capacity.requests_per_s,
-                capacity.prefill_s_per_request,
-                capacity.decode_s_per_request,
-                capacity.batch
-            )?;
-        }
-        let seeds: Vec<_> = self.seeds.iter().map(u64::to_string).collect();
-        writeln!(
-            f,
-            "- Clock: {} times as fast as the trace's; all times are trace time (measured × {}), the router's own \
-             time included. Seeds: {}. Intervals: {:.0} %, paired block bootstrap",
-            self.speed_up,
-            self.speed_up,
-            seeds.join(", "),
-            100.0 * CONFIDENCE
-        )?;
-        let provenance = &self.provenance;
-        writeln!(f, "- {}, commit {}, {}", provenance.date, provenance.commit, provenance.machine)?;
-        writeln!(f, "- `{}`", provenance.command)?;
-        writeln!(f, "- {}", provenance.lines().join("; "))
-    }
-}
 
 /// One contender at one load, over all seeds.
 #[derive(Debug, Serialize)]
@@ -127,7 +39,8 @@ impl Row {
         let over = |value: &dyn Fn(&Trial) -> f64| {
             mean(&trials.iter().map(|trial| value(trial)).collect::<Vec<_>>())
         };
-        let most = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|trial| value(trial)).fold(0.0, f64::max);
+        let most =
+            |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|trial| value(trial)).fold(0.0, f64::max);
         let has_work = trials.iter().all(|trial| !trial.work.is_empty());
         let itl = trials.iter().flat_map(|trial| trial.good()).filter_map(|record| record.itl_s);
         Self {
@@ -212,7 +125,12 @@ impl Report {
     ) -> Self {
         let problems = |trials: &[Trial]| {
             let of = |trial: &Trial| {
-                let name = format!("{} at {}, seed {}", trial.contender, setup.loads[trial.load].label(), trial.seed);
+                let name = format!(
+                    "{} at {}, seed {}",
+                    trial.contender,
+                    setup.loads[trial.load].label(),
+                    trial.seed
+                );
                 trial.invalid().into_iter().map(move |reason| format!("{name}: {reason}")).collect::<Vec<_>>()
             };
             trials.iter().flat_map(of).collect()
@@ -262,7 +180,7 @@ impl fmt::Display for Report {
             self.of_load(index).for_each(|row| table.row(row.cells(capacity)));
             write!(f, "{table}")?;
         }
-        if let Some(first) = self.rows.first() {
+        if let Some(first) = self.rows.first().filter(|_| self.rows.len() > self.setup.loads.len()) {
             writeln!(f, "\nTTFT of `{}` over that of the others; below 1 it is faster:\n", first.contender)?;
             let mut table = Table::new(["load", "against", "mean", "p50", "p90", "p99"]);
             for (index, load) in self.setup.loads.iter().enumerate() {
@@ -301,4 +219,88 @@ fn verdict(ratio: Estimate) -> String {
         ""
     };
     format!("{}{mark}", with_interval(ratio, 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fleet::Work;
+    use super::super::provenance::Provenance;
+    use super::super::setup::Load;
+    use super::super::trial::tests::{record, trial};
+    use super::*;
+
+    fn setup() -> Setup {
+        Setup {
+            file: "trace".to_owned(),
+            requests: 4,
+            span_s: 10.0,
+            prompt_tokens: 4_000,
+            output_tokens: 200,
+            speed_up: 2.0,
+            seeds: vec![1],
+            fleet: None,
+            loads: vec![Load { rate: 1.0, requests_per_s: 0.4, share: Some(0.8) }],
+            provenance: Provenance {
+                date: "2026-01-01T00:00:00Z".to_owned(),
+                commit: "abc".to_owned(),
+                command: "cargo xtask bench replay".to_owned(),
+                machine: "2 cores".to_owned(),
+                programs: Vec::new(),
+            },
+        }
+    }
+
+    fn report(trials: Vec<Trial>) -> Report {
+        Report::new(setup(), &["warm".to_owned(), "nginx".to_owned()], BTreeMap::new(), trials, &[])
+    }
+
+    #[test]
+    fn a_row_leaves_failures_out_of_the_figures_and_counts_them() {
+        let mut records = vec![record(0, 1.0, 1_000, 0), record(1, 3.0, 1_000, 500), record(2, 99.0, 0, 0)];
+        records[2].error = Some("status 503".to_owned());
+        let mut warm = trial("warm", records);
+        let work =
+            |finished, prompt_tokens| Work { finished, prompt_tokens, cached_tokens: 0, preemptions: 1 };
+        warm.work = vec![work(2, 1_500), work(0, 0)];
+        let report = report(vec![warm]);
+        let row = &report.rows[0];
+        assert!((row.ttft["mean"].value - 2.0).abs() < 1e-9);
+        assert!((row.cached_share - 0.25).abs() < 1e-9);
+        assert!((row.output_tokens_per_s - 10.0).abs() < 1e-9, "100 tokens in 10 s");
+        assert_eq!(row.prefill_max_over_mean, Some(2.0), "an idle worker counts");
+        assert_eq!((row.errors, row.preemptions), (1, 2));
+        assert!(!report.is_clean());
+        let text = report.to_string();
+        assert!(text.contains("ERROR 1 × warm: status 503"), "{text}");
+        assert!(!text.contains("below 1 it is faster"), "there is nobody to compare with: {text}");
+    }
+
+    #[test]
+    fn the_first_is_compared_with_each_other_one() {
+        let records = |ttft_s| (0..200).map(|index| record(index, ttft_s, 10, 0)).collect();
+        let report = report(vec![trial("nginx", records(2.0)), trial("warm", records(1.0))]);
+        assert_eq!(report.rows[0].contender, "warm", "in the order asked for");
+        assert!((report.rows[1].first_over_this["p50"].value - 0.5).abs() < 1e-9);
+        let text = report.to_string();
+        assert!(text.contains("| 80 % | nginx   | 0.50 faster |"), "{text}");
+        assert!(report.is_clean(), "{text}");
+    }
+
+    #[test]
+    fn what_was_invalid_is_said_and_what_was_repeated_does_not_count() {
+        let mut full = trial("warm", vec![record(0, 1.0, 10, 0)]);
+        full.host_cpu_busy_share = 0.97;
+        let good = trial("warm", vec![record(0, 1.0, 10, 0)]);
+        let contenders = ["warm".to_owned()];
+        let kept = Report::new(setup(), &contenders, BTreeMap::new(), vec![full.clone()], &[]);
+        assert!(!kept.is_clean());
+        assert!(kept.to_string().contains("INVALID warm at 80 %, seed 1: the machine was 97 % busy"));
+        let repeated = Report::new(setup(), &contenders, BTreeMap::new(), vec![good], &[full]);
+        assert!(repeated.is_clean());
+        assert!(repeated.to_string().contains("repeated, because invalid: warm at 80 %"));
+        let skipped = BTreeMap::from([("smg".to_owned(), "no network".to_owned())]);
+        let good = trial("warm", vec![record(0, 1.0, 10, 0)]);
+        let missing = Report::new(setup(), &contenders, skipped, vec![good], &[]);
+        assert!(!missing.is_clean() && missing.to_string().contains("SKIPPED smg: no network"));
+    }
 }

@@ -85,9 +85,11 @@ impl Trial {
     /// One line, as soon as the trial is over.
     pub(super) fn line(&self, load: &str) -> String {
         let ttft = self.ttft();
-        let mut line = format!(
+        let invalid: String =
+            self.invalid().into_iter().flat_map(|reason| ["; INVALID: ".to_owned(), reason]).collect();
+        format!(
             "{load} {:<14} seed {}: TTFT mean {:.2} s, p50 {:.2} s, cached {:.1} %, {} errors; {:.0} s of wall clock, \
-             generator late p99 {:.0} ms, machine {:.0} % busy",
+             generator late p99 {:.0} ms, machine {:.0} % busy{invalid}",
             self.contender,
             self.seed,
             ttft.mean,
@@ -97,11 +99,7 @@ impl Trial {
             self.wall_s,
             1e3 * self.late().p99,
             100.0 * self.host_cpu_busy_share
-        );
-        for reason in self.invalid() {
-            line += &format!("; INVALID: {reason}");
-        }
-        line
+        )
     }
 }
 

