@@ -7,6 +7,7 @@ mod changes;
 mod cidr;
 mod file;
 mod guard;
+mod kv_events;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -18,6 +19,7 @@ pub use cidr::{Cidr, CidrError};
 pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -87,6 +89,8 @@ pub struct WorkerConfig {
     pub url: WorkerUrl,
     /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
     pub name: String,
+    /// Where its KV events are.
+    pub kv_events: WorkerKvEvents,
 }
 
 /// Active health checks: `GET /health` on every worker.
@@ -123,7 +127,7 @@ pub struct Index {
 }
 
 /// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Client connections open at once.
     pub connections: usize,
@@ -131,6 +135,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Tries of one request, the first included.
     pub tries: usize,
+    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
+    pub retry_share: f64,
 }
 
 /// How long things may take; see [`crate::limits`].
@@ -181,6 +187,8 @@ pub struct Config {
     pub scrape_interval: Duration,
     /// Prefix index.
     pub index: Index,
+    /// KV events.
+    pub kv_events: KvEvents,
     /// Limits.
     pub limits: Limits,
     /// Timeouts.
@@ -271,10 +279,12 @@ impl Default for Config {
                 bytes_max: limits::INDEX_BYTES_MAX,
                 worker_capacity_tokens: 524_288,
             },
+            kv_events: KvEvents { is_on: true, hash_seed: None },
             limits: Limits {
                 connections: limits::CONNECTIONS_MAX,
                 body_bytes: limits::BODY_BYTES_MAX,
                 tries: limits::TRIES_MAX,
+                retry_share: limits::RETRY_SHARE,
             },
             timeouts: Timeouts {
                 head: limits::HEAD_TIMEOUT,
@@ -336,6 +346,12 @@ impl Config {
         if self.limits.tries == 0 {
             return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
         }
+        if !(0.0..=1.0).contains(&self.limits.retry_share) {
+            return value(
+                "limits.retry_share",
+                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
+            );
+        }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
             return value(
@@ -344,6 +360,7 @@ impl Config {
             );
         }
         self.guard.validate()?;
+        self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

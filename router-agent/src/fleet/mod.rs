@@ -4,6 +4,7 @@
 //! atomics.
 
 mod breaker;
+mod kv_cache;
 mod load;
 mod monitor;
 mod row;
@@ -15,6 +16,7 @@ use std::{sync::Arc, time::Instant};
 use arc_swap::{ArcSwap, Guard};
 
 pub use breaker::{Breaker, BreakerState};
+pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
 pub use load::{Flight, Load};
 pub use monitor::{check_all, spawn as spawn_monitors};
 pub use row::row;
@@ -24,17 +26,23 @@ pub use worker::{Engine, Health, Worker};
 #[derive(Debug)]
 pub struct Fleet {
     workers: ArcSwap<Vec<Arc<Worker>>>,
+    key_spaces: Arc<KeySpaces>,
 }
 
 impl Fleet {
     /// A fleet of these workers, in this order.
     pub fn new(workers: Vec<Arc<Worker>>) -> Self {
-        Self { workers: ArcSwap::from_pointee(workers) }
+        Self { workers: ArcSwap::from_pointee(workers), key_spaces: Arc::default() }
     }
 
     /// The workers now. Cheap: no lock, no reference count on the usual path.
     pub fn workers(&self) -> Guard<Arc<Vec<Arc<Worker>>>> {
         self.workers.load()
+    }
+
+    /// How the workers' KV blocks are keyed.
+    pub fn key_spaces(&self) -> &Arc<KeySpaces> {
+        &self.key_spaces
     }
 
     /// Whether a request that came now would find a worker.

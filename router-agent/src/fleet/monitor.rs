@@ -3,7 +3,7 @@
 //! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
 //! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
 //! index forgets it: seen by `process_start_time_seconds`, or, where a worker does not export that, by a port that
-//! refused connections for a while.
+//! refused connections for a while. So has one whose cache was reset, or whose engine sleeps.
 
 use std::{
     io,
@@ -29,6 +29,8 @@ struct History {
     failures: u32,
     refused: bool,
     process_start: Option<f64>,
+    /// Successful resets and sleeps so far: each emptied the worker's prefix cache.
+    emptied: Option<u64>,
 }
 
 /// What the monitors need, cloned into each of them.
@@ -176,4 +178,10 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
         history.process_start = Some(start);
         history.refused = false;
     }
+    let emptied = scrape.kv.resets + scrape.kv.sleeps;
+    if scrape.kv.is_asleep || history.emptied.is_some_and(|known| emptied > known) {
+        index.clear(worker.slot);
+    }
+    history.emptied = Some(emptied);
+    worker.kv_cache.scraped(scrape.kv);
 }

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 
-use super::{Breaker, Load};
+use super::{Breaker, KvCache, Load};
 use crate::{config::WorkerUrl, index::WorkerSlot, telemetry::WorkerMetrics};
 
 /// What active health checks say of a worker.
@@ -75,6 +75,8 @@ pub struct Worker {
     pub breaker: Breaker,
     /// What its engine says.
     pub engine: Engine,
+    /// What is known of its KV cache from itself.
+    pub kv_cache: KvCache,
     /// Its metrics, looked up once.
     pub metrics: WorkerMetrics,
     health: AtomicU8,
@@ -103,6 +105,7 @@ impl Worker {
             load: Load::default(),
             breaker,
             engine: Engine::default(),
+            kv_cache: KvCache::default(),
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
             address: ArcSwapOption::empty(),

@@ -12,6 +12,7 @@ use crate::{
         flows::{Flow, Start},
         now_ns,
     },
+    kv_events::Prediction,
     telemetry::Metrics,
 };
 
@@ -59,10 +60,12 @@ pub(super) struct Attempt {
     is_event_stream: bool,
     /// Of an event stream, and of what the kernel may move, while there is room.
     flow: Option<Flow>,
+    /// Ends with prefill.
+    prediction: Option<Prediction>,
 }
 
 impl Attempt {
-    pub(super) fn new(shared: Arc<Shared>, flight: Flight) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, flight: Flight, prediction: Option<Prediction>) -> Self {
         Self {
             shared,
             flight,
@@ -71,6 +74,7 @@ impl Attempt {
             ended: false,
             is_event_stream: false,
             flow: None,
+            prediction,
         }
     }
 
@@ -106,6 +110,7 @@ impl Attempt {
     pub(super) fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.has_body, true) {
             self.flight.prefilled();
+            self.prediction = None;
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;

@@ -1,6 +1,7 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
@@ -13,10 +14,12 @@ use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
     route::Route,
+    token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
 };
 use crate::{
     fleet::{Flight, Worker},
     index::{Matches, WorkerSlot},
+    kv_events::Prediction,
     prompt::{self, BYTES_PER_TOKEN, PromptSize},
     routing::{Ask, Candidate, Decision},
 };
@@ -26,6 +29,9 @@ use crate::{
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
+    /// The same by tokens, where they are known: for workers whose KV events are followed.
+    token_keys: Option<TokenKeys>,
+    identity: Identity,
     size: PromptSize,
     prompt_tokens: u32,
     by_prefix: bool,
@@ -36,12 +42,18 @@ pub(super) struct Plan {
 pub(super) struct Choice {
     pub(super) flight: Flight,
     pub(super) decision: Decision,
+    /// Where [`Decision::matched_tokens`] is known from.
+    pub(super) match_kind: MatchKind,
+    /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
+    pub(super) prediction: Option<Prediction>,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     matches: Matches,
+    /// By key space.
+    token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
 }
 
@@ -50,6 +62,8 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
     let Route::Inference(kind) = route else {
         return Ok(Plan {
             hashes: Vec::new(),
+            token_keys: None,
+            identity: Identity::default(),
             size: PromptSize::default(),
             prompt_tokens: 0,
             by_prefix: false,
@@ -58,7 +72,26 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
     let request = prompt::parse(kind, body)?;
     let mut hashes = Vec::new();
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
-    Ok(Plan { hashes, size, prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64), by_prefix: true })
+    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
+    let mut plan = Plan {
+        hashes,
+        token_keys: None,
+        identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
+        size,
+        prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64),
+        by_prefix: true,
+    };
+    if let Some(tokens) = request.token_ids() {
+        plan.set_tokens(shared, &tokens);
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    /// The prompt's tokens (of several prompts: the first's) have become known.
+    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
@@ -75,14 +108,29 @@ pub(super) fn choose(
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let block_bytes = shared.config.index.block_bytes;
-    let Scratch { matches, candidates } = scratch;
-    let matched_tokens =
-        |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, BYTES_PER_TOKEN as f64);
+    let Scratch { matches, token_matches, candidates } = scratch;
+    if let Some(keys) = &plan.token_keys {
+        keys.lookup(shared, token_matches);
+    }
+    let sent = |slot| {
+        let blocks = matches.blocks(slot);
+        let tokens = plan.size.tokens_of_blocks(blocks, block_bytes, BYTES_PER_TOKEN as f64);
+        TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
+    };
+    // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
+    let matched = |worker: &Worker| {
+        let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
+        match own {
+            Some(own) if own.kind == MatchKind::Exact => own,
+            Some(own) => Some(sent(worker.slot)).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
+            None => sent(worker.slot),
+        }
+    };
     let candidate = |worker: &Arc<Worker>| {
         let Worker { slot, load, engine, .. } = &**worker;
         Candidate {
             slot: *slot,
-            matched_tokens: matched_tokens(*slot),
+            matched_tokens: matched(worker).tokens,
             in_flight: load.in_flight(),
             queued_prefill_tokens: load.queued_prefill_tokens(),
             running: engine.running.load(Relaxed),
@@ -105,9 +153,20 @@ pub(super) fn choose(
 
     let counters = if plan.by_prefix { &shared.decisions.by_prefix } else { &shared.decisions.plain };
     counters[decision.reason as usize].inc();
+    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
+    let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
+        prediction = plan.token_keys.as_ref().and_then(|keys| {
+            let held = keys.match_of(flight.worker(), token_matches)?.blocks;
+            shared.predictions.predict(decision.slot, keys.of_worker(flight.worker())?, held)
+        });
         if tried.is_empty() {
+            let metrics = &shared.metrics.kv_events;
+            match match_kind {
+                MatchKind::Exact => metrics.matches_exact.inc(),
+                MatchKind::Approximate => metrics.matches_approximate.inc(),
+            }
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
         }
@@ -118,11 +177,11 @@ pub(super) fn choose(
             candidates,
             tried: tried.len(),
             prompt_tokens: plan.prompt_tokens,
-            matched_blocks: matches.blocks(decision.slot),
+            matched_blocks,
         };
         map.record(&decided::record(&decision, &circumstances));
     }
-    Some(Choice { flight, decision })
+    Some(Choice { flight, decision, match_kind, prediction })
 }
 
 /// Whether a worker other than those in `tried` could take the request.

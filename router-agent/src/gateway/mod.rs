@@ -8,6 +8,7 @@ mod account;
 mod body;
 mod choose;
 mod client_io;
+mod conformance;
 mod connection;
 mod decided;
 mod error;
@@ -16,8 +17,10 @@ mod listen;
 mod raw;
 mod relay;
 pub mod request;
+mod retry_budget;
 mod route;
 mod thread;
+mod token_keys;
 
 use std::sync::{
     Arc,
@@ -27,11 +30,13 @@ use std::sync::{
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 
+use self::retry_budget::RetryBudget;
 use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
+    kv_events::{Indices, Predictions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
 };
@@ -49,6 +54,14 @@ struct ByKind<T> {
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
 
+/// What is known of the workers' caches.
+pub struct CacheView {
+    /// Who holds what.
+    pub indices: Indices,
+    /// Who is about to.
+    pub predictions: Predictions,
+}
+
 /// What all data threads share.
 pub struct Shared {
     /// The configuration.
@@ -57,6 +70,10 @@ pub struct Shared {
     pub fleet: Fleet,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
+    /// Which worker holds which token blocks, by its own word.
+    pub token_index: Arc<PrefixIndex>,
+    /// Expects in it what is sent.
+    predictions: Predictions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The ways past this process that the kernel has for bodies.
@@ -72,6 +89,7 @@ pub struct Shared {
     decisions: ByKind<Vec<IntCounter>>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    retries: RetryBudget,
 }
 
 impl Shared {
@@ -79,7 +97,7 @@ impl Shared {
     pub fn new(
         config: Config,
         fleet: Fleet,
-        index: Arc<PrefixIndex>,
+        caches: CacheView,
         metrics: Arc<Metrics>,
         relays: Relays,
         flows: Flows,
@@ -95,15 +113,27 @@ impl Shared {
                 plain: router(Policy::LeastLoaded),
             }),
             decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
-            index,
+            index: caches.indices.bytes,
+            token_index: caches.indices.tokens,
+            predictions: caches.predictions,
             metrics,
             relays,
             flows,
             decisions_map,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a retry out of the budget; what is refused is counted.
+    fn may_retry(&self) -> bool {
+        let may = self.retries.take();
+        if !may {
+            self.metrics.retries_denied.inc();
+        }
+        may
     }
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.

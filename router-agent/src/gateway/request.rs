@@ -15,11 +15,12 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    headers,
+    conformance, headers,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
+    token_keys::MatchKind,
 };
 use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
@@ -36,6 +37,7 @@ pub(super) async fn handle(
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
     let (parts, body) = request.into_parts();
+    let conforms = conformance::check(&parts);
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
@@ -52,7 +54,11 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
-    let mut response = match answer(context, route, outgoing, body, &request_id).await {
+    let answer = match conforms {
+        Ok(()) => answer(context, route, outgoing, body, &request_id).await,
+        Err(error) => Err(error),
+    };
+    let mut response = match answer {
         Ok(answer) => {
             answer.log(route, &request_id);
             answer.relay(context, &client, relays, account)
@@ -60,7 +66,7 @@ pub(super) async fn handle(
         Err(error) => {
             let metrics = &context.shared.metrics;
             metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
-            if error.status().is_server_error() {
+            if error.source_label() != "client" {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
@@ -98,6 +104,7 @@ struct Answer {
     sent: upstream::Sent,
     attempt: Attempt,
     decision: Decision,
+    match_kind: MatchKind,
 }
 
 async fn answer(
@@ -109,9 +116,6 @@ async fn answer(
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     let config = &shared.config;
-    if outgoing.method == Method::CONNECT {
-        return Err(GatewayError::Connect);
-    }
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
@@ -120,6 +124,7 @@ async fn answer(
         choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
     };
     let mut choice = choose(&[])?;
+    shared.retries.pay_in();
     if route != Route::Other {
         shared.metrics.decision.observe(deciding.elapsed().as_secs_f64());
     }
@@ -129,12 +134,15 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, decision } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight);
+        let Choice { flight, decision, match_kind, prediction } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight, prediction);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
-        let may_try_again =
-            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
+        let may_try_again = || {
+            tried.len() < config.limits.tries
+                && choose::another_is_routable(shared, &tried)
+                && shared.may_retry()
+        };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
         let retry_reason =
@@ -144,7 +152,7 @@ async fn answer(
                 Ok(sent) => {
                     let status = sent.response.status();
                     if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision });
+                        return Ok(Answer { sent, attempt, decision, match_kind });
                     }
                     attempt.complete(status);
                     if is_load(status) { "load" } else { "status" }
@@ -185,6 +193,7 @@ impl Answer {
             status = self.sent.response.status().as_u16(),
             %reason,
             matched_tokens,
+            matched = self.match_kind.label(),
             new_tokens,
             cost,
             ?runner_up,
@@ -200,7 +209,7 @@ impl Answer {
         relays: Option<&Relays>,
         account: RequestAccount,
     ) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision } = self;
+        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
@@ -215,11 +224,12 @@ impl Answer {
         }
 
         parts.version = Version::HTTP_11;
-        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
+        parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {

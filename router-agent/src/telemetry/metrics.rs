@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, KvEventMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -48,6 +48,8 @@ pub struct Metrics {
     pub matched_tokens: IntCounter,
     /// Further tries, by what went wrong before.
     pub retries: IntCounterVec,
+    /// Further tries that the budget did not allow.
+    pub retries_denied: IntCounter,
     /// Client connections open now, over all threads.
     pub connections: IntGauge,
     /// Client connections accepted.
@@ -60,6 +62,8 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// What workers say of their KV caches.
+    pub kv_events: KvEventMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     worker_requests: IntCounterVec,
@@ -292,6 +296,10 @@ impl Metrics {
                 "Further tries of a request on another worker, by what went wrong before.",
                 &["reason"],
             )?,
+            retries_denied: make.counter(
+                "warmpath_retries_denied_total",
+                "Further tries that limits.retry_share did not allow.",
+            )?,
             connections: make.gauge("warmpath_connections", "Client connections open.")?,
             accepted: make.counter("warmpath_connections_accepted_total", "Client connections accepted.")?,
             refused: make.counter(
@@ -376,6 +384,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            kv_events: KvEventMetrics::new(&make)?,
             registry: make.0,
         }))
     }

@@ -1,10 +1,12 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod guard;
+mod kv_events;
 mod latency;
 mod logging;
 mod metrics;
 
 pub use guard::{GuardMetrics, action_label};
+pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
