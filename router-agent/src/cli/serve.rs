@@ -19,11 +19,12 @@ use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
-    gateway::{self, CacheView, DataThread, ListenError, Listeners, Phase, Shared},
+    gateway::{self, CacheView, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, Predictions},
     telemetry::{self, Metrics, RelayPath},
+    tokenize::{LoadError, Tokenizers},
 };
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
@@ -94,6 +95,9 @@ pub enum ServeError {
     #[cfg(feature = "sim")]
     #[error("simulated worker: {0}")]
     Sim(#[from] vllm_sim::StartError),
+    /// A tokenizer cannot be used.
+    #[error("tokenizers: {0}")]
+    Tokenizers(#[from] LoadError),
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -163,6 +167,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let configured = config.clone();
     // Before anything that a second Ctrl-C could interrupt half-way.
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let listeners = Listeners::open(config.listen, config.threads)?;
     config.listen = listeners.address;
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
@@ -213,15 +218,15 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
         fleet,
         CacheView { indices: indices.clone(), predictions },
         metrics,
-        kernel.relays(),
-        flows,
-        kernel.take_decisions(),
+        KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
+        tokenizers,
     ));
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
+    let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let kv_events = kv_events::start(config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
@@ -263,6 +268,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     };
     drop((monitors, kv_events));
     admin.abort();
+    verifier.abort();
     for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }

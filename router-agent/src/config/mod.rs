@@ -8,6 +8,7 @@ mod cidr;
 mod file;
 mod guard;
 mod kv_events;
+mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -20,6 +21,7 @@ pub use file::{File, load};
 pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -195,6 +197,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The XDP guard.
     pub guard: Guard,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -295,6 +299,7 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
             },
             guard: Guard::default(),
+            tokenizers: Tokenizers::default(),
         }
     }
 }
@@ -361,6 +366,7 @@ impl Config {
         }
         self.guard.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
+        self.tokenizers.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

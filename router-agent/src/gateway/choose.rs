@@ -15,12 +15,13 @@ use super::{
     decided::{self, Circumstances},
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
+    tokens::Ask as AskTokens,
 };
 use crate::{
     fleet::{Flight, Worker},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
-    prompt::{self, BYTES_PER_TOKEN, PromptSize},
+    prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision},
 };
 
@@ -34,7 +35,28 @@ pub(super) struct Plan {
     identity: Identity,
     size: PromptSize,
     prompt_tokens: u32,
+    /// Of this prompt where its tokens are known, else what is usual.
+    bytes_per_token: f64,
     by_prefix: bool,
+    /// Where its token ids are to come from.
+    ask_tokens: AskTokens,
+}
+
+impl Plan {
+    /// What [`super::tokens::learn`] needs; to be asked for once.
+    pub(super) fn ask_tokens(&mut self) -> AskTokens {
+        std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
+    }
+
+    /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
+    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+            shared.bytes_per_token.observe(self.size.bytes, tokens.len());
+        }
+        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
 }
 
 /// A worker, chosen and counted.
@@ -66,32 +88,26 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
             identity: Identity::default(),
             size: PromptSize::default(),
             prompt_tokens: 0,
+            bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
+            ask_tokens: AskTokens::Nothing,
         });
     };
     let request = prompt::parse(kind, body)?;
     let mut hashes = Vec::new();
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
+    let bytes_per_token = shared.bytes_per_token.get();
     let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
-    let mut plan = Plan {
+    Ok(Plan {
         hashes,
         token_keys: None,
         identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
         size,
-        prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64),
+        prompt_tokens: size.tokens(bytes_per_token),
+        bytes_per_token,
         by_prefix: true,
-    };
-    if let Some(tokens) = request.token_ids() {
-        plan.set_tokens(shared, &tokens);
-    }
-    Ok(plan)
-}
-
-impl Plan {
-    /// The prompt's tokens (of several prompts: the first's) have become known.
-    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
-        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
-    }
+        ask_tokens: AskTokens::of(shared, kind, &request),
+    })
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
@@ -114,7 +130,7 @@ pub(super) fn choose(
     }
     let sent = |slot| {
         let blocks = matches.blocks(slot);
-        let tokens = plan.size.tokens_of_blocks(blocks, block_bytes, BYTES_PER_TOKEN as f64);
+        let tokens = plan.size.tokens_of_blocks(blocks, block_bytes, plan.bytes_per_token);
         TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
     };
     // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.

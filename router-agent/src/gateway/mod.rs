@@ -6,6 +6,7 @@
 
 mod account;
 mod body;
+mod bytes_per_token;
 mod choose;
 mod client_io;
 mod conformance;
@@ -21,6 +22,8 @@ mod retry_budget;
 mod route;
 mod thread;
 mod token_keys;
+mod tokens;
+mod verify;
 
 use std::sync::{
     Arc,
@@ -39,11 +42,15 @@ use crate::{
     kv_events::{Indices, Predictions},
     routing::{Policy, Reason, Router},
     telemetry::Metrics,
+    tokenize::Tokenizers,
 };
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use thread::{DataThread, Phase, start};
+pub use verify::verify_tokenizers;
+
+use bytes_per_token::BytesPerToken;
 
 /// One thing for requests routed by prefix, another for all others.
 struct ByKind<T> {
@@ -53,6 +60,16 @@ struct ByKind<T> {
 
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
+
+/// What the data path has of the kernel's.
+pub struct KernelSide {
+    /// The ways past this process that it has for bodies.
+    pub relays: Relays,
+    /// The streams under way and their times.
+    pub flows: Flows,
+    /// Where decisions are published, if it has the map.
+    pub decisions: Option<Decisions>,
+}
 
 /// What is known of the workers' caches.
 pub struct CacheView {
@@ -80,6 +97,9 @@ pub struct Shared {
     pub relays: Relays,
     /// The streams under way and their times.
     pub flows: Flows,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
+    bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
@@ -99,10 +119,10 @@ impl Shared {
         fleet: Fleet,
         caches: CacheView,
         metrics: Arc<Metrics>,
-        relays: Relays,
-        flows: Flows,
-        decisions_map: Option<Decisions>,
+        kernel: KernelSide,
+        tokenizers: Tokenizers,
     ) -> Self {
+        let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
         };
@@ -122,6 +142,8 @@ impl Shared {
             metrics,
             relays,
             flows,
+            tokenizers,
+            bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
         }

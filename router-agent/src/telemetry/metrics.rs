@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, KvEventMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, KvEventMetrics, TokenizeMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -64,6 +64,8 @@ pub struct Metrics {
     pub guard: GuardMetrics,
     /// What workers say of their KV caches.
     pub kv_events: KvEventMetrics,
+    /// Where token ids come from.
+    pub tokenize: TokenizeMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     worker_requests: IntCounterVec,
@@ -238,7 +240,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
+    pub(super) fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
         let metric = Gauge::new(name, help)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -250,7 +252,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
+    pub(super) fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
         let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -285,7 +287,7 @@ impl Metrics {
             )?,
             prompt_tokens: make.counter(
                 "warmpath_prompt_tokens_total",
-                "Tokens of prompts routed by prefix (estimated from bytes unless given as token ids).",
+                "Tokens of prompts routed by prefix (estimated from bytes unless their ids are known).",
             )?,
             matched_tokens: make.counter(
                 "warmpath_matched_tokens_total",
@@ -385,6 +387,7 @@ impl Metrics {
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
+            tokenize: TokenizeMetrics::new(&make)?,
             registry: make.0,
         }))
     }

@@ -5,8 +5,10 @@ mod kv_events;
 mod latency;
 mod logging;
 mod metrics;
+mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use tokenize::{TokenizeMetrics, TokensFrom};
