@@ -48,13 +48,13 @@ const SAMPLE: &str =
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// 1,000 requests and three seeds (about 40 minutes) instead of 300 and two (about 9)
+    /// 1,000 requests and three seeds (about 40 minutes) instead of 250 and two (about 9)
     #[arg(long)]
     full: bool,
     /// Trace, JSONL: timestamp (ms), input_length, output_length, hash_ids of 512-token blocks
     #[arg(long, value_name = "FILE", default_value = SAMPLE, hide_default_value = true)]
     file: PathBuf,
-    /// Replay the first N requests of the file [default: 300; with --full 1000]
+    /// Replay the first N requests of the file [default: 250; with --full 1000]
     #[arg(long, value_name = "N")]
     requests: Option<usize>,
     /// Offered loads, per cent of the fleet's capacity
@@ -134,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     ensure!(args.loads.iter().all(|load| *load > 0.0), "--load must be above 0");
     ensure!(args.peer_arg.iter().all(|arg| arg.contains('=')), "--peer-arg: expected NAME=ARG");
     args.fleet.check()?;
-    let limit = args.requests.unwrap_or(if args.full { 1_000 } else { 300 });
+    let limit = args.requests.unwrap_or(if args.full { 1_000 } else { 250 });
     let file = std::fs::File::open(&args.file).with_context(|| args.file.display().to_string())?;
     let requests =
         trace::read(std::io::BufReader::new(file), limit).with_context(|| args.file.display().to_string())?;

@@ -30,7 +30,8 @@ pub(super) struct Wheel {
 /// Settings are the routers' own defaults but for these:
 ///
 /// - Less is logged, as in our gateway.
-/// - `smg` polls its workers' load every second instead of every ten: the replay's clock runs faster than its own.
+/// - `smg` polls its workers' load every second instead of every ten: the replay's clock runs faster than its own. And
+///   it is asked to end within a second, when all is answered.
 const WHEELS: [Wheel; 3] = [
     Wheel {
         name: "sglang-router",
@@ -48,7 +49,14 @@ const WHEELS: [Wheel; 3] = [
         name: "smg",
         version: "1.13.0",
         module: "smg.launch_router",
-        arguments: &["--log-level", "warn", "--load-monitor-interval", "1"],
+        arguments: &[
+            "--log-level",
+            "warn",
+            "--load-monitor-interval",
+            "1",
+            "--shutdown-grace-period-secs",
+            "1",
+        ],
     },
 ];
 
