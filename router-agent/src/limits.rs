@@ -33,6 +33,10 @@ pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.
 pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a request waits for the LMCache controller; later answers are not used.
+pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
+/// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
+pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 /// Buffer of a raw body's relay while user space moves it.
 pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// A stream goes to the kernel (again) when no more than this waits for the client.

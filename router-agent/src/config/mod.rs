@@ -7,17 +7,20 @@ mod changes;
 mod cidr;
 mod file;
 mod guard;
+mod routing;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{limits, prompt::BLOCK_BYTES_MAX, routing::Policy};
+use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
 pub use changes::needing_restart;
 pub use cidr::{Cidr, CidrError};
 pub use file::{File, load};
-pub(crate) use file::{parse_policy, worker_config};
+pub(crate) use file::worker_config;
+pub(crate) use routing::parse_policy;
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use routing::{Lmcache, Routing};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -162,7 +165,7 @@ pub struct Config {
     /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
     pub sim_workers: usize,
     /// How a worker is chosen.
-    pub policy: Policy,
+    pub routing: Routing,
     /// Data threads.
     pub threads: usize,
     /// Whether the kernel may move response bodies.
@@ -246,7 +249,7 @@ impl Default for Config {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: Vec::new(),
             sim_workers: 0,
-            policy: Policy::default(),
+            routing: Routing::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
             relay: Relay {
@@ -344,6 +347,7 @@ impl Config {
             );
         }
         self.guard.validate()?;
+        self.routing.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

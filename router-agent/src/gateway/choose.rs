@@ -7,7 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     GatewayError, Shared,
@@ -15,7 +16,7 @@ use super::{
     route::Route,
 };
 use crate::{
-    fleet::{Flight, Worker},
+    fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
     prompt::{self, BYTES_PER_TOKEN, PromptSize},
     routing::{Ask, Candidate, Decision},
@@ -29,6 +30,10 @@ pub(super) struct Plan {
     size: PromptSize,
     prompt_tokens: u32,
     by_prefix: bool,
+    /// [`model_key`] of the model that the body names.
+    model: Option<u64>,
+    /// Hash of the session's key.
+    session: Option<u64>,
 }
 
 /// A worker, chosen and counted.
@@ -36,6 +41,8 @@ pub(super) struct Plan {
 pub(super) struct Choice {
     pub(super) flight: Flight,
     pub(super) decision: Decision,
+    /// Leading blocks of the prompt that were expected on the worker before the decision.
+    pub(super) matched_blocks: u32,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
@@ -45,24 +52,47 @@ pub(super) struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// Reads the prompt.
-pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, GatewayError> {
+/// Reads the prompt, and what else of the request a decision needs. A model that no worker serves is refused here.
+pub(super) fn plan(
+    shared: &Shared,
+    route: Route,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Plan, GatewayError> {
+    let serve = |model: Option<&str>| {
+        let key = model.map(model_key);
+        match model {
+            Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
+            _ => Ok(key),
+        }
+    };
     let Route::Inference(kind) = route else {
         return Ok(Plan {
             hashes: Vec::new(),
             size: PromptSize::default(),
             prompt_tokens: 0,
             by_prefix: false,
+            model: serve(prompt::model(body).as_deref())?,
+            session: None,
         });
     };
     let request = prompt::parse(kind, body)?;
     let mut hashes = Vec::new();
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
-    Ok(Plan { hashes, size, prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64), by_prefix: true })
+    let header = headers.get(&shared.config.routing.session_header).map(HeaderValue::as_bytes);
+    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
+    Ok(Plan {
+        hashes,
+        size,
+        prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64),
+        by_prefix: true,
+        model: serve(request.model.as_deref())?,
+        session: header.or(in_body).map(xxh3_64),
+    })
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
-/// from now on. None if there is no such worker.
+/// from now on ([`forget`] takes that back). None if there is no such worker.
 pub(super) fn choose(
     shared: &Shared,
     scratch: &RefCell<Scratch>,
@@ -83,15 +113,21 @@ pub(super) fn choose(
         Candidate {
             slot: *slot,
             matched_tokens: matched_tokens(*slot),
+            matched_blocks: matches.blocks(*slot),
             in_flight: load.in_flight(),
+            pending: load.pending(),
             queued_prefill_tokens: load.queued_prefill_tokens(),
             running: engine.running.load(Relaxed),
             waiting: engine.waiting.load(Relaxed),
             in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
+            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
+            adapter: engine.adapter(plan.model),
+            identity: worker.identity,
+            speed: worker.speed.get(),
         }
     };
-    let routable = |worker: &&Arc<Worker>| worker.is_routable(now) && !tried.contains(&worker.slot);
-    let ask = Ask { prompt_tokens: plan.prompt_tokens };
+    let routable = |worker: &&Arc<Worker>| is_candidate(worker, plan, tried, now);
+    let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
     let (flight, decision) = {
         let mut routers = shared.routers.lock();
@@ -103,8 +139,7 @@ pub(super) fn choose(
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
     };
 
-    let counters = if plan.by_prefix { &shared.decisions.by_prefix } else { &shared.decisions.plain };
-    counters[decision.reason as usize].inc();
+    shared.decisions.count(&decision);
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
         if tried.is_empty() {
@@ -122,11 +157,21 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
-    Some(Choice { flight, decision })
+    Some(Choice { flight, matched_blocks: matches.blocks(decision.slot), decision })
+}
+
+fn is_candidate(worker: &Worker, plan: &Plan, tried: &[WorkerSlot], now: Instant) -> bool {
+    worker.is_routable(now) && worker.serves(plan.model) && !tried.contains(&worker.slot)
 }
 
 /// Whether a worker other than those in `tried` could take the request.
-pub(super) fn another_is_routable(shared: &Shared, tried: &[WorkerSlot]) -> bool {
+pub(super) fn another_is_routable(shared: &Shared, plan: &Plan, tried: &[WorkerSlot]) -> bool {
     let now = Instant::now();
-    shared.fleet.workers().iter().any(|worker| worker.is_routable(now) && !tried.contains(&worker.slot))
+    shared.fleet.workers().iter().any(|worker| is_candidate(worker, plan, tried, now))
+}
+
+/// The worker has not computed the prompt: what was expected there with `decision` is not.
+pub(super) fn forget(shared: &Shared, plan: &Plan, decision: &Decision, matched_blocks: u32) {
+    let new = plan.hashes.get(matched_blocks as usize..).unwrap_or_default();
+    shared.index.remove(decision.slot, new);
 }

@@ -10,9 +10,11 @@ mod choose;
 mod client_io;
 mod connection;
 mod decided;
+mod decisions;
 mod error;
 mod headers;
 mod listen;
+mod models;
 mod raw;
 mod relay;
 pub mod request;
@@ -25,16 +27,17 @@ use std::sync::{
 };
 
 use parking_lot::Mutex;
-use prometheus::IntCounter;
 
 use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
-    routing::{Policy, Reason, Router},
+    routing::{Policy, Router, Settings},
     telemetry::Metrics,
 };
+
+use decisions::DecisionCounters;
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
@@ -68,8 +71,8 @@ pub struct Shared {
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
-    /// Decision counters by [`Reason`], looked up once.
-    decisions: ByKind<Vec<IntCounter>>,
+    /// Decision counters.
+    decisions: DecisionCounters,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
 }
@@ -85,16 +88,13 @@ impl Shared {
         flows: Flows,
         decisions_map: Option<Decisions>,
     ) -> Self {
-        let counters = |policy: Policy| {
-            Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
-        };
-        let router = |policy| Router::new(policy, fastrand::u64(..));
+        let router = |settings| Router::new(settings, fastrand::u64(..));
         Self {
             routers: Mutex::new(ByKind {
-                by_prefix: router(config.policy),
-                plain: router(Policy::LeastLoaded),
+                by_prefix: router(config.routing.settings.clone()),
+                plain: router(Settings::new(Policy::LeastLoaded)),
             }),
-            decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
             config,
             fleet,
             index,

@@ -115,7 +115,7 @@ async fn answer(
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let plan = choose::plan(shared, route, &outgoing.body)?;
+    let plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
     let choose = |tried: &[WorkerSlot]| {
         choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
     };
@@ -129,12 +129,12 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, decision } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight);
+        let Choice { flight, decision, matched_blocks } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again =
-            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &tried);
+            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &plan, &tried);
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
         let retry_reason =
@@ -143,6 +143,9 @@ async fn answer(
             {
                 Ok(sent) => {
                     let status = sent.response.status();
+                    if is_load(status) || status.is_server_error() {
+                        choose::forget(shared, &plan, &decision, matched_blocks);
+                    }
                     if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
                         return Ok(Answer { sent, attempt, decision });
                     }
@@ -151,6 +154,7 @@ async fn answer(
                 }
                 Err(error) => {
                     attempt.fail(error.kind());
+                    choose::forget(shared, &plan, &decision, matched_blocks);
                     tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
                     let harmless = repeatable || !error.may_have_been_processed();
                     if !(harmless && may_try_again()) {

@@ -1,0 +1,250 @@
+//! How fast workers are, learned from what is seen of them: pure arithmetic, no clock and no lock.
+//!
+//! **Prefill.** An observation is a prompt's uncached tokens and the seconds that the worker spent on them: from when it
+//! could begin, which is when the request was sent or when the worker's previous first token came, whichever was later
+//! (prompts are prefilled first come, first served), to the first token. So waiting is not taken for slowness. All
+//! workers' observations together give a line, `seconds = fixed + token × tokens`, by least squares with weights that
+//! fall by [`FORGET_FLEET`] per newer observation. A worker is a factor on that line, its observed over its expected
+//! seconds with weights that fall by [`FORGET_WORKER`], and counts as an average one until it differs from 1 by two
+//! standard errors: workers that are alike stay exactly alike, so that ties between them are ties. A factor that is not
+//! renewed fades with the fleet's observations, so a worker that was found slow is tried again.
+//!
+//! **Decode.** The mean gap between two events of a stream over a while, against the requests that ran in it: the line's
+//! slope is what one more running request costs each of the others per token.
+
+/// Weight that an observation loses to each newer one, over the fleet: the last thousand or so count.
+const FORGET_FLEET: f64 = 0.999;
+/// The same over one worker: the last thirty or so count.
+const FORGET_WORKER: f64 = 0.97;
+/// Observations of the whole fleet below which nothing is predicted.
+const COLD: u64 = 8;
+/// Observations of one worker below which it is an average one.
+const UNKNOWN: f64 = 2.5;
+/// Standard errors that a difference must exceed to be one.
+const SIGNIFICANT: f64 = 2.0;
+
+/// What a decision knows of a worker's speed. Seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Speed {
+    /// Prefill of one token on this worker.
+    pub token_s: f64,
+    /// Prefill of one token on an average worker.
+    pub fleet_token_s: f64,
+    /// What a prompt takes whatever its length.
+    pub fixed_s: f64,
+    /// What one more running request costs each of the others until it ends.
+    pub batch_s: f64,
+}
+
+/// Weighted sums of a line `y = a + b × x`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Line {
+    weight: f64,
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+}
+
+impl Line {
+    fn observe(&mut self, forget: f64, x: f64, y: f64) {
+        for (sum, new) in [
+            (&mut self.weight, 1.0),
+            (&mut self.x, x),
+            (&mut self.y, y),
+            (&mut self.xx, x * x),
+            (&mut self.xy, x * y),
+        ] {
+            *sum = *sum * forget + new;
+        }
+    }
+
+    /// (a, b), both not negative: where the observations say otherwise, or say nothing of b, the line through the origin.
+    fn fit(&self) -> (f64, f64) {
+        let spread = self.weight * self.xx - self.x * self.x;
+        // Below a hundredth all x are alike, and the slope would be noise.
+        if spread > 0.01 * self.weight * self.xx {
+            let b = (self.weight * self.xy - self.x * self.y) / spread;
+            let a = (self.y - b * self.x) / self.weight;
+            if a >= 0.0 && b > 0.0 {
+                return (a, b);
+            }
+        }
+        (0.0, if self.x > 0.0 { self.y / self.x } else { 0.0 })
+    }
+}
+
+/// The fleet's prefill.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FleetPrefill {
+    line: Line,
+    fit: (f64, f64),
+    observations: u64,
+}
+
+impl FleetPrefill {
+    /// Takes an observation of any worker in.
+    pub fn observe(&mut self, tokens: f64, seconds: f64) {
+        self.line.observe(FORGET_FLEET, tokens, seconds);
+        self.fit = self.line.fit();
+        self.observations += 1;
+    }
+
+    /// (seconds whatever the length, seconds per token); none while too little is known.
+    pub fn fit(&self) -> Option<(f64, f64)> {
+        (self.observations >= COLD && self.fit.1 > 0.0).then_some(self.fit)
+    }
+
+    /// Observations so far.
+    pub fn observations(&self) -> u64 {
+        self.observations
+    }
+}
+
+/// One worker's prefill against the fleet's.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkerPrefill {
+    weight: f64,
+    observed_s: f64,
+    expected_s: f64,
+    /// Squared differences from what this worker's factor had promised before.
+    squares: f64,
+    /// The fleet's count when this was last brought up to date.
+    seen: u64,
+}
+
+impl WorkerPrefill {
+    /// Takes an observation of this worker in. `fleet` should have it, too.
+    pub fn observe(&mut self, fleet: &FleetPrefill, tokens: f64, seconds: f64) {
+        self.fade(fleet);
+        let (fixed, token) = fleet.fit;
+        let expected = fixed + token * tokens;
+        let miss = seconds - self.mean_factor() * expected;
+        for (sum, new) in [
+            (&mut self.weight, 1.0),
+            (&mut self.observed_s, seconds),
+            (&mut self.expected_s, expected),
+            (&mut self.squares, miss * miss),
+        ] {
+            *sum = *sum * FORGET_WORKER + new;
+        }
+    }
+
+    /// Forgets as much as the fleet has seen since.
+    pub fn fade(&mut self, fleet: &FleetPrefill) {
+        let missed = fleet.observations.saturating_sub(self.seen);
+        self.seen = fleet.observations;
+        let keep = FORGET_FLEET.powi(i32::try_from(missed).unwrap_or(i32::MAX));
+        for sum in [&mut self.weight, &mut self.observed_s, &mut self.expected_s, &mut self.squares] {
+            *sum *= keep;
+        }
+    }
+
+    fn mean_factor(&self) -> f64 {
+        if self.expected_s > 0.0 { self.observed_s / self.expected_s } else { 1.0 }
+    }
+
+    /// How many times longer than an average worker it takes; exactly 1 unless it is known to differ.
+    pub fn factor(&self) -> f64 {
+        let factor = self.mean_factor();
+        let error = self.squares.sqrt() / self.expected_s;
+        if self.weight > UNKNOWN && (factor - 1.0).abs() > SIGNIFICANT * error { factor.max(0.01) } else { 1.0 }
+    }
+}
+
+/// One worker's gap between tokens against the requests that run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkerDecode(Line);
+
+impl WorkerDecode {
+    /// Takes in the mean gap of a while, in seconds, and the requests that ran in it.
+    pub fn observe(&mut self, running: f64, gap_s: f64) {
+        self.0.observe(FORGET_WORKER, running, gap_s);
+    }
+
+    /// Seconds per token and running request; 0 while it cannot be told.
+    pub fn slope(&self) -> f64 {
+        let (base, slope) = self.0.fit();
+        if base > 0.0 { slope } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(random: &mut fastrand::Rng) -> f64 {
+        0.7 + 0.6 * random.f64()
+    }
+
+    /// Eight workers, the last one `slowness` times slower; each has seen `each` prompts.
+    fn fleet(slowness: f64, each: usize) -> (FleetPrefill, [WorkerPrefill; 8]) {
+        let (mut fleet, mut workers) = (FleetPrefill::default(), [WorkerPrefill::default(); 8]);
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..each {
+            for (i, worker) in workers.iter_mut().enumerate() {
+                let tokens = random.f64() * 20_000.0;
+                let times = if i == 7 { slowness } else { 1.0 };
+                let seconds = (0.02 + tokens / 7_000.0) * times * noise(&mut random);
+                fleet.observe(tokens, seconds);
+                worker.observe(&fleet, tokens, seconds);
+            }
+        }
+        (fleet, workers)
+    }
+
+    #[test]
+    fn the_rate_is_learned_from_noisy_times() {
+        let (fleet, _) = fleet(1.0, 50);
+        let (fixed, token) = fleet.fit().expect("it has seen enough");
+        assert!((6_300.0..7_700.0).contains(&(1.0 / token)), "{}", 1.0 / token);
+        assert!(fixed < 0.2, "{fixed}");
+    }
+
+    #[test]
+    fn little_is_no_reason_to_predict() {
+        let (fleet, workers) = fleet(4.0, 0);
+        assert_eq!(fleet.fit(), None);
+        assert!(workers.iter().all(|worker| worker.factor() == 1.0));
+    }
+
+    #[test]
+    fn a_slow_worker_is_told_within_six_prompts_of_its_own() {
+        let (_, workers) = fleet(4.0, 6);
+        assert!((2.0..6.0).contains(&workers[7].factor()), "{}", workers[7].factor());
+        let alike = workers[..7].iter().filter(|worker| worker.factor() == 1.0).count();
+        assert!(alike >= 5, "{alike} of 7 are average");
+    }
+
+    #[test]
+    fn a_factor_that_is_not_renewed_fades() {
+        let (mut fleet, mut workers) = fleet(4.0, 20);
+        assert!(workers[7].factor() > 2.0);
+        for _ in 0..5_000 {
+            fleet.observe(7_000.0, 1.0);
+        }
+        workers[7].fade(&fleet);
+        assert_eq!(workers[7].factor(), 1.0, "it is tried again");
+    }
+
+    #[test]
+    fn prompts_of_one_length_give_a_rate_and_no_fixed_part() {
+        let mut fleet = FleetPrefill::default();
+        (0..20).for_each(|_| fleet.observe(16.0, 0.025));
+        let (fixed, token) = fleet.fit().expect("it has seen enough");
+        assert!(fixed == 0.0 && (token * 16.0 - 0.025).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_decode_slope_is_that_of_the_gaps() {
+        let mut decode = WorkerDecode::default();
+        assert_eq!(decode.slope(), 0.0);
+        for running in [1.0, 8.0, 30.0, 12.0, 5.0] {
+            decode.observe(running, 0.020 + 0.0002 * running);
+        }
+        assert!((decode.slope() - 0.0002).abs() < 1e-6, "{}", decode.slope());
+        let mut alike = WorkerDecode::default();
+        (0..9).for_each(|_| alike.observe(8.0, 0.03));
+        assert_eq!(alike.slope(), 0.0, "one batch size says nothing of another");
+    }
+}
