@@ -47,9 +47,11 @@ map_value! {
         pub state: FlowState,
         /// 1: an event stream; its times go into the `latency` map.
         pub is_event_stream: u32,
-        /// Events in a row that came one on the heels of the other, as far as the kernel moved them.
-        pub fast_events: u32,
+        /// Messages with events that the kernel has moved since `pace_since_ns`: see `STOP_FAST` in [`crate::relay`].
+        pub paced: u32,
         pub padding: u32,
+        /// When the first of them came.
+        pub pace_since_ns: u64,
     }
 }
 

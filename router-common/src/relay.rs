@@ -121,14 +121,13 @@ pub const STOP_FRAMING: u32 = 3;
 pub const STOP_FAILED: u32 = 4;
 /// The message has an [`ERROR_EVENT`].
 pub const STOP_ERROR_EVENT: u32 = 5;
-/// [`FAST_EVENTS`] messages with events came within [`FAST_GAP_NS`] of each other: no engine's pace. Copied, many go in
-/// one piece.
+/// [`FAST_MESSAGES`] messages with events came within [`FAST_NS`]: no engine's pace. Copied, many go in one piece.
 pub const STOP_FAST: u32 = 6;
 
+/// See [`STOP_FAST`]: a thousand events a second.
+pub const FAST_NS: u64 = 256_000_000;
 /// See [`STOP_FAST`].
-pub const FAST_GAP_NS: u64 = 500_000;
-/// See [`STOP_FAST`].
-pub const FAST_EVENTS: u32 = 256;
+pub const FAST_MESSAGES: u32 = 256;
 
 /// Something has happened that user space should look at: a stream's first bytes ([`EVENT_FIRST`]), or a slot given
 /// back (`STOP_…`).

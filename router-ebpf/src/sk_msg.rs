@@ -23,7 +23,7 @@ use aya_ebpf::{
 };
 use router_common::{
     flows::EVENT_PREFIX,
-    framing::{DATA, Framing},
+    framing::DATA,
     relay::{
         BACKLOG_BYTES_MAX, DISARMED, ERROR_EVENT, EVENT_FIRST, Event, Order, STOP_END, STOP_ERROR_EVENT,
         STOP_FAILED, STOP_FAST, STOP_FRAMING, STOP_ROOM, State,
@@ -32,6 +32,8 @@ use router_common::{
 
 use crate::{
     atomic::{fetch_u64, publish_u64},
+    event::{self, Begins, TAIL_AT},
+    field::{get, get_framing, set, set_framing},
     maps::{RELAY_CLIENTS, RELAY_EVENTS, RELAY_ORDERS, RELAY_STATES},
     tcp::{SendSide, TcpSock, slot_of},
     timing,
@@ -48,18 +50,6 @@ pub(crate) fn relay_message(ctx: SkMsgContext) -> u32 {
     unsafe { relay(&ctx) };
     // Redirected or not, which the kernel knows from the helper.
     SK_PASS
-}
-
-/// Reads a field that the other side, or the verifier, must not be asked to remember.
-macro_rules! get {
-    ($pointer:expr, $($field:tt)+) => {
-        (&raw const (*$pointer).$($field)+).read_volatile()
-    };
-}
-macro_rules! set {
-    ($pointer:expr, $($field:ident).+ = $value:expr) => {
-        (&raw mut (*$pointer).$($field).+).write_volatile($value)
-    };
 }
 
 /// `None`: the message goes its ordinary way.
@@ -116,20 +106,14 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
             return None;
         }
 
-        set!(state, scan.remaining = get!(state, framing.remaining));
-        set!(state, scan.state = get!(state, framing.state));
-        set!(state, scan.overhead = get!(state, framing.overhead));
+        set_framing!(state, scan = get_framing!(state, framing));
         // Counted there and not in `Scan`: of a number in a map the verifier knows nothing, so that one turn of the loop
         // looks to it like any other.
         set!(state, scan_events = 0);
         let is_event_stream = get!(state, is_event_stream);
         let mut scan = Scan { message, state, at: 0, length, is_event_stream, has_error: 0 };
         bpf_loop(STEPS_MAX, step as *mut c_void, (&raw mut scan).cast(), 0);
-        let end = Framing {
-            remaining: get!(state, scan.remaining),
-            state: get!(state, scan.state),
-            overhead: get!(state, scan.overhead),
-        };
+        let end = get_framing!(state, scan);
         if scan.has_error != 0 {
             stop(state, slot, STOP_ERROR_EVENT);
             return None;
@@ -144,9 +128,7 @@ unsafe fn relay(ctx: &SkMsgContext) -> Option<()> {
             stop(state, slot, STOP_FAILED); // not in the map any more: nothing was redirected
             return None;
         }
-        set!(state, framing.remaining = end.remaining);
-        set!(state, framing.state = end.state);
-        set!(state, framing.overhead = end.overhead);
+        set_framing!(state, framing = end);
         set!(state, messages = get!(state, messages) + 1);
         set!(state, redirected = get!(state, redirected) + u64::from(length));
         set!(state, since = get!(state, since).wrapping_add(length));
@@ -198,11 +180,7 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
         if scan.at >= scan.length {
             return 1;
         }
-        let mut framing = Framing {
-            remaining: get!(state, scan.remaining),
-            state: get!(state, scan.state),
-            overhead: get!(state, scan.overhead),
-        };
+        let mut framing = get_framing!(state, scan);
         if framing.is_over() {
             return 1;
         }
@@ -235,28 +213,17 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
                 }
             }
         }
-        set!(state, scan.remaining = framing.remaining);
-        set!(state, scan.state = framing.state);
-        set!(state, scan.overhead = framing.overhead);
+        set_framing!(state, scan = framing);
         0
     }
 }
 
-/// What a chunk begins with.
-enum Begins {
-    /// An [`ERROR_EVENT`].
-    Error,
-    Event,
-    Other,
-}
-
+/// What begins at `at`.
+///
 /// # Safety
 /// `message` is the context of this run.
 #[inline(always)]
 unsafe fn begins(message: *mut sk_msg_md, at: u32) -> Begins {
-    const HEAD: u64 = word(ERROR_EVENT, 0);
-    const TAIL: u64 = word(ERROR_EVENT, ERROR_EVENT.len() - 8);
-    const EVENT: u64 = HEAD & 0x0000_00ff_ffff_ffff;
     // SAFETY: the caller's promise; the bounds are checked before the bytes are read.
     unsafe {
         // Fails where the message is shorter.
@@ -268,11 +235,8 @@ unsafe fn begins(message: *mut sk_msg_md, at: u32) -> Begins {
         if data.add(ERROR_EVENT.len()) > end {
             return Begins::Other;
         }
-        let head = data.cast::<u64>().read_unaligned();
-        if head == HEAD && data.add(ERROR_EVENT.len() - 8).cast::<u64>().read_unaligned() == TAIL {
-            return Begins::Error;
-        }
-        if head & 0x0000_00ff_ffff_ffff == EVENT { Begins::Event } else { Begins::Other }
+        let word = |at| data.add(at).cast::<u64>().read_unaligned();
+        event::begins(word(0), || Some(word(TAIL_AT)))
     }
 }
 
@@ -298,14 +262,4 @@ unsafe fn begins_short(message: *mut sk_msg_md, at: u32) -> Begins {
             Begins::Other
         }
     }
-}
-
-const fn word(bytes: &[u8; 15], at: usize) -> u64 {
-    let mut word = [0; 8];
-    let mut i = 0;
-    while i < 8 {
-        word[i] = bytes[at + i];
-        i += 1;
-    }
-    u64::from_ne_bytes(word)
 }

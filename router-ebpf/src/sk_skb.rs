@@ -27,16 +27,17 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use router_common::{
-    framing::{DATA, Framing},
+    framing::DATA,
     relay::{
-        ERROR_EVENT, EVENT_FIRST, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FAST, STOP_FRAMING,
-        STOP_ROOM,
+        EVENT_FIRST, Event, STOP_END, STOP_ERROR_EVENT, STOP_FAILED, STOP_FAST, STOP_FRAMING, STOP_ROOM,
     },
     splice::{BACKLOG_BYTES_MAX, Order, State},
 };
 
 use crate::{
     atomic::{fetch_u64, publish_u64},
+    event::{self, Begins, TAIL_AT},
+    field::{get, get_framing, set, set_framing},
     maps::{RELAY_CLIENTS, SPLICE_EVENTS, SPLICE_ORDERS, SPLICE_SLOTS, SPLICE_STATES},
     tcp::TcpSock,
     timing,
@@ -50,18 +51,6 @@ const CUT_BYTES: u32 = 4032;
 const CUTS_MAX: u32 = 256;
 /// Where no window is: further from every position than a window is long.
 const NO_WINDOW: u32 = u32::MAX - 8;
-
-/// Reads a field that the other side, or the verifier, must not be asked to remember.
-macro_rules! get {
-    ($pointer:expr, $($field:tt)+) => {
-        (&raw const (*$pointer).$($field)+).read_volatile()
-    };
-}
-macro_rules! set {
-    ($pointer:expr, $($field:ident).+ = $value:expr) => {
-        (&raw mut (*$pointer).$($field).+).write_volatile($value)
-    };
-}
 
 /// `SK_PASS` also for what is redirected, which the kernel knows from the helper; `SK_DROP` for what came before.
 #[stream_verdict]
@@ -202,20 +191,14 @@ unsafe fn relay(ctx: &SkBuffContext, order: *mut Order, state: *mut State, slot:
             return stop(state, slot, STOP_ROOM);
         }
 
-        set!(state, scan.remaining = get!(state, framing.remaining));
-        set!(state, scan.state = get!(state, framing.state));
-        set!(state, scan.overhead = get!(state, framing.overhead));
+        set_framing!(state, scan = get_framing!(state, framing));
         set!(state, scan_at = 0);
         set!(state, scan_events = 0);
         set!(state, window_at = NO_WINDOW);
         let is_event_stream = get!(order, is_event_stream);
         let mut scan = Scan { skb: ctx.skb.skb, state, length, is_event_stream, has_error: 0, padding: 0 };
         bpf_loop(STEPS_MAX, step as *mut c_void, (&raw mut scan).cast(), 0);
-        let end = Framing {
-            remaining: get!(state, scan.remaining),
-            state: get!(state, scan.state),
-            overhead: get!(state, scan.overhead),
-        };
+        let end = get_framing!(state, scan);
         if scan.has_error != 0 {
             return stop(state, slot, STOP_ERROR_EVENT);
         }
@@ -226,9 +209,7 @@ unsafe fn relay(ctx: &SkBuffContext, order: *mut Order, state: *mut State, slot:
         if RELAY_CLIENTS.redirect_skb(SkBuffContext::new(ctx.skb.skb), target, 0) != i64::from(SK_PASS) {
             return stop(state, slot, STOP_FAILED); // not in the map any more: nothing was redirected
         }
-        set!(state, framing.remaining = end.remaining);
-        set!(state, framing.state = end.state);
-        set!(state, framing.overhead = end.overhead);
+        set_framing!(state, framing = end);
         set!(state, segments = get!(state, segments) + 1);
         set!(state, redirected = get!(state, redirected) + u64::from(length));
         set!(state, since = get!(state, since).wrapping_add(length));
@@ -299,11 +280,7 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
         if at >= scan.length {
             return 1;
         }
-        let mut framing = Framing {
-            remaining: get!(state, scan.remaining),
-            state: get!(state, scan.state),
-            overhead: get!(state, scan.overhead),
-        };
+        let mut framing = get_framing!(state, scan);
         if framing.is_over() {
             return 1;
         }
@@ -318,17 +295,17 @@ unsafe extern "C" fn step(_index: u32, scan: *mut Scan) -> i64 {
             framing.step(byte);
             set!(state, scan_at = at.wrapping_add(1));
             if framing.state == DATA && scan.is_event_stream != 0 {
-                let event = event(scan.skb, at.wrapping_add(1));
-                set!(state, scan_events = get!(state, scan_events).wrapping_add(u32::from(event.is_some())));
-                if event == Some(true) {
-                    scan.has_error = 1;
-                    return 1;
+                match begins(scan.skb, at.wrapping_add(1)) {
+                    Begins::Error => {
+                        scan.has_error = 1;
+                        return 1;
+                    }
+                    Begins::Event => set!(state, scan_events = get!(state, scan_events).wrapping_add(1)),
+                    Begins::Other => {}
                 }
             }
         }
-        set!(state, scan.remaining = framing.remaining);
-        set!(state, scan.state = framing.state);
-        set!(state, scan.overhead = framing.overhead);
+        set_framing!(state, scan = framing);
         0
     }
 }
@@ -358,36 +335,18 @@ unsafe fn byte(skb: *mut __sk_buff, state: *mut State, at: u32, left: u64) -> Op
     }
 }
 
-/// Whether an event begins at `at`, and if so, whether it is an [`ERROR_EVENT`]. One in pieces is looked at no further.
+/// What begins at `at`. An event in pieces is looked at no further.
 ///
 /// # Safety
 /// `skb` is the context of this run.
 #[inline(always)]
-unsafe fn event(skb: *mut __sk_buff, at: u32) -> Option<bool> {
-    const EVENT: u64 = word(b"data:\0\0\0", 0); // EVENT_PREFIX
-    const EVENT_MASK: u64 = word(&[0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0], 0);
-    const HEAD: u64 = word(ERROR_EVENT, 0);
-    const TAIL_AT: usize = ERROR_EVENT.len() - 8;
-    const TAIL: u64 = word(ERROR_EVENT, TAIL_AT);
-    let load = |at| {
+unsafe fn begins(skb: *mut __sk_buff, at: u32) -> Begins {
+    let word = |at| {
         let mut bytes = 0_u64;
         // SAFETY: the helper fails where the segment is shorter; `bytes` has the length that it is told.
         let result = unsafe { bpf_skb_load_bytes(skb.cast(), at, (&raw mut bytes).cast(), 8) };
         (result == 0).then_some(bytes)
     };
-    let head = load(at)?;
-    if head & EVENT_MASK != EVENT {
-        return None;
-    }
-    Some(head == HEAD && load(at.wrapping_add(TAIL_AT as u32)) == Some(TAIL))
-}
-
-const fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    let mut word = [0; 8];
-    let mut i = 0;
-    while i < 8 {
-        word[i] = bytes[at + i];
-        i += 1;
-    }
-    u64::from_ne_bytes(word)
+    let Some(head) = word(at) else { return Begins::Other };
+    event::begins(head, || word(at.wrapping_add(TAIL_AT as u32)))
 }

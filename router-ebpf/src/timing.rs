@@ -7,30 +7,20 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use router_common::{
     flows::FlowValue,
     latency::{self, LatencyKind, LatencyValue},
-    relay::{FAST_EVENTS, FAST_GAP_NS},
+    relay::{FAST_MESSAGES, FAST_NS},
 };
 
 use crate::{
     atomic::add_u64,
+    field::{get, set},
     maps::{FLOWS, LATENCY},
 };
-
-macro_rules! get {
-    ($pointer:expr, $field:ident) => {
-        (&raw const (*$pointer).$field).read_volatile()
-    };
-}
-macro_rules! set {
-    ($pointer:expr, $field:ident = $value:expr) => {
-        (&raw mut (*$pointer).$field).write_volatile($value)
-    };
-}
 
 /// What [`moved`] has seen.
 pub(crate) struct Seen {
     /// The first bytes of an event stream.
     pub(crate) first: bool,
-    /// Events come faster than they should be moved one by one: see [`FAST_EVENTS`].
+    /// Events come faster than they should be moved one by one: see [`FAST_MESSAGES`].
     pub(crate) fast: bool,
 }
 
@@ -47,7 +37,7 @@ pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -
         if !is_event_stream || (events == 0 && !is_first) {
             return NOTHING;
         }
-        let mut fast_events = 0;
+        let mut fast = false;
         let now = bpf_ktime_get_ns();
         let worker = get!(flow, worker);
         if is_first {
@@ -62,15 +52,27 @@ pub(crate) fn moved(slot: u32, bytes: u32, events: u32, is_event_stream: bool) -
             if last != 0 {
                 let gap = now.wrapping_sub(last);
                 note(latency::key(worker, LatencyKind::EventGap), gap);
-                if gap < FAST_GAP_NS {
-                    fast_events = get!(flow, fast_events) + 1;
-                }
             }
-            set!(flow, fast_events = fast_events);
+            fast = is_fast(flow, now);
             set!(flow, last_event_ns = now);
             set!(flow, events = get!(flow, events) + u64::from(events));
         }
-        Seen { first: is_first, fast: fast_events >= FAST_EVENTS }
+        Seen { first: is_first, fast }
+    }
+}
+
+/// Counts a message with events, and says at every [`FAST_MESSAGES`] of them whether they came within [`FAST_NS`].
+#[inline(always)]
+unsafe fn is_fast(flow: *mut FlowValue, now: u64) -> bool {
+    // SAFETY: by the caller, as in `moved`.
+    unsafe {
+        let messages = get!(flow, paced) + 1;
+        if messages == 1 {
+            set!(flow, pace_since_ns = now);
+        }
+        let is_full = messages >= FAST_MESSAGES;
+        set!(flow, paced = if is_full { 0 } else { messages });
+        is_full && now.wrapping_sub(get!(flow, pace_since_ns)) < FAST_NS
     }
 }
 

@@ -111,7 +111,7 @@ impl Flows {
         ] {
             entry.u64(field).store(0, Relaxed);
         }
-        entry.u32(offset_of!(FlowValue, fast_events)).store(0, Relaxed);
+        entry.u32(offset_of!(FlowValue, paced)).store(0, Relaxed);
         entry.u32(offset_of!(FlowValue, is_event_stream)).store(u32::from(start.is_event_stream), Relaxed);
         flow.moved_by(FlowState::Copy);
         Some(flow)

@@ -41,6 +41,7 @@ pub mod splice;
 mod steering;
 mod sys;
 mod vmlinux;
+mod watch;
 mod workers;
 
 use std::{

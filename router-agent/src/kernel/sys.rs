@@ -175,13 +175,6 @@ pub(super) fn bytes_to_read(socket: &impl AsFd) -> io::Result<u32> {
     if result == 0 { Ok(bytes.max(0) as u32) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Waits until `socket` is readable or the time is over.
-pub(super) fn wait_readable(file: impl AsFd, timeout: std::time::Duration) {
-    let mut poll = libc::pollfd { fd: file.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid pollfd. Whatever comes of it, the caller looks again.
-    unsafe { libc::poll(&raw mut poll, 1, timeout.as_millis() as libc::c_int) };
-}
-
 /// Whether the peer has closed its side, or the connection broke (`POLLRDHUP`, Linux 2.6.17).
 pub(super) fn is_closed_by_peer(socket: &impl AsFd) -> bool {
     let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use router_agent::kernel::{Core, DEFAULT_ROOT, PinnedMaps, Steering, now_ns};
+use router_agent::kernel::{Core, DEFAULT_ROOT, Kernel, PinnedMaps, Steering, now_ns};
 use router_common::{
     cores::CoreValue,
     limits::{CORE_LAG_FLOOR_US, CORE_STALLED_AFTER_MS},
@@ -119,6 +119,31 @@ impl Drop for DataThread {
     }
 }
 
+/// As many data threads as there are listeners.
+fn start(steering: &Steering, listeners: Vec<TcpListener>) -> Vec<DataThread> {
+    let cores = (0..).map(|thread| steering.core(thread));
+    cores.zip(listeners).map(|(core, listener)| DataThread::start(core, listener)).collect()
+}
+
+/// Listeners on one address, and the program over them.
+struct Rig {
+    kernel: Kernel,
+    steering: Steering,
+    listeners: Vec<TcpListener>,
+    address: SocketAddr,
+}
+
+impl Rig {
+    /// `None` where this host does not allow it, which is said.
+    fn open(instance: &str, threads: usize) -> Option<Self> {
+        let (mut kernel, _) = open(instance, threads as u32)?;
+        let listeners = listeners(threads);
+        let address = listeners[0].local_addr().expect("bound");
+        let steering = kernel.attach_steering(&listeners).expect("attach");
+        Some(Self { kernel, steering, listeners, address })
+    }
+}
+
 fn accepted(threads: &[DataThread]) -> Vec<u32> {
     threads.iter().map(DataThread::accepted).collect()
 }
@@ -129,14 +154,8 @@ fn sum(threads: &[DataThread]) -> u32 {
 
 #[test]
 fn connections_spread_evenly_over_the_threads() {
-    let Some((mut kernel, _)) = open("spread", 4) else { return };
-    let listeners = listeners(4);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
-    let threads: Vec<_> = (0..)
-        .zip(listeners)
-        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
-        .collect();
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("spread", 4) else { return };
+    let threads = start(&steering, listeners);
 
     let clients = connect(address, 400);
     wait_for("all accepted", || sum(&threads) == 400);
@@ -158,10 +177,7 @@ fn ten_thousand_connections_come_out_within_a_tenth() {
     const ROUND: usize = 50;
     const ROUNDS: usize = 200;
     const KEPT: usize = 40;
-    let Some((mut kernel, _)) = open("many", THREADS as u32) else { return };
-    let listeners = listeners(THREADS);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("many", THREADS) else { return };
     let mut got = [0; THREADS];
     let mut open: [Vec<TcpStream>; THREADS] = Default::default();
     let mut clients = Vec::new();
@@ -205,10 +221,7 @@ const _: () = assert!(CORE_STALLED_AFTER_MS < 100);
 
 #[test]
 fn a_silent_thread_is_passed_over_until_it_reports_again() {
-    let Some((mut kernel, _)) = open("silent", 3) else { return };
-    let listeners = listeners(3);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("silent", 3) else { return };
     steering.report(1, 0, 0);
     wait_for("thread 1 has been silent for too long", || is_stale(&cores("silent")[1]));
     let mut clients = Vec::new();
@@ -232,15 +245,9 @@ fn a_silent_thread_is_passed_over_until_it_reports_again() {
 
 #[test]
 fn a_thread_that_hangs_gets_no_new_connection() {
-    let Some((mut kernel, _)) = open("hang", 3) else { return };
-    let listeners = listeners(3);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("hang", 3) else { return };
     let hung = listeners[1].try_clone().expect("dup");
-    let threads: Vec<_> = (0..)
-        .zip(listeners)
-        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
-        .collect();
+    let threads = start(&steering, listeners);
 
     let before = connect(address, 30);
     wait_for("all accepted", || sum(&threads) == 30);
@@ -278,14 +285,8 @@ fn is_stale(core: &CoreValue) -> bool {
 
 #[test]
 fn a_thread_that_lags_sheds_its_share() {
-    let Some((mut kernel, _)) = open("lag", 2) else { return };
-    let listeners = listeners(2);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
-    let threads: Vec<_> = (0..)
-        .zip(listeners)
-        .map(|(thread, listener)| DataThread::start(steering.core(thread), listener))
-        .collect();
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("lag", 2) else { return };
+    let threads = start(&steering, listeners);
     let lag_us = CORE_LAG_FLOOR_US + 1;
     threads[0].lag_us.store(lag_us, SeqCst);
     wait_for("the report", || cores("lag")[0].lag_us == lag_us);
@@ -304,10 +305,7 @@ fn a_thread_that_lags_sheds_its_share() {
 
 #[test]
 fn without_reports_the_kernels_hash_places_connections() {
-    let Some((mut kernel, _)) = open("hash", 2) else { return };
-    let listeners = listeners(2);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel, steering, listeners, address }) = Rig::open("hash", 2) else { return };
     let clients = connect(address, 200);
     let got: Vec<_> = listeners.iter().map(|listener| accept_all(listener).len()).collect();
     assert_eq!(got.iter().sum::<usize>(), 200);
@@ -323,10 +321,7 @@ fn without_reports_the_kernels_hash_places_connections() {
 
 #[test]
 fn a_listener_that_closes_loses_no_connection() {
-    let Some((mut kernel, _)) = open("close", 2) else { return };
-    let mut listeners = listeners(2);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel, steering, mut listeners, address }) = Rig::open("close", 2) else { return };
     // Only thread 0 is alive: all 40 wait on its listener.
     let waiting = connect_to(&steering, 0, address, 40);
     assert_eq!(kernel.steering_stats().expect("attached").selected, 40);
@@ -348,10 +343,10 @@ fn a_listener_that_closes_loses_no_connection() {
 
 #[test]
 fn connections_that_never_arrive_are_forgotten() {
-    let Some((mut kernel, _)) = open("drift", 2) else { return };
-    let listeners = listeners(2);
-    let address = listeners[0].local_addr().expect("bound");
-    let steering = kernel.attach_steering(&listeners).expect("attach");
+    let Some(Rig { kernel: _kernel, steering, listeners: _listeners, address }) = Rig::open("drift", 2)
+    else {
+        return;
+    };
     let underway = || {
         let core = cores("drift")[0];
         core.assigned - core.settled

@@ -27,6 +27,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use hyper::body::{Frame, SizeHint};
 use router_common::{
+    flows::FlowState,
     framing::{self, Framing},
     relay::ERROR_EVENT,
 };
@@ -384,7 +385,7 @@ impl Task {
         let metrics = &metrics.relay;
         let is_first = !self.source.was_lent();
         match self.source.lend(&way, &self.terms, self.framing).map_err(RawError::Client)? {
-            Lending::Ordered => {}
+            Lending::Ordered => self.terms.flow.moved_by(way.state()),
             Lending::ReadFirst => return Ok(Step::More),
             Lending::Refused => {
                 self.ways.pop();
@@ -423,6 +424,7 @@ impl Task {
         };
         self.stretch = None;
         self.source.disarm();
+        self.terms.flow.moved_by(FlowState::Copy);
         let (stop, framing) = self.source.stopped();
         let moved = self.source.redirected() - redirected;
         self.source.moved(moved);

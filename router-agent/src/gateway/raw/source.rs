@@ -7,7 +7,7 @@
 use std::io;
 
 use bytes::BytesMut;
-use router_common::framing::Framing;
+use router_common::{flows::FlowState, framing::Framing};
 
 use crate::{
     kernel::{
@@ -48,6 +48,14 @@ impl Way {
         match self {
             Self::Bypass(_) => RelayPath::Bypass,
             Self::Splice(_) => RelayPath::Splice,
+        }
+    }
+
+    /// As the `flows` map has it.
+    pub(super) fn state(&self) -> FlowState {
+        match self {
+            Self::Bypass(_) => FlowState::Bypass,
+            Self::Splice(_) => FlowState::Splice,
         }
     }
 }

@@ -7,7 +7,6 @@
 //! Needs Linux 5.17 with BTF. [`probe`] tries everything on connections of its own before the first response is
 //! trusted to it.
 
-mod events;
 mod probe;
 mod slots;
 
@@ -25,7 +24,7 @@ use router_common::{
     relay::{LEND_NO_CLIENT, LEND_NO_WORKER, LENT, Lend},
 };
 
-use self::{events::Waiters, slots::Slots};
+use self::slots::Slots;
 pub use self::{
     probe::{ProbeError, probe},
     slots::Lent,
@@ -36,6 +35,7 @@ use super::{
     octets,
     relay::{ClientEnd, Switch},
     sys,
+    watch::Watch,
 };
 
 const LEND: &str = "lend_stream";
@@ -107,7 +107,7 @@ impl Bypass {
         let slots = Slots::new(
             &take(names::RELAY_ORDERS)?,
             &take(names::RELAY_STATES)?,
-            Waiters::start(events)
+            Watch::start("relay-events", events)
                 .map_err(|source| KernelError::Socket { what: "a thread for relay events", source })?,
         )?;
         program_of::<SkMsg>(ebpf, RELAY)?.attach(workers.fd()).map_err(program(RELAY))?;

@@ -13,26 +13,27 @@ use router_common::{
     relay::{DISARMED, Order, SLOTS, State},
 };
 
-use super::{Shared, events::Waiters};
+use super::Shared;
 use crate::kernel::{
     error::KernelError,
     flows::{Flow, share},
     relay::{ClientEnd, Stop},
     sys::SharedArray,
+    watch::Watch,
 };
 
 pub(super) struct Slots {
     orders: SharedArray,
     states: SharedArray,
-    waiters: Waiters,
+    watch: Watch,
 }
 
 impl Slots {
-    pub(super) fn new(orders: &Map, states: &Map, waiters: Waiters) -> Result<Self, KernelError> {
+    pub(super) fn new(orders: &Map, states: &Map, watch: Watch) -> Result<Self, KernelError> {
         Ok(Self {
             orders: share(orders, names::RELAY_ORDERS, size_of::<Order>() * SLOTS as usize)?,
             states: share(states, names::RELAY_STATES, size_of::<State>() * SLOTS as usize)?,
-            waiters,
+            watch,
         })
     }
 
@@ -105,7 +106,7 @@ impl Lent {
 
     /// Completes when the kernel has given the stream back, or has moved its first bytes; possibly sooner, so look.
     pub async fn event(&self) {
-        self.shared.slots.waiters.of(self.slot()).notified().await;
+        self.shared.slots.watch.of(self.slot()).notified().await;
     }
 
     fn order_u64(&self, offset: usize) -> &std::sync::atomic::AtomicU64 {

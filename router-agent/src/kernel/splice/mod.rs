@@ -17,7 +17,6 @@ mod lent;
 mod probe;
 mod repair;
 mod slots;
-mod watch;
 
 use std::{io, net::TcpStream, sync::Arc};
 
@@ -29,15 +28,16 @@ use aya::{
 use parking_lot::Mutex;
 use router_common::{framing::Framing, names};
 
+use self::slots::Slots;
 pub use self::{
     lent::Lent,
     probe::{ProbeError, probe, probe_without_cut},
 };
-use self::{slots::Slots, watch::Watch};
 use super::{
     error::KernelError,
     flows::Flow,
     relay::{ClientEnd, Switch},
+    watch::Watch,
 };
 
 const PROGRAM: &str = "splice_segment";
@@ -96,7 +96,7 @@ impl Splice {
             &take(names::SPLICE_ORDERS)?,
             &take(names::SPLICE_STATES)?,
         )?;
-        let watch = Watch::start(events)
+        let watch = Watch::start("splice-events", events)
             .map_err(|source| KernelError::Socket { what: "a thread for splice events", source })?;
         program_of(ebpf)?.attach(workers.fd()).map_err(program)?;
         Ok(Self {

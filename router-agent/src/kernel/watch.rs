@@ -1,5 +1,5 @@
-//! Wakes the task that waits for its lent connection: one thread waits for the program's ring buffer and for the
-//! sockets' ends, in an epoll instance of its own. Wake-ups carry no truth, only the advice to look.
+//! Wakes the task that waits for its lent connection: one thread waits for a relay program's ring buffer, and for ends of
+//! sockets that tokio must not watch, in an epoll instance of its own. Wake-ups carry no truth, only the advice to look.
 //!
 //! In an ordinary epoll instance a socket with a verdict program wakes for every segment. Here it is registered for the
 //! end of the connection only, and for bytes while somebody waits for passed ones.
@@ -15,10 +15,10 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use router_common::splice::SLOTS;
+use router_common::flows::FLOWS_MAX;
 use tokio::sync::Notify;
 
-use crate::kernel::epoll::{Epoll, Interest};
+use super::epoll::{Epoll, Interest};
 
 /// How soon the thread notices that nobody is left to wake.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -33,13 +33,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(mut events: RingBuf<MapData>) -> io::Result<Self> {
+    /// `thread` is its name.
+    pub(super) fn start(thread: &str, mut events: RingBuf<MapData>) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new()?);
         epoll.add(&events, RING, Interest::Bytes)?;
-        let slots: Arc<[Notify]> = (0..SLOTS).map(|_| Notify::new()).collect();
+        let slots: Arc<[Notify]> = (0..FLOWS_MAX).map(|_| Notify::new()).collect();
         let over = Arc::new(AtomicBool::new(false));
         let (wait, waiters, stop) = (epoll.clone(), slots.clone(), over.clone());
-        std::thread::Builder::new().name("splice-events".to_owned()).spawn(move || {
+        std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
             let wake = |slot: u64| {
                 if let Some(waiter) = usize::try_from(slot).ok().and_then(|slot| waiters.get(slot)) {
                     waiter.notify_one();
