@@ -12,6 +12,7 @@
 
 mod audit;
 mod evict;
+mod exact;
 mod holders;
 mod hottest;
 mod matches;
@@ -62,6 +63,7 @@ pub struct IndexStats {
 /// See the module.
 pub struct PrefixIndex {
     tree: RwLock<Tree>,
+    exact: RwLock<exact::Exact>,
 }
 
 impl Default for PrefixIndex {
@@ -73,13 +75,14 @@ impl Default for PrefixIndex {
 impl PrefixIndex {
     /// An empty index that stays below `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
-        Self { tree: RwLock::new(Tree::new(bytes_max)) }
+        Self { tree: RwLock::new(Tree::new(bytes_max)), exact: RwLock::default() }
     }
 
     /// For every worker: how many leading blocks of `hashes` it holds.
     pub fn lookup(&self, hashes: &[u64], out: &mut Matches) {
         out.reset();
         self.tree.read().lookup(hashes, out);
+        self.exact.read().lookup(hashes, out);
     }
 
     /// Records that the worker holds these blocks, and that it has just used them.
@@ -88,6 +91,19 @@ impl PrefixIndex {
     /// If the slot is not below [`WORKERS_MAX`].
     pub fn insert(&self, slot: WorkerSlot, hashes: &[u64]) {
         self.tree.write().insert(slot, hashes);
+    }
+
+    /// The worker says that it holds these blocks, which follow block `parent` (`None`: they begin a prompt). A hash
+    /// names its whole prefix, so blocks behind a parent that is not known are kept: they count as soon as the worker
+    /// holds everything before them.
+    pub fn store(&self, slot: WorkerSlot, _parent: Option<u64>, hashes: &[u64]) {
+        self.exact.write().store(slot, hashes);
+    }
+
+    /// The worker says that these blocks are gone. What it holds behind them stays, and counts again once the hole is
+    /// filled. Blocks that it does not hold are passed over.
+    pub fn remove(&self, slot: WorkerSlot, hashes: &[u64]) {
+        self.exact.write().remove(slot, hashes);
     }
 
     /// The worker is gone: forgets its blocks and its capacity. Call it (or [`PrefixIndex::clear`]) once more when
@@ -100,6 +116,7 @@ impl PrefixIndex {
     /// The worker's cache is empty (restart, reset): forgets what it held when this was called.
     pub fn clear(&self, slot: WorkerSlot) {
         let now = self.tree.read().clock();
+        self.exact.write().clear(slot);
         self.step_by_step(|tree| tree.clear_step(slot, now, STEP));
     }
 

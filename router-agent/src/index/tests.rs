@@ -251,3 +251,32 @@ fn reading_goes_on_while_a_large_worker_is_removed() {
     assert_eq!((index.blocks(W0), index.stats().blocks), (0, 5));
     assert_eq!(index.audit(), Ok(()));
 }
+
+#[test]
+fn blocks_behind_a_hole_count_again_once_it_is_filled() {
+    let index = PrefixIndex::default();
+    let prompt = chain(b"abcdefgh");
+    index.store(W0, None, &prompt[..4]);
+    index.store(W0, Some(prompt[3]), &prompt[4..]);
+    index.store(W1, None, &prompt[..2]);
+    index.remove(W0, &prompt[2..4]);
+    let matches = lookup(&index, &prompt);
+    assert_eq!((matches.blocks(W0), matches.blocks(W1)), (2, 2));
+    index.store(W0, Some(prompt[2]), &prompt[3..4]);
+    assert_eq!(lookup(&index, &prompt).blocks(W0), 2, "one block is still missing");
+    index.store(W0, Some(prompt[1]), &prompt[2..3]);
+    assert_eq!(lookup(&index, &prompt).blocks(W0), 8);
+    index.clear(W0);
+    let matches = lookup(&index, &prompt);
+    assert_eq!((matches.blocks(W0), matches.blocks(W1)), (0, 2));
+}
+
+#[test]
+fn blocks_behind_an_unknown_parent_wait_for_it() {
+    let index = PrefixIndex::default();
+    let prompt = chain(b"abcdef");
+    index.store(W0, Some(prompt[2]), &prompt[3..]);
+    assert_eq!(lookup(&index, &prompt).blocks(W0), 0);
+    index.store(W0, None, &prompt[..3]);
+    assert_eq!(lookup(&index, &prompt).blocks(W0), 6);
+}
