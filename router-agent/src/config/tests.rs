@@ -30,7 +30,7 @@ fn every_key_has_its_effect() {
     assert_eq!(config.workers[0].name, "10.0.0.1:8000");
     assert_eq!(config.workers[1].name, "gpu1");
     assert_eq!(config.workers[1].url.authority(), "[::1]:8001");
-    assert_eq!(config.policy.to_string(), "round_robin");
+    assert_eq!(config.routing.settings.policy.to_string(), "round_robin");
     assert_eq!((config.threads, config.splice, config.log_format), (3, Splice::Off, LogFormat::Json));
     assert_eq!(config.instance, "blue");
     assert_eq!(config.scrape_interval, ms(250));
