@@ -15,7 +15,7 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    headers,
+    headers, models,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
@@ -52,6 +52,15 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
+    if outgoing.lists_models()
+        && let Some(list) = models::list(&context.shared.fleet)
+    {
+        account.answered(list.status());
+        let mut response = list.map(GatewayBody::own);
+        response.headers_mut().insert(headers::REQUEST_ID, request_id);
+        return response;
+    }
+
     let mut response = match answer(context, route, outgoing, body, &request_id).await {
         Ok(answer) => {
             answer.log(route, &request_id);
@@ -83,6 +92,10 @@ struct Outgoing {
 }
 
 impl Outgoing {
+    fn lists_models(&self) -> bool {
+        self.method == Method::GET && self.uri.path() == "/v1/models"
+    }
+
     fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
