@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
+//! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
@@ -40,5 +41,7 @@ pub mod prompt;
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod telemetry;
+#[forbid(unsafe_code)]
+pub mod tokenize;
 #[forbid(unsafe_code)]
 pub mod upstream;

@@ -6,11 +6,13 @@ mod maps;
 mod publish;
 mod reload;
 mod serve;
+mod tokenize;
 
 use clap::{Parser, Subcommand};
 
 pub use maps::MapsArgs;
 pub use serve::ServeArgs;
+pub use tokenize::TokenizeArgs;
 
 /// Routes OpenAI requests to the vLLM worker that already holds the prompt's prefix in its KV cache.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Print the gateway's BPF maps: what bpftool shows, without bpftool.
     Maps(MapsArgs),
+    /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
+    Tokenize(TokenizeArgs),
 }
 
 /// Why a command failed, in one line.
@@ -37,6 +41,9 @@ pub enum CliError {
     /// `maps` found nothing to print.
     #[error(transparent)]
     Maps(#[from] maps::MapsError),
+    /// `tokenize` could not read its files.
+    #[error(transparent)]
+    Tokenize(#[from] tokenize::TokenizeError),
 }
 
 impl Cli {
@@ -45,6 +52,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(*args)?,
             Command::Maps(args) => maps::run(&args)?,
+            Command::Tokenize(args) => tokenize::run(&args)?,
         }
         Ok(())
     }

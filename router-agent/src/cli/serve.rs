@@ -23,6 +23,7 @@ use crate::{
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     telemetry::{self, Metrics, RelayPath},
+    tokenize::{LoadError, Tokenizers},
 };
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
@@ -94,6 +95,9 @@ pub enum ServeError {
     #[cfg(feature = "sim")]
     #[error("simulated worker: {0}")]
     Sim(#[from] vllm_sim::StartError),
+    /// A tokenizer cannot be used.
+    #[error("tokenizers: {0}")]
+    Tokenizers(#[from] LoadError),
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -163,6 +167,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let configured = config.clone();
     // Before anything that a second Ctrl-C could interrupt half-way.
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let listeners = Listeners::open(config.listen, config.threads)?;
     config.listen = listeners.address;
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
@@ -213,12 +218,14 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
         kernel.relays(),
         flows,
         kernel.take_decisions(),
+        tokenizers,
     ));
     let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, config);
+    let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
     let admin = tokio::spawn(admin::serve(
@@ -258,6 +265,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     };
     drop(monitors);
     admin.abort();
+    verifier.abort();
     for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }

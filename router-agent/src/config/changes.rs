@@ -24,6 +24,7 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         limits,
         timeouts,
         guard,
+        tokenizers,
     } = old;
     let drain = timeouts.drain;
     let timeouts_differ = super::Timeouts { drain, ..new.timeouts } != *timeouts;
@@ -46,6 +47,7 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("timeouts", timeouts_differ),
         ("guard.interfaces", guard.interfaces != new.guard.interfaces),
         ("guard.mode", guard.mode != new.guard.mode),
+        ("tokenizers", *tokenizers != new.tokenizers),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))

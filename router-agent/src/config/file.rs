@@ -1,11 +1,11 @@
 //! `warmpath.yaml`: the same keys as the flags, and what has no flag.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, WorkerConfig};
+use super::{Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig};
 
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +30,7 @@ pub struct File {
     limits: Limits,
     timeouts: Timeouts,
     guard: Guard,
+    tokenizers: Tokenizers,
 }
 
 /// A worker: a URL, or a URL with a name.
@@ -118,6 +119,18 @@ struct Guard {
     syn_burst: Option<u32>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tokenizers {
+    default: Option<TokenSource>,
+    models: Option<BTreeMap<String, TokenSource>>,
+    threads: Option<usize>,
+    queue: Option<usize>,
+    #[serde(with = "humantime_serde")]
+    deadline: Option<Duration>,
+    cache: Option<ByteSize>,
+}
+
 /// Reads and parses a file. Errors name the file, and the parser's message the line, the column and the key.
 pub fn load(path: &Path) -> Result<File, ConfigError> {
     let text = std::fs::read_to_string(path)
@@ -192,6 +205,12 @@ impl File {
         set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
         set(&mut config.guard.syn_rate, self.guard.syn_rate);
         set(&mut config.guard.syn_burst, self.guard.syn_burst);
+        set(&mut config.tokenizers.default, self.tokenizers.default);
+        set(&mut config.tokenizers.models, self.tokenizers.models);
+        set(&mut config.tokenizers.threads, self.tokenizers.threads);
+        set(&mut config.tokenizers.queue, self.tokenizers.queue);
+        set(&mut config.tokenizers.deadline, self.tokenizers.deadline);
+        set(&mut config.tokenizers.cache_bytes, self.tokenizers.cache.map(|b| b.as_u64() as usize));
         Ok(())
     }
 }

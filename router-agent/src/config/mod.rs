@@ -8,6 +8,7 @@ mod cidr;
 mod file;
 mod guard;
 mod routing;
+mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -21,6 +22,7 @@ pub(crate) use file::worker_config;
 pub(crate) use routing::parse_policy;
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use routing::{Lmcache, Routing};
+pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -190,6 +192,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The XDP guard.
     pub guard: Guard,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -288,6 +292,7 @@ impl Default for Config {
                 drain: Duration::from_secs(30),
             },
             guard: Guard::default(),
+            tokenizers: Tokenizers::default(),
         }
     }
 }
@@ -348,6 +353,7 @@ impl Config {
         }
         self.guard.validate()?;
         self.routing.validate()?;
+        self.tokenizers.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

@@ -21,7 +21,8 @@ fn every_key_has_its_effect() {
          limits: {connections: 10, body_bytes: 1MiB, tries: 2}\n\
          timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
-         \x20 syn_rate: 7, syn_burst: 9}\n",
+         \x20 syn_rate: 7, syn_burst: 9}\n\
+         tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
     )
     .unwrap();
     let ms = Duration::from_millis;
@@ -72,6 +73,21 @@ fn every_key_has_its_effect() {
             allow: vec!["10.1.2.3/32".parse().unwrap()],
             syn_rate: 7,
             syn_burst: 9,
+        }
+    );
+    assert_eq!(
+        config.tokenizers,
+        Tokenizers {
+            models: [
+                ("a/b".to_owned(), TokenSource::Off),
+                ("c".to_owned(), TokenSource::Local("/models/c".into()))
+            ]
+            .into(),
+            default: TokenSource::Worker,
+            threads: 4,
+            queue: 5,
+            deadline: ms(6),
+            cache_bytes: 7 << 20,
         }
     );
 }
@@ -128,6 +144,19 @@ fn wrong_rules_of_the_guard_are_named() {
     let many: Vec<String> =
         (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
     guard(&format!("{{deny: [{}]}}", many.join(", ")), &["4097", "4096"]);
+}
+
+#[test]
+fn wrong_tokenizers_are_named() {
+    let tokenizers = |text: &str, words: &[&str]| {
+        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words)
+    };
+    tokenizers("{threads: 0}", &["tokenizers.threads", "1 to 256"]);
+    tokenizers("{deadline: 0s}", &["tokenizers.deadline"]);
+    tokenizers("{cache: 1KiB}", &["tokenizers.cache", "1048576"]);
+    tokenizers("{default: lokal}", &["lokal", "worker"]);
+    tokenizers("{models: {a: {path: /models/a}}}", &["path", "local"]);
+    tokenizers("{modells: {}}", &["modells"]);
 }
 
 #[test]

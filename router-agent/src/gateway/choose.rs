@@ -14,11 +14,12 @@ use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
     route::Route,
+    tokens::Ask as AskTokens,
 };
 use crate::{
     fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
-    prompt::{self, BYTES_PER_TOKEN, PromptSize},
+    prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision},
 };
 
@@ -29,11 +30,34 @@ pub(super) struct Plan {
     hashes: Vec<u64>,
     size: PromptSize,
     prompt_tokens: u32,
+    /// Of this prompt where its tokens are known, else what is usual.
+    bytes_per_token: f64,
     by_prefix: bool,
     /// [`model_key`] of the model that the body names.
     model: Option<u64>,
     /// Hash of the session's key.
     session: Option<u64>,
+    /// Where its token ids are to come from.
+    ask_tokens: AskTokens,
+    /// The prompt as the engine will see it, where that is known.
+    pub(super) tokens: Option<Arc<[u32]>>,
+}
+
+impl Plan {
+    /// What [`super::tokens::learn`] needs; to be asked for once.
+    pub(super) fn ask_tokens(&mut self) -> AskTokens {
+        std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
+    }
+
+    /// The prompt's token ids are these: its length is known from now on.
+    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: Arc<[u32]>) {
+        self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+            shared.bytes_per_token.observe(self.size.bytes, tokens.len());
+        }
+        self.tokens = Some(tokens);
+    }
 }
 
 /// A worker, chosen and counted.
@@ -71,9 +95,12 @@ pub(super) fn plan(
             hashes: Vec::new(),
             size: PromptSize::default(),
             prompt_tokens: 0,
+            bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
             model: serve(prompt::model(body).as_deref())?,
             session: None,
+            ask_tokens: AskTokens::Nothing,
+            tokens: None,
         });
     };
     let request = prompt::parse(kind, body)?;
@@ -81,13 +108,17 @@ pub(super) fn plan(
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
     let header = headers.get(&shared.config.routing.session_header).map(HeaderValue::as_bytes);
     let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
+    let bytes_per_token = shared.bytes_per_token.get();
     Ok(Plan {
         hashes,
         size,
-        prompt_tokens: size.tokens(BYTES_PER_TOKEN as f64),
+        prompt_tokens: size.tokens(bytes_per_token),
+        bytes_per_token,
         by_prefix: true,
         model: serve(request.model.as_deref())?,
         session: header.or(in_body).map(xxh3_64),
+        ask_tokens: AskTokens::of(shared, kind, &request),
+        tokens: None,
     })
 }
 
@@ -107,7 +138,7 @@ pub(super) fn choose(
     let block_bytes = shared.config.index.block_bytes;
     let Scratch { matches, candidates } = scratch;
     let matched_tokens =
-        |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, BYTES_PER_TOKEN as f64);
+        |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, plan.bytes_per_token);
     let candidate = |worker: &Arc<Worker>| {
         let Worker { slot, load, engine, .. } = &**worker;
         Candidate {

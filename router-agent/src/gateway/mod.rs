@@ -6,6 +6,7 @@
 
 mod account;
 mod body;
+mod bytes_per_token;
 mod choose;
 mod client_io;
 mod connection;
@@ -20,6 +21,8 @@ mod relay;
 pub mod request;
 mod route;
 mod thread;
+mod tokens;
+mod verify;
 
 use std::sync::{
     Arc,
@@ -35,6 +38,7 @@ use crate::{
     kernel::{Decisions, Flows, Relays},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tokenize::Tokenizers,
 };
 
 use decisions::DecisionCounters;
@@ -42,6 +46,9 @@ use decisions::DecisionCounters;
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use thread::{DataThread, Phase, start};
+pub use verify::verify_tokenizers;
+
+use bytes_per_token::BytesPerToken;
 
 /// One thing for requests routed by prefix, another for all others.
 struct ByKind<T> {
@@ -66,6 +73,9 @@ pub struct Shared {
     pub relays: Relays,
     /// The streams under way and their times.
     pub flows: Flows,
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
+    bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
@@ -87,6 +97,7 @@ impl Shared {
         relays: Relays,
         flows: Flows,
         decisions_map: Option<Decisions>,
+        tokenizers: Tokenizers,
     ) -> Self {
         let router = |settings| Router::new(settings, fastrand::u64(..));
         Self {
@@ -101,6 +112,8 @@ impl Shared {
             metrics,
             relays,
             flows,
+            tokenizers,
+            bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
         }

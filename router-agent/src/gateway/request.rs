@@ -1,4 +1,4 @@
-//! The way of one request: identify → body → parse → decide → send → relay → account.
+//! The way of one request: identify → body → parse → tokens → decide → send → relay → account.
 
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
@@ -20,6 +20,7 @@ use super::{
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
+    tokens,
 };
 use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
@@ -128,13 +129,18 @@ async fn answer(
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
+    let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
+    let planning = deciding.elapsed();
+    if let Some(tokens) = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await {
+        plan.set_tokens(shared, tokens);
+    }
+    let choosing = Instant::now();
     let choose = |tried: &[WorkerSlot]| {
         choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
     };
     let mut choice = choose(&[])?;
     if route != Route::Other {
-        shared.metrics.decision.observe(deciding.elapsed().as_secs_f64());
+        shared.metrics.decision.observe((planning + choosing.elapsed()).as_secs_f64());
     }
 
     // Nothing has reached the client before a response head is passed on, so until then another worker may be tried. A

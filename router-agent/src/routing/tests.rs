@@ -4,7 +4,14 @@ use std::collections::HashMap;
 
 use super::*;
 
-const ASK: Ask = Ask { prompt_tokens: 1000 };
+const ASK: Ask = Ask { prompt_tokens: 1000, session: Some(7) };
+
+fn router(policy: Policy, seed: u64) -> Router {
+    Router::new(Settings::new(policy), seed)
+}
+
+/// 7,000 tokens/s.
+const SPEED: Speed = Speed { token_s: 1.0 / 7e3, fleet_token_s: 1.0 / 7e3, fixed_s: 0.02, batch_s: 0.05 };
 
 fn candidate(slot: u16) -> Candidate {
     Candidate::idle(WorkerSlot(slot))
@@ -16,6 +23,7 @@ fn candidates(figures: &[(u32, u32, u64)]) -> Vec<Candidate> {
     numbered
         .map(|(slot, &(matched_tokens, in_flight, queued_prefill_tokens))| Candidate {
             matched_tokens,
+            matched_blocks: matched_tokens / 32,
             in_flight,
             in_flight_at_scrape: in_flight,
             queued_prefill_tokens,
@@ -25,13 +33,13 @@ fn candidates(figures: &[(u32, u32, u64)]) -> Vec<Candidate> {
 }
 
 fn decide(policy: Policy, candidates: &[Candidate]) -> Decision {
-    Router::new(policy, 1).decide(&ASK, candidates).expect("there are candidates")
+    router(policy, 1).decide(&ASK, candidates).expect("there are candidates")
 }
 
 #[test]
 fn no_candidates_no_decision() {
     for policy in Policy::ALL {
-        assert_eq!(Router::new(policy, 1).decide(&ASK, &[]), None);
+        assert_eq!(router(policy, 1).decide(&ASK, &[]), None);
     }
 }
 
@@ -90,8 +98,8 @@ fn warm_counts_new_tokens_as_the_worker_will() {
     for (prompt_tokens, matched, new) in
         [(1000, 0, 1000), (1000, 900, 100), (1000, 1000, 16), (10, 10, 10), (0, 0, 1)]
     {
-        let ask = Ask { prompt_tokens };
-        let decision = Router::new(Policy::Warm, 1).decide(&ask, &candidates(&[(matched, 0, 0)]));
+        let ask = Ask { prompt_tokens, session: None };
+        let decision = router(Policy::Warm, 1).decide(&ask, &candidates(&[(matched, 0, 0)]));
         assert_eq!(decision.map(|decision| decision.new_tokens), Some(new));
     }
 }
@@ -133,7 +141,7 @@ fn least_loaded_takes_the_fewest_requests_then_the_shortest_queue() {
 
 #[test]
 fn round_robin_keeps_its_turn_when_the_candidates_change() {
-    let mut router = Router::new(Policy::RoundRobin, 1);
+    let mut router = router(Policy::RoundRobin, 1);
     let all = candidates(&[(0, 0, 0); 4]);
     let mut next = |candidates: &[Candidate]| router.decide(&ASK, candidates).expect("one is chosen").slot.0;
     assert_eq!([next(&all), next(&all), next(&all)], [0, 1, 2]);
@@ -146,7 +154,7 @@ fn round_robin_keeps_its_turn_when_the_candidates_change() {
 fn random_is_even_and_repeats_with_its_seed() {
     let all = candidates(&[(0, 0, 0); 8]);
     let choices = |seed| {
-        let mut router = Router::new(Policy::Random, seed);
+        let mut router = router(Policy::Random, seed);
         (0..8_000).map(|_| router.decide(&ASK, &all).expect("one").slot).collect::<Vec<_>>()
     };
     assert_eq!(choices(1), choices(1));
@@ -160,7 +168,7 @@ fn random_is_even_and_repeats_with_its_seed() {
 
 #[test]
 fn power_of_two_never_takes_the_most_loaded_and_compares_two_different_ones() {
-    let mut router = Router::new(Policy::PowerOfTwo, 1);
+    let mut router = router(Policy::PowerOfTwo, 1);
     let all = candidates(&[(0, 3, 0), (0, 9, 0), (0, 1, 0), (0, 2, 0)]);
     let mut counts = [0; 4];
     for _ in 0..6_000 {
@@ -180,15 +188,27 @@ fn count(all: &mut [Candidate], decision: &Decision) {
     let chosen =
         all.iter_mut().find(|candidate| candidate.slot == decision.slot).expect("it was a candidate");
     chosen.in_flight += 1;
+    chosen.pending += 1;
     chosen.queued_prefill_tokens += u64::from(decision.new_tokens);
 }
 
 #[test]
 fn a_burst_of_equal_requests_spreads_over_the_holders() {
-    for policy in [Policy::Warm, Policy::LeastLoaded] {
+    for (policy, learned) in [
+        (Policy::Warm, false),
+        (Policy::Warm, true),
+        (Policy::Lmcache, true),
+        (Policy::Prefix, false),
+        (Policy::Session, false),
+        (Policy::Weighted, false),
+        (Policy::LeastLoaded, false),
+    ] {
         for matched in [0, 992, 1000] {
-            let mut router = Router::new(policy, 1);
+            let mut router = router(policy, 1);
             let mut all = candidates(&[(matched, 0, 0); 8]);
+            if learned {
+                all.iter_mut().for_each(|candidate| candidate.speed = Some(SPEED));
+            }
             for _ in 0..64 {
                 let decision = router.decide(&ASK, &all).expect("one is chosen");
                 count(&mut all, &decision);
@@ -203,7 +223,7 @@ fn a_burst_of_equal_requests_spreads_over_the_holders() {
 fn ties_without_counts_go_to_the_longest_unchosen() {
     // Requests that end at once leave no count behind: only the turn tells the workers apart.
     for policy in [Policy::Warm, Policy::LeastLoaded] {
-        let mut router = Router::new(policy, 1);
+        let mut router = router(policy, 1);
         let all = candidates(&[(0, 0, 0); 5]);
         let slots: Vec<u16> = (0..10).map(|_| router.decide(&ASK, &all).expect("one").slot.0).collect();
         assert_eq!(slots, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
@@ -217,7 +237,7 @@ fn the_explanation_is_what_was_decided_by() {
     let mut random = fastrand::Rng::with_seed(4);
     let mut scores = Vec::new();
     for policy in Policy::ALL {
-        let mut router = Router::new(policy, 5);
+        let mut router = router(policy, 5);
         for _ in 0..500 {
             let figures: Vec<_> = (0..random.usize(1..12))
                 .map(|_| (random.u32(..4) * 300, random.u32(..4), random.u64(..3) * 500))
@@ -234,7 +254,7 @@ fn the_explanation_is_what_was_decided_by() {
                 decision.best_matched_tokens,
                 scores.iter().map(|score| score.matched_tokens).max().unwrap_or(0)
             );
-            if matches!(policy, Policy::Warm | Policy::LeastLoaded) {
+            if matches!(policy, Policy::Warm | Policy::Lmcache | Policy::Weighted | Policy::LeastLoaded) {
                 assert!(scores.iter().all(|score| score.cost >= decision.cost));
                 let mut costs: Vec<u64> = scores.iter().map(|score| score.cost).collect();
                 costs.sort_unstable();
@@ -258,8 +278,154 @@ fn names_are_read_back_and_unknown_ones_list_the_known() {
     }
     assert_eq!(
         "cache_aware".parse::<Policy>().expect_err("unknown").to_string(),
-        "no policy is called `cache_aware`; there are warm, round_robin, random, least_loaded, power_of_two"
+        "no policy is called `cache_aware`; there are warm, prefix, session, lmcache, weighted, \
+         round_robin, random, least_loaded, power_of_two"
     );
     let labels: std::collections::HashSet<_> = Reason::ALL.map(Reason::label).into();
     assert_eq!(labels.len(), Reason::ALL.len());
+}
+
+fn with_speeds(mut candidates: Vec<Candidate>, factors: &[f64]) -> Vec<Candidate> {
+    for (candidate, factor) in candidates.iter_mut().zip(factors) {
+        candidate.speed = Some(Speed { token_s: SPEED.token_s * factor, ..SPEED });
+    }
+    candidates
+}
+
+#[test]
+fn with_speeds_warm_predicts_the_first_token() {
+    let all = with_speeds(candidates(&[(0, 0, 0), (900, 1, 6_900)]), &[1.0, 1.0]);
+    let decision = decide(Policy::Warm, &all);
+    // 1,000 tokens at 7,000/s now, or 7,000 of them behind another.
+    assert_eq!((decision.slot, decision.reason), (WorkerSlot(0), Reason::LoadOverPrefix));
+    let predicted = decision.time_to_first_token_s.expect("speeds are known");
+    assert!((predicted - (0.02 + 1_000.0 / 7e3)).abs() < 1e-9, "{predicted}");
+    assert_eq!(decide(Policy::Warm, &candidates(&[(0, 0, 0)])).time_to_first_token_s, None);
+}
+
+#[test]
+fn warm_keeps_a_conversation_where_others_would_have_to_wait_for_its_prefill() {
+    // The holder is somewhat busier than the other. On a fleet without queues it would be left...
+    let of = |pending: u32| {
+        let mut all = with_speeds(candidates(&[(0, 0, 0), (600, 0, 1_300)]), &[1.0; 2]);
+        all.iter_mut().for_each(|candidate| candidate.pending = pending);
+        decide(Policy::Warm, &all).slot
+    };
+    assert_eq!(of(0), WorkerSlot(0));
+    // ... but where everybody waits, 600 tokens computed again delay them all.
+    assert_eq!(of(3), WorkerSlot(1));
+}
+
+#[test]
+fn a_slow_worker_gets_what_it_can_do_in_the_same_time() {
+    let mut all = with_speeds(candidates(&[(0, 0, 0); 8]), &[4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    let mut router = router(Policy::Warm, 1);
+    for _ in 0..290 {
+        let decision = router.decide(&ASK, &all).expect("one is chosen");
+        count(&mut all, &decision);
+    }
+    // A quarter of the others' speed: 10 of 290.
+    assert!((3..=13).contains(&all[0].in_flight), "{}", all[0].in_flight);
+    assert!(all[1..].iter().all(|candidate| (38..=42).contains(&candidate.in_flight)));
+}
+
+#[test]
+fn prefix_follows_the_longest_match_until_its_worker_is_full() {
+    for (what, figures, slot, reason) in [
+        ("one block is no match", vec![(0, 1, 0), (32, 2, 0)], 0, Reason::LeastLoaded),
+        ("the longest match, whatever the load", vec![(64, 0, 0), (96, 7, 0)], 1, Reason::PrefixHit),
+        ("of equals the less busy", vec![(96, 3, 0), (96, 2, 0)], 1, Reason::PrefixHit),
+        ("a full one: the next match", vec![(0, 0, 0), (64, 3, 0), (96, 8, 0)], 1, Reason::Saturated),
+        ("no other match: the least loaded", vec![(0, 2, 0), (0, 1, 0), (96, 8, 0)], 1, Reason::Saturated),
+        ("all full: the least loaded", vec![(0, 9, 0), (96, 8, 0)], 1, Reason::PrefixHit),
+    ] {
+        let decision = decide(Policy::Prefix, &candidates(&figures));
+        assert_eq!((decision.slot, decision.reason), (WorkerSlot(slot), reason), "{what}");
+    }
+}
+
+#[test]
+fn a_session_stays_and_moves_only_with_its_worker() {
+    let all = candidates(&[(0, 0, 0); 8]);
+    let place = |session, candidates: &[Candidate]| {
+        let ask = Ask { prompt_tokens: 10, session: Some(session) };
+        router(Policy::Session, session).decide(&ask, candidates).expect("one is chosen").slot
+    };
+    let mut counts = [0; 8];
+    for session in 0..4_000 {
+        let own = place(session, &all);
+        assert_eq!(place(session, &all), own);
+        counts[usize::from(own.0)] += 1;
+        // Another worker's end moves nobody; its own one's does.
+        let without = |slot: u16| all.iter().copied().filter(|c| c.slot.0 != slot).collect::<Vec<_>>();
+        assert_eq!(place(session, &without((own.0 + 1) % 8)), own);
+        assert_ne!(place(session, &without(own.0)), own);
+    }
+    assert!(counts.iter().all(|count| (400..600).contains(count)), "{counts:?}");
+}
+
+#[test]
+fn a_session_overflows_at_its_bound_and_needs_a_key() {
+    let mut all = candidates(&[(0, 0, 0); 8]);
+    let mut router = router(Policy::Session, 1);
+    for sent in 0..80_u32 {
+        let decision = router.decide(&ASK, &all).expect("one is chosen");
+        count(&mut all, &decision);
+        let bound = (f64::from(sent + 1) / 8.0 * 1.25).ceil() as u32;
+        assert!(all.iter().all(|candidate| candidate.in_flight <= bound.max(1)), "{all:?}");
+        let expected = [Reason::Session, Reason::SessionOverflow];
+        assert!(expected.contains(&decision.reason));
+    }
+    let keyless = router.decide(&Ask { session: None, ..ASK }, &candidates(&[(0, 2, 0), (0, 1, 0)]));
+    assert_eq!(keyless.map(|decision| (decision.slot, decision.reason)), Some((WorkerSlot(1), Reason::LeastLoaded)));
+}
+
+fn weighted(scorers: &[(Scorer, f64)], pick: Pick, temperature: f64) -> Router {
+    let weighted = Weighted { scorers: scorers.to_vec(), pick, temperature };
+    Router::new(Settings { weighted, ..Settings::new(Policy::Weighted) }, 3)
+}
+
+#[test]
+fn each_scorer_prefers_what_it_is_for() {
+    let mut all = candidates(&[(0, 2, 500), (800, 3, 900), (0, 9, 0), (0, 0, 600)]);
+    all[0].kv_usage_permille = 100;
+    all[1..].iter_mut().for_each(|candidate| candidate.kv_usage_permille = 700);
+    all[2].adapter = Adapter::Waiting;
+    all[3].adapter = Adapter::Running;
+    let own = router(Policy::Session, 1).decide(&ASK, &candidates(&[(0, 0, 0); 4])).expect("one").slot;
+    for (scorer, slot) in [
+        (Scorer::Prefix, 1),
+        (Scorer::Queue, 2),
+        (Scorer::KvUsage, 0),
+        (Scorer::Load, 3),
+        (Scorer::Session, own.0),
+        (Scorer::Lora, 3),
+    ] {
+        let decision = weighted(&[(scorer, 1.0)], Pick::Max, 1.0).decide(&ASK, &all).expect("one");
+        assert_eq!((decision.slot, decision.reason), (WorkerSlot(slot), Reason::HighestScore), "{scorer}");
+    }
+    let both = [(Scorer::Prefix, 1.0), (Scorer::Load, 2.0)];
+    let decision = weighted(&both, Pick::Max, 1.0).decide(&ASK, &all).expect("one");
+    assert_eq!((decision.slot, decision.runner_up), (WorkerSlot(1), Some(WorkerSlot(3))), "0.8 + 2 × 6/9 is more than 2");
+}
+
+#[test]
+fn a_draw_has_chances_by_score_and_temperature() {
+    let all = candidates(&[(500, 0, 0), (1000, 0, 0), (0, 0, 0)]);
+    let share_of_the_best = |temperature| {
+        let mut router = weighted(&[(Scorer::Prefix, 1.0)], Pick::WeightedRandom, temperature);
+        let drawn = (0..6_000).map(|_| router.decide(&ASK, &all).expect("one").slot.0);
+        let counts = drawn.fold([0_u32; 3], |mut counts, slot| {
+            counts[usize::from(slot)] += 1;
+            counts
+        });
+        assert_eq!(counts[2], 0, "a score of zero has no chance");
+        f64::from(counts[1]) / 6_000.0
+    };
+    assert!((share_of_the_best(1.0) - 2.0 / 3.0).abs() < 0.03);
+    assert!((share_of_the_best(0.5) - 4.0 / 5.0).abs() < 0.03);
+    let mut nobody_scores = weighted(&[(Scorer::Lora, 1.0)], Pick::WeightedRandom, 1.0);
+    let slots: std::collections::HashSet<_> =
+        (0..60).map(|_| nobody_scores.decide(&ASK, &all).expect("one").slot.0).collect();
+    assert_eq!(slots.len(), 3);
 }

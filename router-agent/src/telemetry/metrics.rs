@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, TokenizeMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -60,6 +60,8 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// Where token ids come from.
+    pub tokenize: TokenizeMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -239,7 +241,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
+    pub(super) fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
         let metric = Gauge::new(name, help)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -251,7 +253,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
+    pub(super) fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
         let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -397,6 +399,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            tokenize: TokenizeMetrics::new(&make)?,
             registry: make.0,
         }))
     }

@@ -4,7 +4,9 @@ mod guard;
 mod latency;
 mod logging;
 mod metrics;
+mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use tokenize::{TokenizeMetrics, TokensFrom};

@@ -1,10 +1,10 @@
-//! One small GET on a connection of its own, for health checks and scrapes on the control thread.
+//! One small request on a connection of its own, for health checks, scrapes and comparisons on the control thread.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
@@ -35,25 +35,51 @@ pub async fn get(
     timeout: Duration,
     bytes_max: usize,
 ) -> Result<(StatusCode, Bytes), FetchError> {
-    tokio::time::timeout(timeout, exchange(worker, path, timeout, bytes_max))
+    fetch(worker, Method::GET, path, Bytes::new(), timeout, bytes_max).await
+}
+
+/// `POST path` of a JSON body to a worker; otherwise as [`get`].
+pub async fn post(
+    worker: &Worker,
+    path: &'static str,
+    json: Bytes,
+    timeout: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), FetchError> {
+    fetch(worker, Method::POST, path, json, timeout, bytes_max).await
+}
+
+async fn fetch(
+    worker: &Worker,
+    method: Method,
+    path: &'static str,
+    body: Bytes,
+    timeout: Duration,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), FetchError> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, worker.host_header.clone())
+        .header(header::USER_AGENT, concat!("warmpath/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close");
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    let request = request.body(Full::new(body)).expect("a constant path and checked headers make a request");
+    tokio::time::timeout(timeout, exchange(worker, request, timeout, bytes_max))
         .await
         .map_err(|_| FetchError::Timeout(timeout))?
 }
 
 async fn exchange(
     worker: &Worker,
-    path: &'static str,
+    request: Request<Full<Bytes>>,
     timeout: Duration,
     bytes_max: usize,
 ) -> Result<(StatusCode, Bytes), FetchError> {
     let stream = connect(worker, timeout).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
-        .header(header::HOST, worker.host_header.clone())
-        .header(header::USER_AGENT, concat!("warmpath/", env!("CARGO_PKG_VERSION")))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .expect("a constant path and checked headers make a request");
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
