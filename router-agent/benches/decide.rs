@@ -29,8 +29,7 @@ fn main() {
                 ..Candidate::idle(WorkerSlot(slot))
             })
             .collect();
-        let speed =
-            Some(Speed { token_s: 1e-4, fleet_token_s: 1e-4, fixed_s: 0.01, batch_s: 0.05 });
+        let speed = Some(Speed { token_s: 1e-4, fleet_token_s: 1e-4, fixed_s: 0.01, batch_s: 0.05 });
         let learned: Vec<_> = candidates.iter().map(|candidate| Candidate { speed, ..*candidate }).collect();
         for (policy, known, candidates) in Policy::ALL
             .map(|policy| (policy, "", &candidates))
@@ -70,7 +69,8 @@ fn main() {
                     matched_tokens: size.tokens_of_blocks(matches.blocks(slot), BLOCK_BYTES, 4.0),
                     ..Candidate::idle(slot)
                 }));
-                let decision = router.decide(&Ask { prompt_tokens: size.tokens(4.0), session: None }, &candidates);
+                let decision =
+                    router.decide(&Ask { prompt_tokens: size.tokens(4.0), session: None }, &candidates);
                 index.insert(decision.expect("there are workers").slot, &hashes);
             };
             (0..workers).for_each(|_| whole());

@@ -35,6 +35,8 @@ pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a request waits for the LMCache controller; later answers are not used.
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
+/// Bytes of the LMCache controller's answers; more is no answer.
+pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 /// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.

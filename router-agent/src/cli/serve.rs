@@ -225,6 +225,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, config);
+    let lmcache = tokio::spawn(gateway::watch_lmcache(shared.clone()));
     let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
@@ -266,6 +267,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     drop(monitors);
     admin.abort();
     verifier.abort();
+    lmcache.abort();
     for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }
@@ -337,14 +339,7 @@ fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
         let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
         let metrics = metrics.worker(&worker.name);
-        Arc::new(Worker::new(
-            slot,
-            worker.name.clone(),
-            worker.url.clone(),
-            breaker,
-            metrics,
-            speed.clone(),
-        ))
+        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))
     };
     Fleet::new(config.workers.iter().enumerate().map(worker).collect())
 }

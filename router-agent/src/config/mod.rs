@@ -17,10 +17,10 @@ use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
 pub use changes::needing_restart;
 pub use cidr::{Cidr, CidrError};
-pub use file::{File, load};
 pub(crate) use file::worker_config;
-pub(crate) use routing::parse_policy;
+pub use file::{File, load};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};

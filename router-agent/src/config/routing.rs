@@ -57,7 +57,10 @@ impl Routing {
         if !(session.bound >= 1.0 && session.bound.is_finite()) {
             return value(
                 "routing.session.bound",
-                format!("{} is no multiple of the mean that can hold all requests: at least 1", session.bound),
+                format!(
+                    "{} is no multiple of the mean that can hold all requests: at least 1",
+                    session.bound
+                ),
             );
         }
         if let Some((scorer, weight)) = weighted.scorers.iter().find(|(_, w)| !(*w >= 0.0 && w.is_finite())) {
@@ -139,7 +142,10 @@ impl File {
         set(&mut settings.session.bound, self.session.bound);
         if let Some(header) = self.session.header {
             routing.session_header = header.parse().map_err(|_| {
-                value("routing.session.header", format!("{header:?} is no name of a header, such as x-session-id"))
+                value(
+                    "routing.session.header",
+                    format!("{header:?} is no name of a header, such as x-session-id"),
+                )
             })?;
         }
         if let Some(scorers) = self.weighted.scorers {
@@ -147,14 +153,16 @@ impl File {
                 Ok(scorer) => Ok((scorer, weight)),
                 Err(error) => Err(value("routing.weighted.scorers", error.to_string())),
             };
-            settings.weighted.scorers = scorers.into_iter().map(scorer).collect::<Result<_, _>>()?;
+            let mut scorers = scorers.into_iter().map(scorer).collect::<Result<Vec<_>, _>>()?;
+            scorers.sort_by_key(|(scorer, _)| *scorer as u8);
+            settings.weighted.scorers = scorers;
         }
         set(&mut settings.weighted.pick, self.weighted.pick);
         set(&mut settings.weighted.temperature, self.weighted.temperature);
         if let Some(url) = self.lmcache.controller {
             let parsed = url.parse::<WorkerUrl>();
-            let parsed = parsed
-                .map_err(|error| value("routing.lmcache.controller", format!("{url:?}: {error}")))?;
+            let parsed =
+                parsed.map_err(|error| value("routing.lmcache.controller", format!("{url:?}: {error}")))?;
             routing.lmcache.controller = Some(parsed);
         }
         set(&mut routing.lmcache.timeout, self.lmcache.timeout);

@@ -27,7 +27,8 @@ impl Models {
     pub(super) fn parse(body: &[u8]) -> Option<Self> {
         let List { mut data } = serde_json::from_slice(body).ok()?;
         data.retain(|entry| entry["id"].is_string());
-        let mut keys: Vec<u64> = data.iter().filter_map(|entry| entry["id"].as_str()).map(model_key).collect();
+        let mut keys: Vec<u64> =
+            data.iter().filter_map(|entry| entry["id"].as_str()).map(model_key).collect();
         keys.sort_unstable();
         Some(Self { keys, entries: data })
     }

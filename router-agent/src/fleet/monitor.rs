@@ -16,7 +16,7 @@ use http::StatusCode;
 use router_common::latency::LatencyKind;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use super::{Fleet, Health, Models, Worker, model_key, scrape};
+use super::{Fleet, Health, Models, Worker, model_key, scrape, speed};
 use crate::{
     config::Config,
     index::PrefixIndex,
@@ -77,14 +77,25 @@ pub async fn check_all(fleet: &Fleet, config: &Config) {
     checks.join_all().await;
 }
 
-/// Starts a health task and a scrape task for every worker; they end with the returned set.
+/// Starts a task for every worker, and one that compares their speeds; they end with the returned set.
 pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Config) -> JoinSet<()> {
     let settings = Settings::of(config);
     let mut tasks = JoinSet::new();
     for worker in fleet.workers().iter() {
         tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), settings.clone()));
     }
+    tasks.spawn(level(fleet.workers().to_vec(), settings.scrape_interval));
     tasks
+}
+
+/// Compares the workers' speeds again and again.
+async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
+    let mut rounds = tokio::time::interval(every);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        speed::level(&workers);
+    }
 }
 
 async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
@@ -203,7 +214,6 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
 /// What the last while says of the worker's decoding: the gaps between its streams' events, whoever moved them, and the
 /// requests that ran, its own count at both ends of the while.
 fn learn(worker: &Worker, flows: &Flows, history: &mut History) {
-    worker.speed.fade();
     let slot = u32::from(worker.slot.0);
     let (Some(gaps), Some(streams)) =
         (flows.latency(slot, LatencyKind::EventGap), flows.latency(slot, LatencyKind::TimeToFirstByte))

@@ -119,8 +119,7 @@ mod tests {
             "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"old\",waiting_lora_adapters=\"\"} 1.7e9\n\
              vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"sql,chat\",waiting_lora_adapters=\"math\"} 1.8e9\n",
         );
-        let expected =
-            [("sql", Adapter::Running), ("chat", Adapter::Running), ("math", Adapter::Waiting)];
+        let expected = [("sql", Adapter::Running), ("chat", Adapter::Running), ("math", Adapter::Waiting)];
         assert_eq!(scrape.adapters, expected.map(|(name, state)| (name.to_owned(), state)));
     }
 

@@ -8,6 +8,7 @@ use std::sync::{
 
 use parking_lot::Mutex;
 
+use super::Worker;
 use crate::routing::{
     Speed,
     speed::{FleetPrefill, WorkerDecode, WorkerPrefill},
@@ -34,6 +35,28 @@ pub struct FleetSpeed {
     fixed_s: Figure,
     /// 0 while too little is known.
     token_s: Figure,
+}
+
+impl FleetSpeed {
+    fn publish(&self, prefill: &FleetPrefill) {
+        if let Some((fixed, token)) = prefill.fit() {
+            self.fixed_s.set(fixed);
+            self.token_s.set(token);
+        }
+    }
+}
+
+/// Finds the median worker anew and forgets what was not seen again. Now and then, off the data threads.
+pub(super) fn level(workers: &[Arc<Worker>]) {
+    let Some(fleet) = workers.first().map(|worker| worker.speed.fleet.clone()) else { return };
+    // Every worker's lock before the fleet's, as at a first token.
+    let mut learned: Vec<_> = workers.iter().map(|worker| worker.speed.learned.lock()).collect();
+    let mut prefill = fleet.prefill.lock();
+    prefill.level(learned.iter_mut().map(|learned| &mut learned.prefill));
+    fleet.publish(&prefill);
+    for (worker, learned) in workers.iter().zip(&learned) {
+        worker.speed.factor.set(learned.prefill.factor(&prefill));
+    }
 }
 
 /// What is learned of one worker.
@@ -69,17 +92,10 @@ impl WorkerSpeed {
         let begun_ns = sent_ns.max(learned.last_first_token_ns);
         learned.last_first_token_ns = learned.last_first_token_ns.max(first_ns);
         let (tokens, seconds) = (tokens as f64, first_ns.saturating_sub(begun_ns) as f64 / 1e9);
-        let fleet = {
-            let mut fleet = self.fleet.prefill.lock();
-            fleet.observe(tokens, seconds);
-            if let Some((fixed, token)) = fleet.fit() {
-                self.fleet.fixed_s.set(fixed);
-                self.fleet.token_s.set(token);
-            }
-            *fleet
-        };
-        learned.prefill.observe(&fleet, tokens, seconds);
-        self.factor.set(learned.prefill.factor());
+        let mut fleet = self.fleet.prefill.lock();
+        fleet.observe(&mut learned.prefill, tokens, seconds);
+        self.fleet.publish(&fleet);
+        self.factor.set(learned.prefill.factor(&fleet));
     }
 
     /// The mean gap between two events of its streams over the last while, with the requests that ran meanwhile and the
@@ -89,14 +105,6 @@ impl WorkerSpeed {
         learned.decode.observe(running, gap_s);
         self.decode_slope_s.set(learned.decode.slope());
         self.batch_s.set(learned.decode.slope() * events_per_stream);
-    }
-
-    /// Forgets with the fleet what was not seen again. Now and then, off the data threads.
-    pub(super) fn fade(&self) {
-        let mut learned = self.learned.lock();
-        let fleet = *self.fleet.prefill.lock();
-        learned.prefill.fade(&fleet);
-        self.factor.set(learned.prefill.factor());
     }
 
     /// What a decision may go by; none while the fleet is not known.
@@ -138,15 +146,17 @@ mod tests {
     #[test]
     fn a_slow_worker_differs_and_the_others_are_alike() {
         let fleet = Arc::new(FleetSpeed::default());
-        let workers: Vec<_> = (0..8).map(|_| WorkerSpeed::new(fleet.clone())).collect();
+        let workers: Vec<_> =
+            (0..8).map(|_| Worker::for_tests_in("http://127.0.0.1:1", fleet.clone())).collect();
         for i in 0..6 {
             for (number, worker) in workers.iter().enumerate() {
                 let takes = if number == 0 { 4 } else { 1 };
-                worker.first_token(7_000, i * 100 * SECOND, (i * 100 + takes) * SECOND);
+                worker.speed.first_token(7_000, i * 100 * SECOND, (i * 100 + takes) * SECOND);
             }
         }
-        let speeds: Vec<f64> =
-            workers.iter().map(|worker| worker.get().expect("they have been seen").token_s).collect();
+        level(&workers);
+        let speed = |worker: &Arc<Worker>| worker.speed.get().expect("they have been seen").token_s;
+        let speeds: Vec<f64> = workers.iter().map(speed).collect();
         assert!(speeds[0] > 2.0 * speeds[1], "{speeds:?}");
         assert!(speeds[1..].iter().all(|speed| *speed == speeds[1]), "{speeds:?}");
     }

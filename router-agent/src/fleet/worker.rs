@@ -94,7 +94,8 @@ impl Engine {
     /// What it does with the adapter of this name.
     pub fn adapter(&self, model: Option<u64>) -> Adapter {
         let adapters = self.adapters.load();
-        let found = model.zip(adapters.as_ref()).and_then(|(key, list)| list.iter().find(|(name, _)| *name == key));
+        let found =
+            model.zip(adapters.as_ref()).and_then(|(key, list)| list.iter().find(|(name, _)| *name == key));
         found.map_or(Adapter::Absent, |(_, state)| *state)
     }
 }
@@ -178,9 +179,15 @@ impl Worker {
     /// A worker for unit tests, in slot 0, with metrics of its own.
     #[cfg(test)]
     pub(crate) fn for_tests(url: &str) -> Arc<Self> {
+        Self::for_tests_in(url, Arc::default())
+    }
+
+    /// The same, of a fleet whose speeds are these.
+    #[cfg(test)]
+    pub(crate) fn for_tests_in(url: &str, fleet_speed: Arc<FleetSpeed>) -> Arc<Self> {
         let url: WorkerUrl = url.parse().expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
         let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
-        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, Arc::default()))
+        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, fleet_speed))
     }
 }

@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
+    lmcache::Matched,
     route::Route,
     tokens::Ask as AskTokens,
 };
@@ -20,7 +21,7 @@ use crate::{
     fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
     prompt::{self, PromptSize},
-    routing::{Ask, Candidate, Decision},
+    routing::{Ask, Candidate, Decision, Policy},
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -32,7 +33,7 @@ pub(super) struct Plan {
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
     bytes_per_token: f64,
-    by_prefix: bool,
+    pub(super) by_prefix: bool,
     /// [`model_key`] of the model that the body names.
     model: Option<u64>,
     /// Hash of the session's key.
@@ -41,6 +42,8 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// The prompt as the engine will see it, where that is known.
     pub(super) tokens: Option<Arc<[u32]>>,
+    /// What the LMCache controller knows of the prompt, in place of the index.
+    pub(super) lmcache: Option<Matched>,
 }
 
 impl Plan {
@@ -101,6 +104,7 @@ pub(super) fn plan(
             session: None,
             ask_tokens: AskTokens::Nothing,
             tokens: None,
+            lmcache: None,
         });
     };
     let request = prompt::parse(kind, body)?;
@@ -119,6 +123,7 @@ pub(super) fn plan(
         session: header.or(in_body).map(xxh3_64),
         ask_tokens: AskTokens::of(shared, kind, &request),
         tokens: None,
+        lmcache: None,
     })
 }
 
@@ -137,8 +142,11 @@ pub(super) fn choose(
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let block_bytes = shared.config.index.block_bytes;
     let Scratch { matches, candidates } = scratch;
-    let matched_tokens =
-        |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, plan.bytes_per_token);
+    let by_index = |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, plan.bytes_per_token);
+    let matched_tokens = |slot| match &plan.lmcache {
+        Some(matched) => matched.iter().find(|(of, _)| *of == slot).map_or(0, |(_, tokens)| *tokens),
+        None => by_index(slot),
+    };
     let candidate = |worker: &Arc<Worker>| {
         let Worker { slot, load, engine, .. } = &**worker;
         Candidate {
@@ -165,7 +173,12 @@ pub(super) fn choose(
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
         candidates.extend(workers.iter().filter(routable).map(candidate));
-        let decision = router.decide(&ask, candidates)?;
+        // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
+        let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
+            router.decide_by(Policy::Warm, &ask, candidates)?
+        } else {
+            router.decide(&ask, candidates)?
+        };
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
     };

@@ -103,7 +103,8 @@ mod tests {
 
     fn decided(policy: Policy, candidates: &[Candidate]) -> DecisionValue {
         let decision = Router::new(Settings::new(policy), 1)
-            .decide(&Ask { prompt_tokens: 100, ..Ask::default() }, candidates).expect("one");
+            .decide(&Ask { prompt_tokens: 100, ..Ask::default() }, candidates)
+            .expect("one");
         let request_id = HeaderValue::from_static("abc");
         record(
             &decision,

@@ -35,7 +35,9 @@ pub enum GatewayError {
     #[error("method CONNECT is not supported: this is a gateway, not a forward proxy")]
     Connect,
     /// The request names a model that no worker serves.
-    #[error("The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)")]
+    #[error(
+        "The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)"
+    )]
     NoSuchModel(String),
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]

@@ -32,6 +32,7 @@ use crate::{
     fleet::{Breaker, Fleet},
     index::WorkerSlot,
     limits,
+    routing::Policy,
     telemetry::LookupOutcome,
 };
 
@@ -92,6 +93,9 @@ struct Instance {
 impl Controller {
     /// For the current runtime; none where no controller is configured.
     pub(super) fn new(config: &config::Config) -> Option<Self> {
+        if config.routing.settings.policy != Policy::Lmcache {
+            return None;
+        }
         let controller: &WorkerUrl = config.routing.lmcache.controller.as_ref()?;
         let breaker = Breaker::new(config.breaker.failures, config.breaker.open_for);
         Some(Self {
@@ -102,10 +106,14 @@ impl Controller {
         })
     }
 
-    /// What the controller knows of these tokens; none if it does not say so in time.
-    pub(super) async fn matched(&self, shared: &Shared, tokens: &[u32]) -> Option<Matched> {
+    /// What the controller knows of these tokens; none if it does not say so in time, or the tokens are not known.
+    pub(super) async fn matched(&self, shared: &Shared, tokens: Option<&[u32]>) -> Option<Matched> {
         let now = Instant::now();
         let metrics = &shared.metrics.lmcache;
+        let Some(tokens) = tokens else {
+            metrics.count(LookupOutcome::NoTokens);
+            return None;
+        };
         if !self.breaker.admits(now) {
             metrics.count(LookupOutcome::NotAsked);
             return None;
@@ -169,8 +177,10 @@ pub async fn watch_lmcache(shared: Arc<Shared>) {
             Ok(listed) => {
                 let instances = by_worker(&shared.fleet, &shared.config.routing.lmcache, &listed.workers);
                 for worker in shared.fleet.workers().iter() {
-                    let is_of = |instance: &&Instance| instances.get(&instance.instance_id) == Some(&worker.slot);
-                    let keys = listed.workers.iter().filter(is_of).map(|instance| instance.key_count).sum::<u64>();
+                    let is_of =
+                        |instance: &&Instance| instances.get(&instance.instance_id) == Some(&worker.slot);
+                    let keys =
+                        listed.workers.iter().filter(is_of).map(|instance| instance.key_count).sum::<u64>();
                     shared.metrics.lmcache.set_keys(&worker.name, keys);
                 }
                 shared.lmcache_instances.store(Arc::new(instances));
@@ -180,11 +190,7 @@ pub async fn watch_lmcache(shared: Arc<Shared>) {
     }
 }
 
-fn by_worker(
-    fleet: &Fleet,
-    config: &config::Lmcache,
-    listed: &[Instance],
-) -> HashMap<String, WorkerSlot> {
+fn by_worker(fleet: &Fleet, config: &config::Lmcache, listed: &[Instance]) -> HashMap<String, WorkerSlot> {
     let workers = fleet.workers();
     let named = |name: &str| workers.iter().find(|worker| worker.name == name).map(|worker| worker.slot);
     let at = |ip: IpAddr| {

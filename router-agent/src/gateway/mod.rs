@@ -15,6 +15,7 @@ mod decisions;
 mod error;
 mod headers;
 mod listen;
+mod lmcache;
 mod models;
 mod raw;
 mod relay;
@@ -45,6 +46,7 @@ use decisions::DecisionCounters;
 
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
+pub use lmcache::watch_lmcache;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -81,6 +83,8 @@ pub struct Shared {
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
+    /// The LMCache controller's instances, for the policy `lmcache`.
+    lmcache_instances: lmcache::Instances,
     /// Decision counters.
     decisions: DecisionCounters,
     /// Client connections open, over all threads.
@@ -105,6 +109,7 @@ impl Shared {
                 by_prefix: router(config.routing.settings.clone()),
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
+            lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
             config,
             fleet,

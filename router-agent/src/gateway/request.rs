@@ -53,17 +53,17 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
-    if outgoing.lists_models()
-        && let Some(list) = models::list(&context.shared.fleet)
-    {
-        account.answered(list.status());
-        let mut response = list.map(GatewayBody::own);
-        response.headers_mut().insert(headers::REQUEST_ID, request_id);
-        return response;
-    }
-
-    let mut response = match answer(context, route, outgoing, body, &request_id).await {
-        Ok(answer) => {
+    let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
+    let answered = match own {
+        Some(list) => Ok(Answered::Here(list)),
+        None => answer(context, route, outgoing, body, &request_id).await.map(Answered::Worker),
+    };
+    let mut response = match answered {
+        Ok(Answered::Here(response)) => {
+            account.answered(response.status());
+            response.map(GatewayBody::own)
+        }
+        Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
             answer.relay(context, &client, relays, account)
         }
@@ -80,6 +80,13 @@ pub(super) async fn handle(
     };
     response.headers_mut().insert(headers::REQUEST_ID, request_id);
     response
+}
+
+/// Who has the answer.
+enum Answered {
+    /// The gateway itself.
+    Here(Response<Full<Bytes>>),
+    Worker(Answer),
 }
 
 /// A request as it goes to workers; the same bytes for every try.
@@ -133,6 +140,9 @@ async fn answer(
     let planning = deciding.elapsed();
     if let Some(tokens) = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await {
         plan.set_tokens(shared, tokens);
+    }
+    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+        plan.lmcache = controller.matched(shared, plan.tokens.as_deref()).await;
     }
     let choosing = Instant::now();
     let choose = |tried: &[WorkerSlot]| {

@@ -56,6 +56,11 @@ impl Router {
         }
     }
 
+    /// The configured policy.
+    pub fn policy(&self) -> Policy {
+        self.settings.policy
+    }
+
     /// Chooses one of the candidates; none only if there are none.
     ///
     /// # Panics
@@ -137,8 +142,10 @@ impl Router {
             cost: match self.settings.policy {
                 Policy::Warm | Policy::Lmcache => warm.on(*ask, candidate),
                 Policy::Weighted => weighted(candidate),
-                Policy::LeastLoaded | Policy::PowerOfTwo => load(candidate).0,
-                Policy::Prefix | Policy::Session | Policy::RoundRobin | Policy::Random => 0,
+                Policy::Prefix | Policy::Session | Policy::LeastLoaded | Policy::PowerOfTwo => {
+                    load(candidate).0
+                }
+                Policy::RoundRobin | Policy::Random => 0,
             },
         }));
     }

@@ -91,12 +91,7 @@ pub struct Settings {
 impl Settings {
     /// `policy` with the defaults.
     pub fn new(policy: Policy) -> Self {
-        Self {
-            policy,
-            prefix: Prefix::default(),
-            session: Session::default(),
-            weighted: Weighted::default(),
-        }
+        Self { policy, prefix: Prefix::default(), session: Session::default(), weighted: Weighted::default() }
     }
 }
 

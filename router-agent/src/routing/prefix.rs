@@ -7,7 +7,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Candidate, Choice, Reason, Router};
+use super::{Candidate, Choice, Reason, Router, load};
 
 impl Router {
     pub(super) fn longest_match(&self, candidates: &[Candidate]) -> Option<(Choice, Option<Reason>)> {
@@ -28,12 +28,19 @@ impl Router {
             };
             let runner_up = (0..candidates.len()).filter(|at| *at != longest).min_by_key(|at| rank(*at));
             let tied = (0..candidates.len()).filter(|at| equals(*at)).count() as u32;
-            let choice = Choice { at: longest, cost: 0, runner_up: runner_up.map(|at| (at, 0)), tied };
+            let cost = |at: usize| load(&candidates[at]).0;
+            let runner_up = runner_up.map(|at| (at, cost(at)));
+            let choice = Choice { at: longest, cost: cost(longest), runner_up, tied };
             return Some((choice, Some(Reason::PrefixHit)));
         }
         let next = (0..candidates.len()).filter(matches).filter(has_room).min_by_key(|at| rank(*at));
         let choice = match next {
-            Some(at) => Choice { at, cost: 0, runner_up: Some((longest, 0)), tied: 1 },
+            Some(at) => Choice {
+                at,
+                cost: load(&candidates[at]).0,
+                runner_up: Some((longest, load(&candidates[longest]).0)),
+                tied: 1,
+            },
             None => self.least_loaded(candidates)?,
         };
         // Where even the least loaded one is the one with the longest match, nothing was given up.

@@ -10,7 +10,7 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Candidate, Choice, Reason, Router};
+use super::{Candidate, Choice, Reason, Router, load};
 
 impl Router {
     pub(super) fn of_session(
@@ -26,14 +26,20 @@ impl Router {
         let bound = (mean * self.settings.session.bound).ceil();
         let has_room = |candidate: &Candidate| f64::from(candidate.in_flight) < bound;
         let rank = |at: &usize| affinity(session, &candidates[*at]);
+        let cost = |at: usize| load(&candidates[at]).0;
+        let choice = |at: usize, runner_up: Option<usize>| Choice {
+            at,
+            cost: cost(at),
+            runner_up: runner_up.map(|at| (at, cost(at))),
+            tied: 1,
+        };
         let own = (0..candidates.len()).max_by_key(rank)?;
         if has_room(&candidates[own]) {
-            return Some((Choice { at: own, cost: 0, runner_up: None, tied: 1 }, Some(Reason::Session)));
+            return Some((choice(own, None), Some(Reason::Session)));
         }
         // One has at most the mean, so there is room somewhere.
         let next = (0..candidates.len()).filter(|at| has_room(&candidates[*at])).max_by_key(rank)?;
-        let choice = Choice { at: next, cost: 0, runner_up: Some((own, 0)), tied: 1 };
-        Some((choice, Some(Reason::SessionOverflow)))
+        Some((choice(next, Some(own)), Some(Reason::SessionOverflow)))
     }
 }
 

@@ -90,19 +90,19 @@ fn simulate(policy: Policy, turns: &[Turn], capacity_blocks: u64, slowness: f64)
                 Some((tokens, took_us)) => {
                     worker.queued_prefill_tokens -= u64::from(tokens);
                     worker.pending -= 1;
-                    fleet.observe(f64::from(tokens), took_us as f64 / 1e6);
-                    learned[event.worker].observe(&fleet, f64::from(tokens), took_us as f64 / 1e6);
+                    fleet.observe(&mut learned[event.worker], f64::from(tokens), took_us as f64 / 1e6);
                 }
                 None => worker.in_flight -= 1,
             }
         }
+        fleet.level(learned.iter_mut());
         index.lookup(&turn.hashes, &mut matches);
         for candidate in &mut all {
             candidate.matched_tokens = matches.blocks(candidate.slot) * BLOCK_TOKENS;
             candidate.matched_blocks = matches.blocks(candidate.slot);
             candidate.in_flight_at_scrape = candidate.in_flight;
             candidate.speed = fleet.fit().map(|(fixed_s, token_s)| Speed {
-                token_s: token_s * learned[usize::from(candidate.slot.0)].factor(),
+                token_s: token_s * learned[usize::from(candidate.slot.0)].factor(&fleet),
                 fleet_token_s: token_s,
                 fixed_s,
                 batch_s: 0.0,
@@ -177,7 +177,8 @@ fn warm_keeps_its_lead_when_caches_are_small() {
     let blocks: usize = turns.iter().map(|turn| turn.hashes.len()).max().unwrap_or(0);
     // Room for a dozen conversations per worker, where fifty are under way at a time.
     let capacity = blocks as u64 * 12;
-    let policies = [Policy::Warm, Policy::RoundRobin, Policy::Random, Policy::LeastLoaded, Policy::PowerOfTwo];
+    let policies =
+        [Policy::Warm, Policy::RoundRobin, Policy::Random, Policy::LeastLoaded, Policy::PowerOfTwo];
     let outcomes = policies.map(|policy| (policy, simulate(policy, &turns, capacity, 1.0)));
     let [(_, warm), others @ ..] = &outcomes;
     println!("{outcomes:.3?}");

@@ -6,8 +6,9 @@
 //! workers' observations together give a line, `seconds = fixed + token × tokens`, by least squares with weights that
 //! fall by [`FORGET_FLEET`] per newer observation. A worker is a factor on that line, its observed over its expected
 //! seconds with weights that fall by [`FORGET_WORKER`], and counts as an average one until it differs from 1 by two
-//! standard errors: workers that are alike stay exactly alike, so that ties between them are ties. A factor that is not
-//! renewed fades with the fleet's observations, so a worker that was found slow is tried again.
+//! standard errors and a tenth: workers that are alike stay exactly alike, so that ties between them are ties. The
+//! average worker is the median one ([`FleetPrefill::level`]), so that one slow worker does not make the others fast. A
+//! factor that is not renewed fades with the fleet's observations, so a worker that was found slow is tried again.
 //!
 //! **Decode.** The mean gap between two events of a stream over a while, against the requests that ran in it: the line's
 //! slope is what one more running request costs each of the others per token.
@@ -22,6 +23,8 @@ const COLD: u64 = 8;
 const UNKNOWN: f64 = 2.5;
 /// Standard errors that a difference must exceed to be one.
 const SIGNIFICANT: f64 = 2.0;
+/// A smaller difference is not worth telling workers apart.
+const DIFFERENCE_MIN: f64 = 0.1;
 
 /// What a decision knows of a worker's speed. Seconds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,38 +78,62 @@ impl Line {
 }
 
 /// The fleet's prefill.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct FleetPrefill {
     line: Line,
     fit: (f64, f64),
+    /// The median worker's factor on that line.
+    median: f64,
     observations: u64,
 }
 
+impl Default for FleetPrefill {
+    fn default() -> Self {
+        Self { line: Line::default(), fit: (0.0, 0.0), median: 1.0, observations: 0 }
+    }
+}
+
 impl FleetPrefill {
-    /// Takes an observation of any worker in.
-    pub fn observe(&mut self, tokens: f64, seconds: f64) {
+    /// Takes in an observation of `worker`, and into what is known of that worker.
+    pub fn observe(&mut self, worker: &mut WorkerPrefill, tokens: f64, seconds: f64) {
         self.line.observe(FORGET_FLEET, tokens, seconds);
         self.fit = self.line.fit();
         self.observations += 1;
+        worker.observe(self, tokens, seconds);
     }
 
-    /// (seconds whatever the length, seconds per token); none while too little is known.
+    /// Finds the median worker anew, and lets all forget what was not seen again. Now and then.
+    pub fn level<'a>(&mut self, workers: impl Iterator<Item = &'a mut WorkerPrefill>) {
+        self.median = 1.0;
+        let known = workers.filter_map(|worker| {
+            worker.fade(self);
+            (worker.prompts > UNKNOWN).then(|| worker.mean_factor(self))
+        });
+        let mut factors: Vec<f64> = known.collect();
+        factors.sort_by(f64::total_cmp);
+        if let Some(median) = factors.get(factors.len() / 2) {
+            self.median = *median;
+        }
+    }
+
+    /// (seconds whatever the length, seconds per token) of the median worker; none while too little is known.
     pub fn fit(&self) -> Option<(f64, f64)> {
-        (self.observations >= COLD && self.fit.1 > 0.0).then_some(self.fit)
+        let (fixed, token) = self.fit;
+        (self.observations >= COLD && token > 0.0).then_some((fixed * self.median, token * self.median))
     }
 
-    /// Observations so far.
-    pub fn observations(&self) -> u64 {
-        self.observations
+    /// What so many prompts with so many tokens take together, in seconds.
+    fn expected(&self, prompts: f64, tokens: f64) -> f64 {
+        (self.fit.0 * prompts + self.fit.1 * tokens) * self.median
     }
 }
 
 /// One worker's prefill against the fleet's.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WorkerPrefill {
-    weight: f64,
-    observed_s: f64,
-    expected_s: f64,
+    prompts: f64,
+    tokens: f64,
+    seconds: f64,
     /// Squared differences from what this worker's factor had promised before.
     squares: f64,
     /// The fleet's count when this was last brought up to date.
@@ -114,41 +141,40 @@ pub struct WorkerPrefill {
 }
 
 impl WorkerPrefill {
-    /// Takes an observation of this worker in. `fleet` should have it, too.
-    pub fn observe(&mut self, fleet: &FleetPrefill, tokens: f64, seconds: f64) {
+    fn sums(&mut self) -> [&mut f64; 4] {
+        [&mut self.prompts, &mut self.tokens, &mut self.seconds, &mut self.squares]
+    }
+
+    fn observe(&mut self, fleet: &FleetPrefill, tokens: f64, seconds: f64) {
         self.fade(fleet);
-        let (fixed, token) = fleet.fit;
-        let expected = fixed + token * tokens;
-        let miss = seconds - self.mean_factor() * expected;
-        for (sum, new) in [
-            (&mut self.weight, 1.0),
-            (&mut self.observed_s, seconds),
-            (&mut self.expected_s, expected),
-            (&mut self.squares, miss * miss),
-        ] {
+        let miss = seconds - self.mean_factor(fleet) * fleet.expected(1.0, tokens);
+        for (sum, new) in self.sums().into_iter().zip([1.0, tokens, seconds, miss * miss]) {
             *sum = *sum * FORGET_WORKER + new;
         }
     }
 
     /// Forgets as much as the fleet has seen since.
-    pub fn fade(&mut self, fleet: &FleetPrefill) {
+    fn fade(&mut self, fleet: &FleetPrefill) {
         let missed = fleet.observations.saturating_sub(self.seen);
         self.seen = fleet.observations;
         let keep = FORGET_FLEET.powi(i32::try_from(missed).unwrap_or(i32::MAX));
-        for sum in [&mut self.weight, &mut self.observed_s, &mut self.expected_s, &mut self.squares] {
+        for sum in self.sums() {
             *sum *= keep;
         }
     }
 
-    fn mean_factor(&self) -> f64 {
-        if self.expected_s > 0.0 { self.observed_s / self.expected_s } else { 1.0 }
+    fn mean_factor(&self, fleet: &FleetPrefill) -> f64 {
+        let expected = fleet.expected(self.prompts, self.tokens);
+        if expected > 0.0 { self.seconds / expected } else { 1.0 }
     }
 
     /// How many times longer than an average worker it takes; exactly 1 unless it is known to differ.
-    pub fn factor(&self) -> f64 {
-        let factor = self.mean_factor();
-        let error = self.squares.sqrt() / self.expected_s;
-        if self.weight > UNKNOWN && (factor - 1.0).abs() > SIGNIFICANT * error { factor.max(0.01) } else { 1.0 }
+    pub fn factor(&self, fleet: &FleetPrefill) -> f64 {
+        let factor = self.mean_factor(fleet);
+        let error = self.squares.sqrt() / fleet.expected(self.prompts, self.tokens);
+        let difference = (factor - 1.0).abs();
+        let differs = difference > DIFFERENCE_MIN && difference > SIGNIFICANT * error;
+        if self.prompts > UNKNOWN && differs { factor.max(0.01) } else { 1.0 }
     }
 }
 
@@ -186,9 +212,9 @@ mod tests {
                 let tokens = random.f64() * 20_000.0;
                 let times = if i == 7 { slowness } else { 1.0 };
                 let seconds = (0.02 + tokens / 7_000.0) * times * noise(&mut random);
-                fleet.observe(tokens, seconds);
-                worker.observe(&fleet, tokens, seconds);
+                fleet.observe(worker, tokens, seconds);
             }
+            fleet.level(workers.iter_mut());
         }
         (fleet, workers)
     }
@@ -205,32 +231,33 @@ mod tests {
     fn little_is_no_reason_to_predict() {
         let (fleet, workers) = fleet(4.0, 0);
         assert_eq!(fleet.fit(), None);
-        assert!(workers.iter().all(|worker| worker.factor() == 1.0));
+        assert!(workers.iter().all(|worker| worker.factor(&fleet) == 1.0));
     }
 
     #[test]
     fn a_slow_worker_is_told_within_six_prompts_of_its_own() {
-        let (_, workers) = fleet(4.0, 6);
-        assert!((2.0..6.0).contains(&workers[7].factor()), "{}", workers[7].factor());
-        let alike = workers[..7].iter().filter(|worker| worker.factor() == 1.0).count();
+        let (fleet, workers) = fleet(4.0, 6);
+        let slow = workers[7].factor(&fleet);
+        assert!((2.0..6.0).contains(&slow), "{slow}");
+        let alike = workers[..7].iter().filter(|worker| worker.factor(&fleet) == 1.0).count();
         assert!(alike >= 5, "{alike} of 7 are average");
     }
 
     #[test]
     fn a_factor_that_is_not_renewed_fades() {
         let (mut fleet, mut workers) = fleet(4.0, 20);
-        assert!(workers[7].factor() > 2.0);
+        assert!(workers[7].factor(&fleet) > 2.0);
         for _ in 0..5_000 {
-            fleet.observe(7_000.0, 1.0);
+            fleet.observe(&mut workers[0], 7_000.0, 1.0);
         }
-        workers[7].fade(&fleet);
-        assert_eq!(workers[7].factor(), 1.0, "it is tried again");
+        fleet.level(workers.iter_mut());
+        assert_eq!(workers[7].factor(&fleet), 1.0, "it is tried again");
     }
 
     #[test]
     fn prompts_of_one_length_give_a_rate_and_no_fixed_part() {
-        let mut fleet = FleetPrefill::default();
-        (0..20).for_each(|_| fleet.observe(16.0, 0.025));
+        let (mut fleet, mut worker) = (FleetPrefill::default(), WorkerPrefill::default());
+        (0..20).for_each(|_| fleet.observe(&mut worker, 16.0, 0.025));
         let (fixed, token) = fleet.fit().expect("it has seen enough");
         assert!(fixed == 0.0 && (token * 16.0 - 0.025).abs() < 1e-9);
     }

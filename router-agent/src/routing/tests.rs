@@ -199,7 +199,6 @@ fn a_burst_of_equal_requests_spreads_over_the_holders() {
         (Policy::Warm, true),
         (Policy::Lmcache, true),
         (Policy::Prefix, false),
-        (Policy::Session, false),
         (Policy::Weighted, false),
         (Policy::LeastLoaded, false),
     ] {
@@ -377,7 +376,10 @@ fn a_session_overflows_at_its_bound_and_needs_a_key() {
         assert!(expected.contains(&decision.reason));
     }
     let keyless = router.decide(&Ask { session: None, ..ASK }, &candidates(&[(0, 2, 0), (0, 1, 0)]));
-    assert_eq!(keyless.map(|decision| (decision.slot, decision.reason)), Some((WorkerSlot(1), Reason::LeastLoaded)));
+    assert_eq!(
+        keyless.map(|decision| (decision.slot, decision.reason)),
+        Some((WorkerSlot(1), Reason::LeastLoaded))
+    );
 }
 
 fn weighted(scorers: &[(Scorer, f64)], pick: Pick, temperature: f64) -> Router {
@@ -406,7 +408,11 @@ fn each_scorer_prefers_what_it_is_for() {
     }
     let both = [(Scorer::Prefix, 1.0), (Scorer::Load, 2.0)];
     let decision = weighted(&both, Pick::Max, 1.0).decide(&ASK, &all).expect("one");
-    assert_eq!((decision.slot, decision.runner_up), (WorkerSlot(1), Some(WorkerSlot(3))), "0.8 + 2 × 6/9 is more than 2");
+    assert_eq!(
+        (decision.slot, decision.runner_up),
+        (WorkerSlot(1), Some(WorkerSlot(3))),
+        "0.8 + 2 × 6/9 is more than 2"
+    );
 }
 
 #[test]

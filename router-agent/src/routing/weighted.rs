@@ -106,9 +106,10 @@ struct Field {
 impl Field {
     fn of(ask: Ask, candidates: &[Candidate]) -> Self {
         let range = |figure: &dyn Fn(&Candidate) -> u64| {
-            candidates.iter().map(figure).fold((u64::MAX, 0), |(least, most), figure| {
-                (least.min(figure), most.max(figure))
-            })
+            candidates
+                .iter()
+                .map(figure)
+                .fold((u64::MAX, 0), |(least, most), figure| (least.min(figure), most.max(figure)))
         };
         Self {
             queue: range(&|candidate| candidate.queued_prefill_tokens),
@@ -157,7 +158,11 @@ impl Router {
         }
     }
 
-    pub(super) fn by_score(&mut self, ask: Ask, candidates: &[Candidate]) -> Option<(Choice, Option<Reason>)> {
+    pub(super) fn by_score(
+        &mut self,
+        ask: Ask,
+        candidates: &[Candidate],
+    ) -> Option<(Choice, Option<Reason>)> {
         let draw = self.random.f64();
         let Weighted { pick, temperature, scorers } = &self.settings.weighted;
         let cost = self.score_costs(ask, candidates);

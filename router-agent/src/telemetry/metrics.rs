@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -60,6 +60,8 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// The LMCache controller.
+    pub lmcache: LmcacheMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
     decisions: IntCounterVec,
@@ -399,6 +401,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            lmcache: LmcacheMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
             registry: make.0,
         }))

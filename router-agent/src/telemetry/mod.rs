@@ -2,11 +2,13 @@
 
 mod guard;
 mod latency;
+mod lmcache;
 mod logging;
 mod metrics;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
+pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use tokenize::{TokenizeMetrics, TokensFrom};
