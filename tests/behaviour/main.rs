@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod command;
+mod controller;
 mod drain;
 mod errors;
 mod failover;
@@ -12,8 +13,10 @@ mod keep_alive;
 mod kernel;
 mod kernel_relay;
 mod limits;
+mod models;
 mod observe;
 mod passthrough;
+mod policies;
 mod privileges;
 mod relay_stress;
 mod routing;

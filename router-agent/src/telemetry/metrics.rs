@@ -414,6 +414,7 @@ impl Metrics {
 
     /// The handles of one worker.
     pub fn worker(&self, name: &str) -> WorkerMetrics {
+        self.lmcache.set_keys(name, 0);
         WorkerMetrics {
             time_to_first_token: self.time_to_first_token.with_label_values(&[name]),
             time_to_first_token_error: self.time_to_first_token_error.with_label_values(&[name]),
