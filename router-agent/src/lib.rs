@@ -12,6 +12,7 @@
 //! | [`index`] | which worker holds which prefix |
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
+//! | [`kv_events`] | what workers say of their KV caches |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
@@ -33,6 +34,8 @@ pub mod gateway;
 pub mod index;
 #[expect(unsafe_code, reason = "the one folder that makes system calls")]
 pub mod kernel;
+#[forbid(unsafe_code)]
+pub mod kv_events;
 #[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]

@@ -21,6 +21,8 @@ pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub const WORKERS_MAX: usize = 256;
 /// Tries of one request over all workers, the first included.
 pub const TRIES_MAX: usize = 3;
+/// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
+pub const RETRY_SHARE: f64 = 0.2;
 /// Idle connections kept per worker and data thread.
 pub const IDLE_CONNECTIONS_MAX: usize = 256;
 /// How long an idle worker connection is kept. vLLM closes after 5.0 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), so stay below.
@@ -39,6 +41,25 @@ pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of one message of KV events, all its frames (vLLM 0.32: 2 KB; a step of 16,384 tokens: some 100 KB). A worker that
+/// sends more is not heard any longer.
+pub const KV_EVENT_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Frames of one message of KV events (topic, number, payload; a replay has one more).
+pub const KV_EVENT_FRAMES_MAX: usize = 8;
+/// Messages that wait to be applied, per stream; what is beyond waits in the sockets, and then in the worker.
+pub const KV_EVENT_MESSAGES_WAITING: usize = 16;
+/// How long connecting to a publisher and shaking hands with it may take.
+pub const KV_EVENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a replay may pause. vLLM looks for requests every 100 ms.
+pub const KV_REPLAY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Publishers connected to one endpoint that this gateway has bound.
+pub const KV_PUBLISHERS_MAX: usize = 1024;
+/// Blocks that a worker's events may add up to where the worker does not say how many it has.
+pub const KV_BLOCKS_MAX: usize = 4 * 1024 * 1024;
+/// Data parallel ranks of one worker.
+pub const KV_RANKS_MAX: usize = 64;
+/// Predictions whose requests have not been prefilled, over all workers; beyond it none is made.
+pub const KV_PREDICTIONS_MAX: usize = 16_384;
 /// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
 pub const TOKENIZE_THREADS: usize = 2;
 /// As many as may be asked for.

@@ -5,6 +5,7 @@ mod pace;
 mod reading;
 mod room;
 mod turns;
+mod watchdog;
 
 use std::net::SocketAddr;
 

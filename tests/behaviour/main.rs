@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod command;
+mod conformance;
 mod controller;
 mod drain;
 mod errors;
@@ -22,3 +23,4 @@ mod relay_stress;
 mod routing;
 mod tidy;
 mod timing;
+mod tokens;

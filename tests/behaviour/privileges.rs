@@ -210,7 +210,7 @@ async fn without_a_directory_for_pins_the_user_is_told_what_root_has_to_do() {
 }
 
 /// The ids that a process's file descriptors name: of programs (`prog_id`) or of maps (`map_id`).
-fn ids(pid: u32, what: &str) -> BTreeSet<u32> {
+pub(crate) fn ids(pid: u32, what: &str) -> BTreeSet<u32> {
     let entries = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
     // One may be closed while we look.
     let infos = entries.filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok());

@@ -9,7 +9,14 @@ DIR=${1:?usage: setup.sh DIR}
 HERE=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$DIR"
 DIR=$(cd "$DIR" && pwd)
-if [ "$(cat "$DIR/ready" 2>/dev/null || true)" = "$RECIPE" ]; then exit 0; fi
+make_model() {
+    mkdir -p "$DIR/models" "$DIR/logs"
+    "$DIR/venv/bin/python" "$HERE/make_model.py" "$DIR/models/small"
+}
+if [ "$(cat "$DIR/ready" 2>/dev/null || true)" = "$RECIPE" ]; then
+    if [ ! "$DIR/models/small/config.json" -nt "$HERE/make_model.py" ]; then make_model; fi
+    exit 0
+fi
 
 # uv carries its own certificates; behind a proxy with a private authority only the system's know it.
 if [ -z "${SSL_CERT_FILE:-}" ] && [ -r /etc/ssl/certs/ca-certificates.crt ]; then
@@ -50,6 +57,5 @@ printf 'Metadata-Version: 2.1\nName: vllm-cpu-block16\nVersion: 0.1\n' \
 printf '[vllm.general_plugins]\ncpu_block16 = vllm_cpu_block16:register\n' \
     > "$PACKAGES/vllm_cpu_block16-0.1.dist-info/entry_points.txt"
 
-mkdir -p "$DIR/models" "$DIR/logs"
-"$DIR/venv/bin/python" "$HERE/make_model.py" "$DIR/models/small"
+make_model
 echo "$RECIPE" > "$DIR/ready"

@@ -60,6 +60,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     let Admin { shared, steering, .. } = &admin;
     for worker in shared.fleet.workers().iter() {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
+        shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
     }
     shared.metrics.set_index_bytes(shared.index.bytes());
     shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);

@@ -19,9 +19,10 @@ use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, FleetSpeed, Worker},
-    gateway::{self, DataThread, ListenError, Listeners, Phase, Shared},
+    gateway::{self, CacheView, DataThread, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
+    kv_events::{self, Indices, Predictions},
     telemetry::{self, Metrics, RelayPath},
     tokenize::{LoadError, Tokenizers},
 };
@@ -205,6 +206,9 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     }
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
+    let indices =
+        Indices { tokens: Arc::new(PrefixIndex::new(config.index.bytes_max)), bytes: index.clone() };
+    let (predictions, ended_predictions) = Predictions::new(indices.tokens.clone(), metrics.clone());
     let fleet = build_fleet(&config, &metrics);
     fleet::check_all(&fleet, &config).await;
     let flows = kernel.flows()?;
@@ -213,7 +217,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let shared = Arc::new(Shared::new(
         config,
         fleet,
-        index.clone(),
+        CacheView { indices: indices.clone(), predictions },
         metrics,
         kernel.relays(),
         flows,
@@ -226,6 +230,8 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, config);
     let lmcache = tokio::spawn(gateway::watch_lmcache(shared.clone()));
+    let kv_events = kv_events::start(config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
+        .map_err(system("cannot start the thread of KV events"))?;
     let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
@@ -264,7 +270,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
             joined.await
         }
     };
-    drop(monitors);
+    drop((monitors, kv_events));
     admin.abort();
     verifier.abort();
     lmcache.abort();

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig};
+use super::{
+    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, kv_events,
+};
 
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +29,7 @@ pub struct File {
     breaker: Breaker,
     relay: Relay,
     index: Index,
+    kv_events: KvEvents,
     limits: Limits,
     timeouts: Timeouts,
     guard: Guard,
@@ -35,7 +38,10 @@ pub struct File {
 
 /// A worker: a URL, or a URL with a name.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url` and `name`")]
+#[serde(
+    untagged,
+    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name` and `kv_events`"
+)]
 enum Worker {
     Url(String),
     Full(WorkerEntry),
@@ -46,6 +52,7 @@ enum Worker {
 struct WorkerEntry {
     url: String,
     name: Option<String>,
+    kv_events: Option<kv_events::Written>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,10 +94,18 @@ struct Index {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct KvEvents {
+    mode: Option<kv_events::Switch>,
+    hash_seed: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Limits {
     connections: Option<usize>,
     body_bytes: Option<ByteSize>,
     tries: Option<usize>,
+    retry_share: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -170,7 +185,10 @@ impl File {
                 .into_iter()
                 .map(|worker| match worker {
                     Worker::Url(url) => worker_config(&url, None),
-                    Worker::Full(entry) => worker_config(&entry.url, entry.name),
+                    Worker::Full(WorkerEntry { url, name, kv_events }) => Ok(WorkerConfig {
+                        kv_events: kv_events.map(Into::into).unwrap_or_default(),
+                        ..worker_config(&url, name)?
+                    }),
                 })
                 .collect::<Result<_, _>>()?;
         }
@@ -188,9 +206,14 @@ impl File {
         set(&mut config.index.block_bytes, self.index.block_bytes);
         set(&mut config.index.bytes_max, self.index.max_bytes.map(|b| b.as_u64() as usize));
         set(&mut config.index.worker_capacity_tokens, self.index.worker_capacity_tokens);
+        set(&mut config.kv_events.is_on, self.kv_events.mode.map(|mode| mode == kv_events::Switch::Auto));
+        if self.kv_events.hash_seed.is_some() {
+            config.kv_events.hash_seed = self.kv_events.hash_seed;
+        }
         set(&mut config.limits.connections, self.limits.connections);
         set(&mut config.limits.body_bytes, self.limits.body_bytes.map(|b| b.as_u64() as usize));
         set(&mut config.limits.tries, self.limits.tries);
+        set(&mut config.limits.retry_share, self.limits.retry_share);
         set(&mut config.timeouts.head, self.timeouts.head);
         set(&mut config.timeouts.body_idle, self.timeouts.body_idle);
         set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);
@@ -235,5 +258,5 @@ pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerCon
             ),
         });
     }
-    Ok(WorkerConfig { url, name })
+    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default() })
 }

@@ -7,6 +7,7 @@ mod changes;
 mod cidr;
 mod file;
 mod guard;
+mod kv_events;
 mod routing;
 mod tokenizers;
 mod worker_url;
@@ -20,6 +21,7 @@ pub use cidr::{Cidr, CidrError};
 pub(crate) use file::worker_config;
 pub use file::{File, load};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};
@@ -92,6 +94,8 @@ pub struct WorkerConfig {
     pub url: WorkerUrl,
     /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
     pub name: String,
+    /// Where its KV events are.
+    pub kv_events: WorkerKvEvents,
 }
 
 /// Active health checks: `GET /health` on every worker.
@@ -128,7 +132,7 @@ pub struct Index {
 }
 
 /// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
     /// Client connections open at once.
     pub connections: usize,
@@ -136,6 +140,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Tries of one request, the first included.
     pub tries: usize,
+    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
+    pub retry_share: f64,
 }
 
 /// How long things may take; see [`crate::limits`].
@@ -186,6 +192,8 @@ pub struct Config {
     pub scrape_interval: Duration,
     /// Prefix index.
     pub index: Index,
+    /// KV events.
+    pub kv_events: KvEvents,
     /// Limits.
     pub limits: Limits,
     /// Timeouts.
@@ -278,10 +286,12 @@ impl Default for Config {
                 bytes_max: limits::INDEX_BYTES_MAX,
                 worker_capacity_tokens: 524_288,
             },
+            kv_events: KvEvents { is_on: true, hash_seed: None },
             limits: Limits {
                 connections: limits::CONNECTIONS_MAX,
                 body_bytes: limits::BODY_BYTES_MAX,
                 tries: limits::TRIES_MAX,
+                retry_share: limits::RETRY_SHARE,
             },
             timeouts: Timeouts {
                 head: limits::HEAD_TIMEOUT,
@@ -344,6 +354,12 @@ impl Config {
         if self.limits.tries == 0 {
             return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
         }
+        if !(0.0..=1.0).contains(&self.limits.retry_share) {
+            return value(
+                "limits.retry_share",
+                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
+            );
+        }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
             return value(
@@ -353,6 +369,7 @@ impl Config {
         }
         self.guard.validate()?;
         self.routing.validate()?;
+        self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         for (key, duration) in [
             ("health.interval", self.health.interval),

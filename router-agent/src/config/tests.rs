@@ -18,7 +18,7 @@ fn every_key_has_its_effect() {
          routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
          breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
-         limits: {connections: 10, body_bytes: 1MiB, tries: 2}\n\
+         limits: {connections: 10, body_bytes: 1MiB, tries: 2, retry_share: 0.5}\n\
          timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
@@ -51,7 +51,7 @@ fn every_key_has_its_effect() {
         }
     );
     assert_eq!(config.index, Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 });
-    assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2 });
+    assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2, retry_share: 0.5 });
     assert_eq!(
         config.timeouts,
         Timeouts {

@@ -4,6 +4,7 @@
 //! atomics.
 
 mod breaker;
+mod kv_cache;
 mod load;
 mod models;
 mod monitor;
@@ -17,6 +18,7 @@ use std::{sync::Arc, time::Instant};
 use arc_swap::{ArcSwap, Guard};
 
 pub use breaker::{Breaker, BreakerState};
+pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
 pub use load::{Flight, Load};
 pub use models::{Models, model_key};
 pub use monitor::{check_all, spawn as spawn_monitors};
@@ -28,12 +30,13 @@ pub use worker::{Engine, Health, Worker};
 #[derive(Debug)]
 pub struct Fleet {
     workers: ArcSwap<Vec<Arc<Worker>>>,
+    key_spaces: Arc<KeySpaces>,
 }
 
 impl Fleet {
     /// A fleet of these workers, in this order.
     pub fn new(workers: Vec<Arc<Worker>>) -> Self {
-        Self { workers: ArcSwap::from_pointee(workers) }
+        Self { workers: ArcSwap::from_pointee(workers), key_spaces: Arc::default() }
     }
 
     /// The workers now. Cheap: no lock, no reference count on the usual path.
@@ -45,6 +48,11 @@ impl Fleet {
     pub fn serves(&self, model: Option<u64>) -> bool {
         let workers = self.workers();
         workers.is_empty() || workers.iter().any(|worker| worker.serves(model))
+    }
+
+    /// How the workers' KV blocks are keyed.
+    pub fn key_spaces(&self) -> &Arc<KeySpaces> {
+        &self.key_spaces
     }
 
     /// Whether a request that came now would find a worker.

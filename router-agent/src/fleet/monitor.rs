@@ -3,8 +3,8 @@
 //! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
 //! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
 //! index forgets it: seen by `process_start_time_seconds`, or, where a worker does not export that, by a port that
-//! refused connections for a while. `GET /v1/models`, at each check that passes, says which models a worker serves; one that
-//! does not say (another answer than a list) is taken to serve any.
+//! refused connections for a while. So has one whose cache was reset, or whose engine sleeps. `GET /v1/models`, at each check
+//! that passes, says which models a worker serves; one that does not say (another answer than a list) is taken to serve any.
 
 use std::{
     io,
@@ -36,6 +36,8 @@ struct History {
     running: Option<f64>,
     /// Gaps between events until then, and their sum.
     gaps: (u64, u64),
+    /// Successful resets and sleeps so far: each emptied the worker's prefix cache.
+    emptied: Option<u64>,
 }
 
 /// What the monitors need, cloned into each of them.
@@ -209,6 +211,12 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
         history.process_start = Some(start);
         history.refused = false;
     }
+    let emptied = scrape.kv.resets + scrape.kv.sleeps;
+    if scrape.kv.is_asleep || history.emptied.is_some_and(|known| emptied > known) {
+        index.clear(worker.slot);
+    }
+    history.emptied = Some(emptied);
+    worker.kv_cache.scraped(scrape.kv);
 }
 
 /// What the last while says of the worker's decoding: the gaps between its streams' events, whoever moved them, and the

@@ -3,6 +3,7 @@
 //! Format: <https://prometheus.io/docs/instrumenting/exposition_formats/>. A worker may run several engines
 //! (data parallel), each with its own `engine` label: requests are summed, the fullest KV cache counts.
 
+use super::KvFacts;
 use crate::routing::Adapter;
 
 /// Figures of one scrape. A figure that the worker does not export stays `None`.
@@ -18,6 +19,8 @@ pub(super) struct Scrape {
     pub(super) process_start: Option<f64>,
     /// LoRA adapters, and whether requests run with them or wait for them.
     pub(super) adapters: Vec<(String, Adapter)>,
+    /// What bears on the KV cache.
+    pub(super) kv: KvFacts,
 }
 
 pub(super) fn parse(text: &str) -> Scrape {
@@ -48,7 +51,9 @@ pub(super) fn parse(text: &str) -> Scrape {
             "process_start_time_seconds" => scrape.process_start = Some(value),
             _ => {}
         }
+        read_kv(&mut scrape.kv, name, labels, value);
     }
+    scrape.kv.process_start = scrape.process_start;
     scrape
 }
 
@@ -59,6 +64,45 @@ fn adapters(labels: &str) -> Vec<(String, Adapter)> {
     };
     let running = listed("running_lora_adapters", Adapter::Running);
     running.chain(listed("waiting_lora_adapters", Adapter::Waiting)).collect()
+}
+
+/// Engines in one scrape; more are data parallel ranks than anybody runs behind one server.
+const ENGINES_MAX: usize = 64;
+
+fn read_kv(kv: &mut KvFacts, name: &str, labels: &str, value: f64) {
+    let is = |key: &str, wanted: &str| label(labels, key) == Some(wanted);
+    match name {
+        "http_requests_total" if is("method", "POST") && is("status", "2xx") => {
+            match label(labels, "handler") {
+                Some("/reset_prefix_cache") => kv.resets += value as u64,
+                Some("/sleep") => kv.sleeps += value as u64,
+                _ => {}
+            }
+        }
+        "vllm:engine_sleep_state" if is("sleep_state", "awake") => kv.is_asleep |= value == 0.0,
+        "vllm:generation_tokens_total" => add_tokens(kv, labels, value),
+        "vllm:prompt_tokens_by_source_total" if is("source", "local_compute") => {
+            add_tokens(kv, labels, value);
+        }
+        "vllm:num_requests_running" if kv.model_name.is_none() => {
+            kv.model_name = label(labels, "model_name").map(str::to_owned);
+        }
+        "vllm:cache_config_info" => {
+            let number = |key: &str| label(labels, key).and_then(|text| text.parse::<u64>().ok());
+            kv.block_tokens = number("block_size").and_then(|tokens| tokens.try_into().ok());
+            kv.blocks = kv.blocks.max(number("num_gpu_blocks"));
+            kv.hash_algo = label(labels, "prefix_caching_hash_algo").map(str::to_owned);
+        }
+        _ => {}
+    }
+}
+
+fn add_tokens(kv: &mut KvFacts, labels: &str, value: f64) {
+    let engine = label(labels, "engine").and_then(|text| text.parse().ok()).unwrap_or(0);
+    if engine < ENGINES_MAX {
+        kv.computed_tokens.resize(kv.computed_tokens.len().max(engine + 1), 0);
+        kv.computed_tokens[engine] += value as u64;
+    }
 }
 
 /// A sample line as (series, value); nothing for comments, blank lines and what is not a sample.
@@ -97,6 +141,37 @@ mod tests {
         assert_eq!(scrape.process_start, Some(1.795_229_840_86e9));
         assert!(scrape.kv_usage.is_some_and(|u| (0.0..=1.0).contains(&u)));
         assert!(scrape.kv_capacity_tokens.is_some_and(|t| t > 0 && t % 16 == 0));
+        let tokens = scrape.kv.computed_tokens.clone();
+        assert!(tokens.len() == 1 && tokens[0] > 9_402, "{tokens:?}");
+        let expected = KvFacts {
+            process_start: scrape.process_start,
+            resets: 1,
+            computed_tokens: tokens,
+            block_tokens: Some(16),
+            blocks: Some(16_384),
+            hash_algo: Some("sha256".into()),
+            model_name: Some("tiny".into()),
+            ..KvFacts::default()
+        };
+        assert_eq!(scrape.kv, expected);
+    }
+
+    #[test]
+    fn a_sleeping_engine_and_each_engines_tokens_are_read() {
+        let kv = parse(
+            "vllm:engine_sleep_state{engine=\"0\",sleep_state=\"awake\"} 1.0\n\
+             vllm:engine_sleep_state{engine=\"1\",sleep_state=\"awake\"} 0.0\n\
+             vllm:generation_tokens_total{engine=\"1\"} 5\n\
+             vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_compute\"} 7\n\
+             vllm:prompt_tokens_by_source_total{engine=\"1\",source=\"local_cache_hit\"} 100\n\
+             vllm:generation_tokens_total{engine=\"99999999\"} 5\n\
+             http_requests_total{handler=\"/sleep\",method=\"POST\",status=\"2xx\"} 3.0\n\
+             http_requests_total{handler=\"/reset_prefix_cache\",method=\"POST\",status=\"4xx\"} 3.0\n",
+        )
+        .kv;
+        let expected =
+            KvFacts { is_asleep: true, sleeps: 3, computed_tokens: vec![0, 12], ..KvFacts::default() };
+        assert_eq!(kv, expected);
     }
 
     #[test]

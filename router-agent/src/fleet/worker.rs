@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Breaker, FleetSpeed, Load, Models, WorkerSpeed};
+use super::{Breaker, FleetSpeed, KvCache, Load, Models, WorkerSpeed};
 use crate::{config::WorkerUrl, index::WorkerSlot, routing::Adapter, telemetry::WorkerMetrics};
 
 /// What active health checks say of a worker.
@@ -82,6 +82,8 @@ pub struct Worker {
     pub engine: Engine,
     /// How fast it is.
     pub speed: WorkerSpeed,
+    /// What is known of its KV cache from itself.
+    pub kv_cache: KvCache,
     /// Its metrics, looked up once.
     pub metrics: WorkerMetrics,
     health: AtomicU8,
@@ -125,6 +127,7 @@ impl Worker {
             speed: WorkerSpeed::new(fleet_speed),
             identity: xxh3_64(name.as_bytes()),
             name,
+            kv_cache: KvCache::default(),
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
             address: ArcSwapOption::empty(),

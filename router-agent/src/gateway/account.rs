@@ -12,6 +12,7 @@ use crate::{
         flows::{Flow, Start},
         now_ns,
     },
+    kv_events::Prediction,
     telemetry::Metrics,
 };
 
@@ -61,10 +62,17 @@ pub(super) struct Attempt {
     is_event_stream: bool,
     /// Of an event stream, and of what the kernel may move, while there is room.
     flow: Option<Flow>,
+    /// Ends with prefill.
+    prediction: Option<Prediction>,
 }
 
 impl Attempt {
-    pub(super) fn new(shared: Arc<Shared>, flight: Flight, predicted_s: Option<f64>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        flight: Flight,
+        predicted_s: Option<f64>,
+        prediction: Option<Prediction>,
+    ) -> Self {
         Self {
             shared,
             flight,
@@ -74,6 +82,7 @@ impl Attempt {
             ended: false,
             is_event_stream: false,
             flow: None,
+            prediction,
         }
     }
 
@@ -108,6 +117,7 @@ impl Attempt {
     /// The first body byte was moved, by whomever.
     pub(super) fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.has_body, true) {
+            self.prediction = None;
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
                 self.flight.first_token(self.sent_ns, first_ns);

@@ -1,6 +1,7 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
@@ -15,11 +16,13 @@ use super::{
     decided::{self, Circumstances},
     lmcache::Matched,
     route::Route,
+    token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
     tokens::Ask as AskTokens,
 };
 use crate::{
     fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
+    kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
 };
@@ -29,6 +32,9 @@ use crate::{
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
+    /// The same by tokens, where they are known: for workers whose KV events are followed.
+    token_keys: Option<TokenKeys>,
+    identity: Identity,
     size: PromptSize,
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
@@ -40,8 +46,6 @@ pub(super) struct Plan {
     session: Option<u64>,
     /// Where its token ids are to come from.
     ask_tokens: AskTokens,
-    /// The prompt as the engine will see it, where that is known.
-    pub(super) tokens: Option<Arc<[u32]>>,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
 }
@@ -52,14 +56,14 @@ impl Plan {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
     }
 
-    /// The prompt's token ids are these: its length is known from now on.
-    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: Arc<[u32]>) {
+    /// The prompt's token ids, as the engine will see it, are these: its length is known from now on.
+    pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
         self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         if self.size.tokens_exact.is_none() && !tokens.is_empty() {
             self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
             shared.bytes_per_token.observe(self.size.bytes, tokens.len());
         }
-        self.tokens = Some(tokens);
+        self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
     }
 }
 
@@ -68,14 +72,20 @@ impl Plan {
 pub(super) struct Choice {
     pub(super) flight: Flight,
     pub(super) decision: Decision,
-    /// Leading blocks of the prompt that were expected on the worker before the decision.
-    pub(super) matched_blocks: u32,
+    /// Leading blocks of the prompt that had been sent to the worker before.
+    pub(super) sent_blocks: u32,
+    /// Where [`Decision::matched_tokens`] is known from.
+    pub(super) match_kind: MatchKind,
+    /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
+    pub(super) prediction: Option<Prediction>,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     matches: Matches,
+    /// By key space.
+    token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
 }
 
@@ -96,6 +106,8 @@ pub(super) fn plan(
     let Route::Inference(kind) = route else {
         return Ok(Plan {
             hashes: Vec::new(),
+            token_keys: None,
+            identity: Identity::default(),
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
@@ -103,7 +115,6 @@ pub(super) fn plan(
             model: serve(prompt::model(body).as_deref())?,
             session: None,
             ask_tokens: AskTokens::Nothing,
-            tokens: None,
             lmcache: None,
         });
     };
@@ -113,8 +124,11 @@ pub(super) fn plan(
     let header = headers.get(&shared.config.routing.session_header).map(HeaderValue::as_bytes);
     let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
+    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
+        token_keys: None,
+        identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
         size,
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
@@ -122,7 +136,6 @@ pub(super) fn plan(
         model: serve(request.model.as_deref())?,
         session: header.or(in_body).map(xxh3_64),
         ask_tokens: AskTokens::of(shared, kind, &request),
-        tokens: None,
         lmcache: None,
     })
 }
@@ -141,18 +154,35 @@ pub(super) fn choose(
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let block_bytes = shared.config.index.block_bytes;
-    let Scratch { matches, candidates } = scratch;
-    let by_index = |slot| plan.size.tokens_of_blocks(matches.blocks(slot), block_bytes, plan.bytes_per_token);
-    let matched_tokens = |slot| match &plan.lmcache {
-        Some(matched) => matched.iter().find(|(of, _)| *of == slot).map_or(0, |(_, tokens)| *tokens),
-        None => by_index(slot),
+    let Scratch { matches, token_matches, candidates } = scratch;
+    if let Some(keys) = &plan.token_keys {
+        keys.lookup(shared, token_matches);
+    }
+    let sent = |slot| {
+        let blocks = matches.blocks(slot);
+        let tokens = plan.size.tokens_of_blocks(blocks, block_bytes, plan.bytes_per_token);
+        TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
+    };
+    // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
+    let matched = |worker: &Worker| {
+        if let Some(matched) = &plan.lmcache {
+            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
+            return TokenMatch { kind: MatchKind::Approximate, blocks: matches.blocks(worker.slot), tokens };
+        }
+        let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
+        match own {
+            Some(own) if own.kind == MatchKind::Exact => own,
+            Some(own) => Some(sent(worker.slot)).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
+            None => sent(worker.slot),
+        }
     };
     let candidate = |worker: &Arc<Worker>| {
         let Worker { slot, load, engine, .. } = &**worker;
+        let matched = matched(worker);
         Candidate {
             slot: *slot,
-            matched_tokens: matched_tokens(*slot),
-            matched_blocks: matches.blocks(*slot),
+            matched_tokens: matched.tokens,
+            matched_blocks: matched.blocks,
             in_flight: load.in_flight(),
             pending: load.pending(),
             queued_prefill_tokens: load.queued_prefill_tokens(),
@@ -184,9 +214,20 @@ pub(super) fn choose(
     };
 
     shared.decisions.count(&decision);
+    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
+    let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
+        prediction = plan.token_keys.as_ref().and_then(|keys| {
+            let held = keys.match_of(flight.worker(), token_matches)?.blocks;
+            shared.predictions.predict(decision.slot, keys.of_worker(flight.worker())?, held)
+        });
         if tried.is_empty() {
+            let metrics = &shared.metrics.kv_events;
+            match match_kind {
+                MatchKind::Exact => metrics.matches_exact.inc(),
+                MatchKind::Approximate => metrics.matches_approximate.inc(),
+            }
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
         }
@@ -197,11 +238,12 @@ pub(super) fn choose(
             candidates,
             tried: tried.len(),
             prompt_tokens: plan.prompt_tokens,
-            matched_blocks: matches.blocks(decision.slot),
+            matched_blocks,
         };
         map.record(&decided::record(&decision, &circumstances));
     }
-    Some(Choice { flight, matched_blocks: matches.blocks(decision.slot), decision })
+    let sent_blocks = matches.blocks(decision.slot);
+    Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
 }
 
 fn is_candidate(worker: &Worker, plan: &Plan, tried: &[WorkerSlot], now: Instant) -> bool {
@@ -215,7 +257,7 @@ pub(super) fn another_is_routable(shared: &Shared, plan: &Plan, tried: &[WorkerS
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.
-pub(super) fn forget(shared: &Shared, plan: &Plan, decision: &Decision, matched_blocks: u32) {
-    let new = plan.hashes.get(matched_blocks as usize..).unwrap_or_default();
+pub(super) fn forget(shared: &Shared, plan: &Plan, decision: &Decision, sent_blocks: u32) {
+    let new = plan.hashes.get(sent_blocks as usize..).unwrap_or_default();
     shared.index.remove(decision.slot, new);
 }

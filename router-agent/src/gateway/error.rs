@@ -31,6 +31,15 @@ pub enum GatewayError {
     /// The body broke off or is not well framed. The client is mostly gone.
     #[error("request body could not be read to its end")]
     BodyBroken,
+    /// The head is HTTP, and yet not to be served: see `conformance`.
+    #[error("malformed request: {0}")]
+    Malformed(&'static str),
+    /// A body that is coded in another way than in chunks.
+    #[error("the only transfer coding that this gateway reads is `chunked`, once")]
+    TransferCoding,
+    /// An `Expect` field of something else.
+    #[error("the only expectation that this gateway can meet is `100-continue`")]
+    Expectation,
     /// A method that makes no sense here.
     #[error("method CONNECT is not supported: this is a gateway, not a forward proxy")]
     Connect,
@@ -56,7 +65,9 @@ impl GatewayError {
     /// The status that says whose fault it is.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Parse(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
@@ -83,6 +94,9 @@ impl GatewayError {
             Self::BodyTooLarge { .. } => "request_too_large",
             Self::BodyTimeout(_) => "request_timeout",
             Self::BodyBroken => "request_incomplete",
+            Self::Malformed(_) => "malformed_request",
+            Self::TransferCoding => "transfer_coding_not_supported",
+            Self::Expectation => "expectation_failed",
             Self::Connect => "method_not_supported",
             Self::NoSuchModel(_) => "model_not_found",
             Self::NoWorker => "no_worker_available",
@@ -90,6 +104,7 @@ impl GatewayError {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } => "worker_failed",
                 SendError::Timeout(_) => "worker_timeout",
+                SendError::Malformed(_) => "worker_malformed",
             },
         }
     }
@@ -109,7 +124,16 @@ impl GatewayError {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout(_) | Self::BodyBroken) {
+        let leaves_bytes = matches!(
+            self,
+            Self::BodyTooLarge { .. }
+                | Self::BodyTimeout(_)
+                | Self::BodyBroken
+                | Self::Malformed(_)
+                | Self::TransferCoding
+                | Self::Expectation
+        );
+        if leaves_bytes {
             // What remains of the body is not read, so the connection cannot carry another request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -1,6 +1,7 @@
 //! Headers on their way through: what is passed on, what is dropped, what is added.
 //!
-//! Hop-by-hop fields end here on both sides (RFC 9110 section 7.6.1). Everything else passes as it came, in its order.
+//! Hop-by-hop fields end here on both sides (RFC 9110 section 7.6.1), and nobody else says `x-warmpath-…`. Everything else
+//! passes as it came, in its order.
 
 use std::net::IpAddr;
 
@@ -18,11 +19,13 @@ pub(super) const REASON: HeaderName = HeaderName::from_static("x-warmpath-reason
 pub(super) const POLICY: HeaderName = HeaderName::from_static("x-warmpath-policy");
 /// Prompt tokens that the index expected in its cache.
 pub(super) const MATCHED_TOKENS: HeaderName = HeaderName::from_static("x-warmpath-matched-tokens");
+/// How those tokens are known: `exact` by the worker's own KV events, `approximate` by what was sent there.
+pub(super) const MATCH: HeaderName = HeaderName::from_static("x-warmpath-match");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REQUEST_ID_BYTES_MAX: usize = 256;
 
-/// Removes what concerns one connection only.
-pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+/// Removes what concerns one connection only, and what only this gateway may say.
+pub(super) fn strip(headers: &mut HeaderMap) {
     // What `Connection` names is hop-by-hop too; the usual values name nothing that is not removed anyway.
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -37,7 +40,13 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(OWN)).cloned() {
+        headers.remove(name);
+    }
 }
+
+/// What the names of this gateway's own fields begin with.
+const OWN: &str = "x-warmpath-";
 
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -57,7 +66,7 @@ const END_TO_END: [HeaderName; 5] =
 
 /// The headers of the request to a worker, apart from `Host`, from those of the client's request.
 pub(super) fn for_worker(mut headers: HeaderMap, client: IpAddr) -> (HeaderMap, HeaderValue) {
-    strip_hop_by_hop(&mut headers);
+    strip(&mut headers);
     headers.remove(header::CONTENT_LENGTH); // the body's own length is written
     headers.remove(header::EXPECT); // the body is here already
     let request_id = match headers.get(REQUEST_ID) {
@@ -101,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_fields_and_what_connection_names_are_dropped() {
+    fn hop_by_hop_fields_and_our_own_are_dropped_and_what_connection_names() {
         let mut map = headers(&[
             ("connection", "keep-alive, X-Secret, authorization"),
             ("x-secret", "1"),
@@ -109,8 +118,10 @@ mod tests {
             ("te", "trailers"),
             ("transfer-encoding", "chunked"),
             ("x-other", "2"),
+            ("x-warmpath-worker", "w"),
+            ("x-warmpath-future", "f"),
         ]);
-        strip_hop_by_hop(&mut map);
+        strip(&mut map);
         assert_eq!(map, headers(&[("authorization", "Bearer k"), ("x-other", "2")]));
     }
 

@@ -9,6 +9,7 @@ mod body;
 mod bytes_per_token;
 mod choose;
 mod client_io;
+mod conformance;
 mod connection;
 mod decided;
 mod decisions;
@@ -20,8 +21,10 @@ mod models;
 mod raw;
 mod relay;
 pub mod request;
+mod retry_budget;
 mod route;
 mod thread;
+mod token_keys;
 mod tokens;
 mod verify;
 
@@ -32,11 +35,13 @@ use std::sync::{
 
 use parking_lot::Mutex;
 
+use self::retry_budget::RetryBudget;
 use crate::{
     config::Config,
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
+    kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tokenize::Tokenizers,
@@ -61,6 +66,14 @@ struct ByKind<T> {
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
 
+/// What is known of the workers' caches.
+pub struct CacheView {
+    /// Who holds what.
+    pub indices: Indices,
+    /// Who is about to.
+    pub predictions: Predictions,
+}
+
 /// What all data threads share.
 pub struct Shared {
     /// The configuration.
@@ -69,6 +82,10 @@ pub struct Shared {
     pub fleet: Fleet,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
+    /// Which worker holds which token blocks, by its own word.
+    pub token_index: Arc<PrefixIndex>,
+    /// Expects in it what is sent.
+    predictions: Predictions,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The ways past this process that the kernel has for bodies.
@@ -89,6 +106,7 @@ pub struct Shared {
     decisions: DecisionCounters,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    retries: RetryBudget,
 }
 
 impl Shared {
@@ -96,7 +114,7 @@ impl Shared {
     pub fn new(
         config: Config,
         fleet: Fleet,
-        index: Arc<PrefixIndex>,
+        caches: CacheView,
         metrics: Arc<Metrics>,
         relays: Relays,
         flows: Flows,
@@ -111,9 +129,12 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
+            retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,
-            index,
+            index: caches.indices.bytes,
+            token_index: caches.indices.tokens,
+            predictions: caches.predictions,
             metrics,
             relays,
             flows,
@@ -122,6 +143,15 @@ impl Shared {
             decisions_map,
             connections: AtomicUsize::new(0),
         }
+    }
+
+    /// Takes a retry out of the budget; what is refused is counted.
+    fn may_retry(&self) -> bool {
+        let may = self.retries.take();
+        if !may {
+            self.metrics.retries_denied.inc();
+        }
+        may
     }
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.

@@ -15,11 +15,12 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    headers, models,
+    conformance, headers, models,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
     thread::ThreadContext,
+    token_keys::MatchKind,
     tokens,
 };
 use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
@@ -37,6 +38,7 @@ pub(super) async fn handle(
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
     let (parts, body) = request.into_parts();
+    let conforms = conformance::check(&parts);
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
@@ -54,9 +56,10 @@ pub(super) async fn handle(
     };
 
     let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
-    let answered = match own {
-        Some(list) => Ok(Answered::Here(list)),
-        None => answer(context, route, outgoing, body, &request_id).await.map(Answered::Worker),
+    let answered = match (conforms, own) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Some(list)) => Ok(Answered::Here(list)),
+        (Ok(()), None) => answer(context, route, outgoing, body, &request_id).await.map(Answered::Worker),
     };
     let mut response = match answered {
         Ok(Answered::Here(response)) => {
@@ -70,7 +73,7 @@ pub(super) async fn handle(
         Err(error) => {
             let metrics = &context.shared.metrics;
             metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
-            if error.status().is_server_error() {
+            if error.source_label() != "client" {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
@@ -119,6 +122,7 @@ struct Answer {
     sent: upstream::Sent,
     attempt: Attempt,
     decision: Decision,
+    match_kind: MatchKind,
 }
 
 async fn answer(
@@ -130,25 +134,24 @@ async fn answer(
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     let config = &shared.config;
-    if outgoing.method == Method::CONNECT {
-        return Err(GatewayError::Connect);
-    }
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
     let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    if let Some(tokens) = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await {
+    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
     if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
-        plan.lmcache = controller.matched(shared, plan.tokens.as_deref()).await;
+        plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
     let choose = |tried: &[WorkerSlot]| {
         choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
     };
     let mut choice = choose(&[])?;
+    shared.retries.pay_in();
     if route != Route::Other {
         shared.metrics.decision.observe((planning + choosing.elapsed()).as_secs_f64());
     }
@@ -158,12 +161,15 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, decision, matched_blocks } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s);
+        let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
-        let may_try_again =
-            || tried.len() < config.limits.tries && choose::another_is_routable(shared, &plan, &tried);
+        let may_try_again = || {
+            tried.len() < config.limits.tries
+                && choose::another_is_routable(shared, &plan, &tried)
+                && shared.may_retry()
+        };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
         let retry_reason =
@@ -173,17 +179,17 @@ async fn answer(
                 Ok(sent) => {
                     let status = sent.response.status();
                     if is_load(status) || status.is_server_error() {
-                        choose::forget(shared, &plan, &decision, matched_blocks);
+                        choose::forget(shared, &plan, &decision, sent_blocks);
                     }
                     if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision });
+                        return Ok(Answer { sent, attempt, decision, match_kind });
                     }
                     attempt.complete(status);
                     if is_load(status) { "load" } else { "status" }
                 }
                 Err(error) => {
                     attempt.fail(error.kind());
-                    choose::forget(shared, &plan, &decision, matched_blocks);
+                    choose::forget(shared, &plan, &decision, sent_blocks);
                     tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
                     let harmless = repeatable || !error.may_have_been_processed();
                     if !(harmless && may_try_again()) {
@@ -218,6 +224,7 @@ impl Answer {
             status = self.sent.response.status().as_u16(),
             %reason,
             matched_tokens,
+            matched = self.match_kind.label(),
             new_tokens,
             cost,
             ?runner_up,
@@ -233,7 +240,7 @@ impl Answer {
         relays: Option<&Relays>,
         account: RequestAccount,
     ) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision } = self;
+        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
         let content_type = parts.headers.get(header::CONTENT_TYPE);
         let is_event_stream =
@@ -248,11 +255,12 @@ impl Answer {
         }
 
         parts.version = Version::HTTP_11;
-        headers::strip_hop_by_hop(&mut parts.headers);
+        headers::strip(&mut parts.headers);
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
+        parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {

@@ -39,10 +39,9 @@ pub(super) enum Ask {
 
 impl Ask {
     pub(super) fn of(shared: &Shared, kind: ApiKind, request: &prompt::Request<'_>) -> Self {
-        if let [prompt::Piece { form: Form::Tokens(ids), .. }] = request.pieces.as_slice() {
+        if let Some(ids) = request.token_ids() {
             let is_alone = request.further_prompts.bytes == 0;
-            let ids = ids.chunks_exact(4).map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]]));
-            return if is_alone { Self::Given(ids.collect()) } else { Self::Nothing };
+            return if is_alone { Self::Given(ids.into()) } else { Self::Nothing };
         }
         let source = shared.tokenizers.source(request.model.as_deref());
         let from = match source {

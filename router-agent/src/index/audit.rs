@@ -1,11 +1,11 @@
-//! Everything that must hold of the tree, recomputed from scratch.
+//! Everything that must hold of the index, recomputed from scratch.
 
 use std::collections::HashSet;
 
 use super::{
     WorkerSlot,
-    holders::{NIL, WORKERS_MAX},
-    tree::{Run, Tree},
+    run::{GROUP, NIL, WORKERS_MAX},
+    writer::{Shared, Writer},
 };
 
 macro_rules! check {
@@ -16,82 +16,87 @@ macro_rules! check {
     };
 }
 
-impl Tree {
+impl Writer {
     /// See [`super::PrefixIndex::audit`].
-    pub(super) fn audit(&self) -> Result<(), String> {
-        let mut run_bytes = 0;
-        let mut blocks = 0;
-        let mut held = [0_usize; WORKERS_MAX];
-        let mut children =
-            vec![(0_u32, 0_u32); self.table.iter().map(|(_, id)| id as usize + 1).max().unwrap_or(0)];
-        for (key, id) in self.table.iter() {
-            let run = self.run(id);
-            check!(run.hashes.first() == Some(&key), "run {id} is entered under {key:x}, not its first hash");
-            check!(!run.holders.is_empty(), "run {id} is held by no one");
-            check!(
-                run.holders.slots().count() == run.holders.len(),
-                "run {id} has {} uses for other holders",
-                run.holders.len()
-            );
-            run_bytes += size_of::<Run>() + run.hashes.capacity() * 8 + run.holders.heap_bytes();
-            blocks += run.hashes.len() as u64;
-            run.holders.slots().for_each(|slot| held[usize::from(slot.0)] += 1);
-            if run.parent != NIL {
-                let parent = self.run(run.parent);
-                check!(
-                    parent.hashes.first().is_some_and(|first| self.table.get(*first) == Some(run.parent)),
-                    "run {id} has parent {}, which is not entered",
-                    run.parent
-                );
-                let (count, xor) = &mut children[run.parent as usize];
-                *count += 1;
-                *xor ^= id;
+    pub(super) fn audit(&self, shared: &Shared) -> Result<(), String> {
+        let (mut blocks, mut placed, mut groups, mut live) = (0, 0, 0, 0);
+        let mut held = vec![0_u64; WORKERS_MAX];
+        let entered: HashSet<u32> = shared.starts.runs().into_iter().collect();
+        for run in (0..self.infos.end()).filter(|run| self.len(*run) > 0) {
+            live += 1;
+            let hashes = shared.runs.hashes(run);
+            for at in 0..self.len(run) {
+                let place = self.place(shared, hashes.get(at));
+                check!(place == Some((run, at)), "block {at} of run {run} is looked for at {place:?}");
+            }
+            placed += self.len(run);
+            check!(entered.contains(&run), "run {run} is not entered under its first hash");
+            let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
+            check!(found == Some(run), "run {run} is not found by its first hash");
+            let union = self.held_by_any(shared, run, u32::MAX);
+            check!(union != 0, "run {run} is held by no one");
+            check!(u64::from(union) < 1 << self.len(run), "run {run} has holders of blocks that it has not");
+            blocks += u64::from(union.count_ones());
+            let mut numbers = HashSet::new();
+            for (id, group) in shared.runs.groups(run) {
+                groups += 1;
+                let header = group.header();
+                check!(self.groups[id].run == run, "group {id} belongs to another run");
+                check!(numbers.insert(header.number()), "run {run} has group {} twice", header.number());
+                for lane in 0..GROUP {
+                    let mask = group.mask(lane);
+                    let full = header.full() >> lane & 1 == 1;
+                    check!(full == (mask == u32::MAX), "group {id} has the wrong short cut for {mask:x}");
+                    held[header.number() * GROUP + lane] += u64::from(mask.count_ones());
+                    self.audit_uses(id, lane, mask)?;
+                }
             }
         }
-        for (_, id) in self.table.iter() {
-            let run = self.run(id);
-            check!((run.children, run.child_xor) == children[id as usize], "run {id} miscounts its children");
+        check!(blocks == self.blocks, "{} blocks counted, {blocks} there", self.blocks);
+        check!(placed == self.places.len(), "{} places, {placed} blocks in runs", self.places.len());
+        check!(groups == self.groups.live(), "{} groups counted, {groups} there", self.groups.live());
+        check!(live == self.infos.live(), "{} runs counted, {live} there", self.infos.live());
+        check!(live == entered.len() && live == self.counts.len(), "{live} runs, {} entered", entered.len());
+        check!(self.bytes() <= self.bytes_max || live == 0, "the bound in bytes is broken");
+        let mut uses = 0;
+        for (slot, held) in held.iter().enumerate() {
+            uses += self.audit_worker(WorkerSlot(slot as u16), *held)?;
         }
-        let stats = self.stats();
-        check!(stats.runs == self.table.len(), "{} runs, {} entered", stats.runs, self.table.len());
-        check!(stats.blocks == blocks, "{} blocks counted, {blocks} there", stats.blocks);
-        check!(
-            self.table.bytes() == self.table.counted_bytes(),
-            "the table says {} bytes and has {}",
-            self.table.bytes(),
-            self.table.counted_bytes()
-        );
-        check!(self.run_bytes == run_bytes, "{} bytes of runs counted, {run_bytes} there", self.run_bytes);
-        check!(self.bytes() <= self.bytes_max || stats.runs == 0, "the bound in bytes is broken");
-        held.iter().enumerate().try_for_each(|(slot, held)| self.audit_worker(WorkerSlot(slot as u16), *held))
+        check!(uses == self.uses.live(), "{} uses counted, {uses} there", self.uses.live());
+        Ok(())
     }
 
-    /// The list by last use: whole, in order, and every run after its parent.
-    fn audit_worker(&self, slot: WorkerSlot, held: usize) -> Result<(), String> {
-        let worker = self.worker(slot);
-        let mut seen = HashSet::new();
-        let (mut id, mut newer, mut blocks, mut stamp) = (worker.newest, NIL, 0, u64::MAX);
+    /// A worker's uses of a run: each block that it holds in exactly one.
+    fn audit_uses(&self, group: u32, lane: usize, mask: u32) -> Result<(), String> {
+        let (mut id, mut seen, mut stamp) = (self.groups[group].uses[lane], 0, u64::MAX);
         while id != NIL {
-            let run = self.run(id);
-            check!(run.holders.contains(slot), "run {id} is in the list of {slot:?}, which does not hold it");
-            check!(seen.insert(id), "the list of {slot:?} is a ring at run {id}");
-            let used = run.holders.get(slot);
-            check!(used.newer == newer, "run {id} in the list of {slot:?} does not lead back");
-            check!(used.stamp <= stamp, "the list of {slot:?} is out of order at run {id}");
-            check!(
-                run.parent == NIL || seen.contains(&run.parent),
-                "{slot:?} holds run {id}, but not or less recently what leads to it"
-            );
+            let used = self.uses[id];
+            check!(used.group == group && usize::from(used.lane) == lane, "use {id} is of another worker");
+            check!(used.mask & seen == 0 && used.mask != 0, "use {id} shares its blocks");
+            check!(used.stamp <= stamp, "the uses of group {group} are out of order");
+            (seen, stamp, id) = (seen | used.mask, used.stamp, used.sibling);
+        }
+        check!(seen == mask, "group {group} lane {lane}: uses say {seen:x}, the mask {mask:x}");
+        Ok(())
+    }
+
+    /// The list by last use: whole and in order. Returns its length.
+    fn audit_worker(&self, slot: WorkerSlot, held: u64) -> Result<usize, String> {
+        let worker = self.worker(slot);
+        let (mut id, mut newer, mut blocks, mut stamp, mut count) = (worker.newest, NIL, 0, u64::MAX, 0);
+        while id != NIL {
+            let used = self.uses[id];
+            check!(used.newer == newer, "use {id} in the list of {slot:?} does not lead back");
+            check!(used.stamp <= stamp, "the list of {slot:?} is out of order at use {id}");
+            count += 1;
+            check!(count <= self.uses.live(), "the list of {slot:?} is a ring");
             stamp = used.stamp;
-            blocks += run.hashes.len() as u64;
+            blocks += u64::from(used.mask.count_ones());
             (newer, id) = (id, used.older);
         }
         check!(newer == worker.oldest, "the list of {slot:?} ends at {newer}, not at {}", worker.oldest);
-        let oldest = if worker.oldest == NIL { u64::MAX } else { stamp };
-        check!(oldest == worker.oldest_stamp, "{slot:?} has the wrong oldest stamp");
-        check!(seen.len() == held, "{slot:?} holds {held} runs, {} are in its list", seen.len());
-        check!(blocks == worker.blocks, "{slot:?} has {blocks} blocks, not {}", worker.blocks);
+        check!(blocks == worker.blocks && blocks == held, "{slot:?} has {blocks} blocks, {held} held");
         check!(worker.blocks <= worker.capacity, "{slot:?} holds more than its capacity");
-        Ok(())
+        Ok(count)
     }
 }

@@ -1,7 +1,7 @@
 //! Which prefixes are used most: a look over the whole index that never holds its lock for long.
 //!
-//! A sample is taken in steps, each under one read lock: one per 1,024 stretches of blocks to find the most used, some
-//! ten microseconds, then one to read each of those. What changes in between is left out or read as it then is. The
+//! A sample is taken in steps, each under the writers' lock: one per 256 stretches of blocks to find the most used, some
+//! ten microseconds, then one to read each of those. Lookups go on meanwhile. What changes in between is left out or read as it then is. The
 //! data path pays one addition per stretch that a request goes through, in a cache line that it writes anyway.
 //!
 //! The index knows no time, only the number of inserts. [`Hottest`] notes both at every sample, so it can say when an
@@ -11,8 +11,8 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
     PrefixIndex,
-    holders::NIL,
-    tree::{Run, Tree},
+    run::{GROUP, RUN_BLOCKS},
+    writer::{Shared, Writer},
 };
 
 /// Uses count half for every minute that has gone by since the last one.
@@ -24,10 +24,14 @@ const STRETCHES_MAX: usize = 1024;
 /// Moments remembered.
 const MOMENTS_MAX: usize = 512;
 
+/// Runs that a step looks at.
+const STEP: u32 = 256;
+
 /// Worker slots that a sample shows, in words of 64.
 const WORKER_WORDS: usize = 4;
 
-/// A prefix that many requests share: the prompt up to the end of one stretch of blocks held by the same workers.
+/// A prefix that many requests share: the prompt up to the last block of a run that all who hold the run's
+/// beginning hold, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prefix {
     /// Hash of the last block, which names the whole prefix.
@@ -51,7 +55,7 @@ pub struct Prefix {
 pub struct Hottest {
     /// Number of inserts, and when there were that many; ascending.
     moments: Vec<(u64, u64)>,
-    chunk: usize,
+    next: u32,
     /// The most used runs so far, the least of them first: weight, last use, run, its first hash.
     best: BinaryHeap<Reverse<(u32, u64, u32, u64)>>,
 }
@@ -62,20 +66,23 @@ impl Hottest {
         if self.moments.len() == MOMENTS_MAX {
             self.thin(now_ns);
         }
-        self.moments.push((index.tree.read().clock(), now_ns));
-        self.chunk = 0;
+        self.moments.push((index.writer.lock().clock, now_ns));
+        self.next = 0;
         self.best.clear();
     }
 
-    /// Looks at the next 1,024 stretches, keeping the `count` most used; says whether there are more.
+    /// Looks at the next 256 runs, keeping the `count` most used; says whether there are more.
     pub fn step(&mut self, index: &PrefixIndex, count: usize, now_ns: u64) -> bool {
-        let tree = index.tree.read();
-        let Some(runs) = tree.chunk(self.chunk) else { return false };
-        self.chunk += 1;
-        for (id, run) in runs {
-            let stamp = run.holders.last_stamp();
-            let weight = weight(run.hits, now_ns.saturating_sub(self.time_of(stamp)));
-            let entry = Reverse((weight, stamp, id, run.first()));
+        let writer = index.writer.lock();
+        let runs = self.next..writer.infos.end().min(self.next + STEP);
+        if runs.is_empty() {
+            return false;
+        }
+        self.next = runs.end;
+        for id in runs.filter(|id| writer.len(*id) > 0) {
+            let stamp = writer.last_used(&index.shared, id);
+            let weight = weight(writer.infos[id].hits, now_ns.saturating_sub(self.time_of(stamp)));
+            let entry = Reverse((weight, stamp, id, index.shared.runs.hashes(id).get(0)));
             if self.best.len() < count {
                 self.best.push(entry);
             } else if let Some(mut least) = self.best.peek_mut()
@@ -92,33 +99,46 @@ impl Hottest {
         let best = std::mem::take(&mut self.best).into_sorted_vec();
         best.iter()
             .filter_map(|Reverse((_, _, id, first))| {
-                let tree = index.tree.read();
-                let run = tree.live_run(*id).filter(|run| run.first() == *first)?;
-                self.read(&tree, run)
+                let writer = index.writer.lock();
+                let there = writer.len(*id) > 0 && index.shared.runs.hashes(*id).get(0) == *first;
+                there.then(|| self.read(&writer, &index.shared, *id)).flatten()
             })
             .collect()
     }
 
-    fn read(&self, tree: &Tree, run: &Run) -> Option<Prefix> {
-        let (mut depth_blocks, mut parent) = (run.hashes.len(), run.parent);
+    /// `None` if nobody holds the run's beginning, or not all of what leads to it is known.
+    fn read(&self, writer: &Writer, shared: &Shared, run: u32) -> Option<Prefix> {
+        let (mut workers, mut own_blocks) = ([0; WORKER_WORDS], RUN_BLOCKS as u32);
+        for (_, group) in shared.runs.groups(run) {
+            let number = group.header().number();
+            for lane in (0..GROUP).filter(|lane| group.mask(*lane) & 1 == 1) {
+                own_blocks = own_blocks.min(group.mask(lane).trailing_ones());
+                if let Some(word) = workers.get_mut(number * GROUP / 64) {
+                    *word |= 1 << (number * GROUP % 64 + lane);
+                }
+            }
+        }
+        if workers == [0; WORKER_WORDS] {
+            return None;
+        }
+        let parent_hash = writer.infos[run].parent_hash;
+        let mut depth_blocks = own_blocks;
+        let mut above = parent_hash;
         for _ in 0..STRETCHES_MAX {
-            if parent == NIL {
-                let mut workers = [0; WORKER_WORDS];
-                (0..).zip(&mut workers).for_each(|(index, word)| *word = run.holders.word(index));
-                let last = |run: &Run| run.hashes.last().copied();
+            if above == 0 {
                 return Some(Prefix {
-                    hash: last(run)?,
-                    parent_hash: if run.parent == NIL { 0 } else { last(tree.run(run.parent))? },
-                    depth_blocks: depth_blocks as u32,
-                    own_blocks: run.hashes.len() as u32,
-                    hits: run.hits,
-                    last_used_ns: self.time_of(run.holders.last_stamp()),
+                    hash: shared.runs.hashes(run).get(own_blocks as usize - 1),
+                    parent_hash,
+                    depth_blocks,
+                    own_blocks,
+                    hits: writer.infos[run].hits,
+                    last_used_ns: self.time_of(writer.last_used(shared, run)),
                     workers,
                 });
             }
-            let above = tree.run(parent);
-            depth_blocks += above.hashes.len();
-            parent = above.parent;
+            let (run, at) = writer.place(shared, above)?;
+            depth_blocks += at as u32 + 1;
+            above = writer.infos[run].parent_hash;
         }
         None
     }
@@ -178,19 +198,16 @@ mod tests {
             last_used_ns: 2 * SECOND,
             workers: [1 << 3, 1 << 6, 0, 0],
         };
-        let branch = |hash, own_blocks, hits, workers| Prefix {
-            hash,
+        let branch = Prefix {
+            hash: 20,
             parent_hash: 2,
-            depth_blocks: 2 + own_blocks,
-            own_blocks,
-            hits,
-            workers,
+            depth_blocks: 3,
+            own_blocks: 1,
+            hits: 1,
+            workers: [0, 1 << 6, 0, 0],
             ..shared
         };
-        assert_eq!(
-            prefixes,
-            [shared, branch(11, 2, 2, [1 << 3, 0, 0, 0]), branch(20, 1, 1, [0, 1 << 6, 0, 0])]
-        );
+        assert_eq!(prefixes, [shared, branch], "what only one of the sharers holds is not listed apart");
         assert_eq!(sample(&mut hottest, &index, 1, 2 * SECOND), prefixes[..1]);
     }
 

@@ -1,6 +1,6 @@
 //! What a lookup answers: a reusable buffer, one number per worker.
 
-use super::{WorkerSlot, holders::WORKERS_MAX};
+use super::{WorkerSlot, run::WORKERS_MAX};
 
 /// Leading blocks per worker. Make one per thread and keep it.
 #[derive(Debug, Clone)]
@@ -42,12 +42,15 @@ impl Matches {
         self.end = 0;
     }
 
+    pub(super) fn set(&mut self, slot: usize, blocks: u32) {
+        self.blocks[slot] = blocks;
+        self.end = self.end.max(slot + 1);
+    }
+
     /// Sets all workers of one word of a bitset.
     pub(super) fn set_word(&mut self, word_index: usize, mut word: u64, blocks: u32) {
         while word != 0 {
-            let slot = word_index * 64 + word.trailing_zeros() as usize;
-            self.blocks[slot] = blocks;
-            self.end = self.end.max(slot + 1);
+            self.set(word_index * 64 + word.trailing_zeros() as usize, blocks);
             word &= word - 1;
         }
     }

@@ -1,35 +1,52 @@
 //! The prefix index: which worker holds how many leading blocks of a prompt.
 //!
-//! Promises: [`PrefixIndex::lookup`] is exact for what [`PrefixIndex::insert`] was told, less what capacity has
-//! evicted; it allocates nothing. Blocks are evicted least recently used first and from the end of a prefix, per
-//! worker by its own capacity (as the engine does) and over all workers by a bound in bytes. Every write lock is
-//! held for a bounded piece of work; what takes longer (a worker's removal) gives way to readers in between.
+//! Promises: after any history, [`PrefixIndex::lookup`] says what the literal reference (`model.rs`) says: the leading
+//! blocks of a prompt that each worker holds, by [`PrefixIndex::insert`] (what was sent where) and
+//! [`PrefixIndex::store`] / [`PrefixIndex::remove`] (what the worker says), less what capacity has evicted. A lookup
+//! takes no lock, allocates nothing and does not retry: its steps are bounded by its prompt and the workers, whatever
+//! writers do (see `lookup.rs` for what an answer means while they write). Writers take turns; calls for one worker take
+//! effect in the order in which they are made. Blocks are evicted least recently used first and from the end of a
+//! prefix, per worker by its own capacity and over all workers by a bound in bytes. Every hold of the writers' lock is
+//! for a bounded piece of work; what takes longer (a worker's removal) gives way to others in between.
 //!
-//! A block's hash names the whole prefix that it ends (see [`crate::prompt::hash_into`]). So two sequences that
-//! share the hash at a place share everything before it, and a lookup compares one hash per run, not one per block.
+//! A block's hash names the whole prefix that it ends (see [`crate::prompt::hash_into`]). So two sequences that share
+//! the hash at a place share everything before it, and a lookup compares one hash per run, not one per block.
 //!
 //! The structure, its cost and the figures are in `docs/routing.md`. Shared by all data threads.
 
+mod arena;
 mod audit;
 mod evict;
-mod exact;
-mod holders;
 mod hottest;
+mod lookup;
 mod matches;
 #[cfg(test)]
 mod model;
-mod table;
+mod places;
+mod run;
+mod slab;
+mod starts;
+mod sync;
 #[cfg(test)]
 mod tests;
-mod tree;
+mod uses;
+mod writer;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, MutexGuard};
+use sync::{
+    AtomicU32,
+    Ordering::{Acquire, Release},
+};
 
-use self::tree::Tree;
 pub use self::{
-    holders::WORKERS_MAX,
     hottest::{Hottest, Prefix},
     matches::Matches,
+    run::WORKERS_MAX,
+};
+use self::{
+    run::Runs,
+    starts::Starts,
+    writer::{Shared, Writer},
 };
 
 /// Default bound of the index: DESIGN's table of limits.
@@ -48,7 +65,7 @@ pub struct WorkerSlot(pub u16);
 pub struct IndexStats {
     /// Memory of all live structures.
     pub bytes: usize,
-    /// Stretches of blocks held by the same workers.
+    /// Stretches of up to 32 blocks that are kept together.
     pub runs: usize,
     /// Different blocks.
     pub blocks: u64,
@@ -62,8 +79,10 @@ pub struct IndexStats {
 
 /// See the module.
 pub struct PrefixIndex {
-    tree: RwLock<Tree>,
-    exact: RwLock<exact::Exact>,
+    shared: Shared,
+    /// No slot from here on has ever held anything.
+    slots_end: AtomicU32,
+    writer: Mutex<Writer>,
 }
 
 impl Default for PrefixIndex {
@@ -75,63 +94,80 @@ impl Default for PrefixIndex {
 impl PrefixIndex {
     /// An empty index that stays below `bytes_max`.
     pub fn new(bytes_max: usize) -> Self {
-        Self { tree: RwLock::new(Tree::new(bytes_max)), exact: RwLock::default() }
+        let (starts, counts) = Starts::new();
+        let shared = Shared { runs: Runs::new(bytes_max), starts };
+        let writer = Mutex::new(Writer::new(bytes_max, &shared, counts));
+        Self { shared, slots_end: AtomicU32::new(0), writer }
     }
 
     /// For every worker: how many leading blocks of `hashes` it holds.
     pub fn lookup(&self, hashes: &[u64], out: &mut Matches) {
         out.reset();
-        self.tree.read().lookup(hashes, out);
-        self.exact.read().lookup(hashes, out);
+        let slots_end = self.slots_end.load(Acquire) as usize;
+        lookup::lookup(&self.shared.runs, &self.shared.starts, slots_end, hashes, out);
     }
 
-    /// Records that the worker holds these blocks, and that it has just used them.
+    /// Records that these blocks, a prompt from its beginning, were sent to the worker.
     ///
     /// # Panics
     /// If the slot is not below [`WORKERS_MAX`].
     pub fn insert(&self, slot: WorkerSlot, hashes: &[u64]) {
-        self.tree.write().insert(slot, hashes);
+        self.store(slot, None, hashes);
     }
 
-    /// The worker says that it holds these blocks, which follow block `parent` (`None`: they begin a prompt). A hash
-    /// names its whole prefix, so blocks behind a parent that is not known are kept: they count as soon as the worker
-    /// holds everything before them.
-    pub fn store(&self, slot: WorkerSlot, _parent: Option<u64>, hashes: &[u64]) {
-        self.exact.write().store(slot, hashes);
+    /// The worker says that it holds these blocks, which follow block `parent` (`None`: they begin a prompt).
+    ///
+    /// A hash names its whole prefix, so the answers do not depend on `parent`: it only says where the blocks are best
+    /// kept. Behind a parent that the index does not know (evicted, or never told of) they are kept on their own, and
+    /// count as soon as the worker holds everything before them.
+    ///
+    /// # Panics
+    /// If the slot is not below [`WORKERS_MAX`].
+    pub fn store(&self, slot: WorkerSlot, parent: Option<u64>, hashes: &[u64]) {
+        assert!(usize::from(slot.0) < WORKERS_MAX, "{slot:?} is no worker slot");
+        let mut writer = self.writer.lock();
+        let end = u32::from(slot.0) + 1;
+        if self.slots_end.load(Acquire) < end {
+            self.slots_end.store(end, Release);
+        }
+        writer.store(&self.shared, slot, parent, hashes);
     }
 
     /// The worker says that these blocks are gone. What it holds behind them stays, and counts again once the hole is
     /// filled. Blocks that it does not hold are passed over.
     pub fn remove(&self, slot: WorkerSlot, hashes: &[u64]) {
-        self.exact.write().remove(slot, hashes);
+        for hashes in hashes.chunks(STEP) {
+            let mut writer = self.writer.lock();
+            writer.remove(&self.shared, slot, hashes);
+            MutexGuard::unlock_fair(writer);
+        }
     }
 
     /// The worker is gone: forgets its blocks and its capacity. Call it (or [`PrefixIndex::clear`]) once more when
     /// the slot is given to another worker: a request that was decided before may have been recorded since.
     pub fn remove_worker(&self, slot: WorkerSlot) {
         self.clear(slot);
-        self.tree.write().set_capacity(slot, u64::MAX);
+        self.writer.lock().worker_mut(slot).capacity = u64::MAX;
     }
 
     /// The worker's cache is empty (restart, reset): forgets what it held when this was called.
     pub fn clear(&self, slot: WorkerSlot) {
-        let now = self.tree.read().clock();
-        self.exact.write().clear(slot);
-        self.step_by_step(|tree| tree.clear_step(slot, now, STEP));
+        let now = self.writer.lock().clock;
+        self.step_by_step(|writer| writer.clear_step(&self.shared, slot, now, STEP));
     }
 
     /// Bounds what the worker is believed to hold, as its KV cache does. Unbounded at first.
     pub fn set_capacity_blocks(&self, slot: WorkerSlot, blocks: u64) {
-        self.tree.write().set_capacity(slot, blocks);
-        self.step_by_step(|tree| tree.shrink_step_bounded(slot, STEP));
+        self.writer.lock().worker_mut(slot).capacity = blocks;
+        self.step_by_step(|writer| writer.shrink_step(&self.shared, slot, STEP));
     }
 
     /// Repeats a step until it says that nothing is left, and lets those who wait for the lock go first in between.
-    fn step_by_step(&self, mut step: impl FnMut(&mut Tree) -> bool) {
+    fn step_by_step(&self, mut step: impl FnMut(&mut Writer) -> bool) {
         loop {
-            let mut tree = self.tree.write();
-            let more = step(&mut tree);
-            RwLockWriteGuard::unlock_fair(tree);
+            let mut writer = self.writer.lock();
+            let more = step(&mut writer);
+            MutexGuard::unlock_fair(writer);
             if !more {
                 return;
             }
@@ -140,20 +176,28 @@ impl PrefixIndex {
 
     /// Blocks that the worker holds.
     pub fn blocks(&self, slot: WorkerSlot) -> u64 {
-        self.tree.read().blocks(slot)
+        self.writer.lock().worker(slot).blocks
     }
 
-    /// Memory of all live structures: runs, hashes, holders, table.
+    /// Memory of all live structures: runs, holders, uses, tables.
     pub fn bytes(&self) -> usize {
-        self.tree.read().bytes()
+        self.writer.lock().bytes()
     }
 
     pub fn stats(&self) -> IndexStats {
-        self.tree.read().stats()
+        let writer = self.writer.lock();
+        IndexStats {
+            bytes: writer.bytes(),
+            runs: writer.infos.live(),
+            blocks: writer.blocks,
+            held_blocks: writer.workers[..writer.workers_end].iter().map(|worker| worker.blocks).sum(),
+            evicted_by_capacity: writer.evicted_by_capacity,
+            evicted_by_bytes: writer.evicted_by_bytes,
+        }
     }
 
     /// Walks the whole structure and recomputes what it says of itself. For tests and diagnosis: it holds the lock.
     pub fn audit(&self) -> Result<(), String> {
-        self.tree.read().audit()
+        self.writer.lock().audit(&self.shared)
     }
 }

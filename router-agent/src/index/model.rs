@@ -1,5 +1,5 @@
 //! The literal reference: per worker, a map from block (prefix hash) to when it was last used and how deep it is.
-//! No tree, no runs, no lists. What the index promises is what this does.
+//! No runs, no tables, no lists. What the index promises is what this does.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn insert(&mut self, slot: WorkerSlot, hashes: &[u64]) {
+    /// Both an insert and a store: where blocks follow is nothing to a map.
+    pub(super) fn store(&mut self, slot: WorkerSlot, hashes: &[u64]) {
         self.clock += 1;
         let stamp = self.clock;
         let worker = self.workers.entry(slot).or_default();
@@ -32,6 +33,12 @@ impl Model {
             worker.blocks.insert(*hash, Block { stamp, depth });
         }
         worker.shrink();
+    }
+
+    pub(super) fn remove(&mut self, slot: WorkerSlot, hashes: &[u64]) {
+        if let Some(worker) = self.workers.get_mut(&slot) {
+            worker.blocks.retain(|hash, _| !hashes.contains(hash));
+        }
     }
 
     pub(super) fn matched(&self, slot: WorkerSlot, hashes: &[u64]) -> u32 {

@@ -19,6 +19,7 @@ mod piece;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod token_blocks;
 mod unescape;
 mod word;
 
@@ -30,6 +31,7 @@ pub use self::{
     blocks::{BLOCK_BYTES, BLOCK_BYTES_MAX, PromptSize, hash_into},
     error::ParseError,
     piece::{BYTES_PER_TOKEN, Form, MEDIA_TOKENS, Piece, Tag},
+    token_blocks::{TokenBlockHasher, hash_tokens_into, token_root},
 };
 use self::{fields::Fields, scan::Scanner};
 
@@ -99,6 +101,13 @@ impl Request<'_> {
             root.update(&[0xff]);
         }
         root.digest()
+    }
+
+    /// The prompt's tokens, where the client gave token ids. Of several prompts: the first's.
+    pub fn token_ids(&self) -> Option<Vec<u32>> {
+        let [Piece { form: Form::Tokens(ids), .. }] = self.pieces.as_slice() else { return None };
+        let id = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+        Some(ids.chunks_exact(4).map(id).collect())
     }
 
     /// Hashes the prompt's blocks into `out` (emptied first) and measures all prompts.

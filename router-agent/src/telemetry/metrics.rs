@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -48,6 +48,8 @@ pub struct Metrics {
     pub matched_tokens: IntCounter,
     /// Further tries, by what went wrong before.
     pub retries: IntCounterVec,
+    /// Further tries that the budget did not allow.
+    pub retries_denied: IntCounter,
     /// Client connections open now, over all threads.
     pub connections: IntGauge,
     /// Client connections accepted.
@@ -62,6 +64,8 @@ pub struct Metrics {
     pub guard: GuardMetrics,
     /// The LMCache controller.
     pub lmcache: LmcacheMetrics,
+    /// What workers say of their KV caches.
+    pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
     decisions: IntCounterVec,
@@ -290,7 +294,7 @@ impl Metrics {
             )?,
             prompt_tokens: make.counter(
                 "warmpath_prompt_tokens_total",
-                "Tokens of prompts routed by prefix (estimated from bytes unless given as token ids).",
+                "Tokens of prompts routed by prefix (estimated from bytes unless their ids are known).",
             )?,
             matched_tokens: make.counter(
                 "warmpath_matched_tokens_total",
@@ -300,6 +304,10 @@ impl Metrics {
                 "warmpath_retries_total",
                 "Further tries of a request on another worker, by what went wrong before.",
                 &["reason"],
+            )?,
+            retries_denied: make.counter(
+                "warmpath_retries_denied_total",
+                "Further tries that limits.retry_share did not allow.",
             )?,
             connections: make.gauge("warmpath_connections", "Client connections open.")?,
             accepted: make.counter("warmpath_connections_accepted_total", "Client connections accepted.")?,
@@ -402,6 +410,7 @@ impl Metrics {
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
+            kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
             registry: make.0,
         }))

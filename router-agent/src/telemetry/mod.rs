@@ -1,6 +1,7 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod guard;
+mod kv_events;
 mod latency;
 mod lmcache;
 mod logging;
@@ -8,6 +9,7 @@ mod metrics;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
+pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};

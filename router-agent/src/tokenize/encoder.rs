@@ -6,7 +6,6 @@
 
 use std::{path::Path, sync::Arc};
 
-use rayon::prelude::*;
 use tokenizers::Tokenizer;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -55,33 +54,24 @@ impl Encoder {
     /// The ids of `text`, with the special tokens that the tokenizer puts around a text if it is asked to.
     pub(super) fn encode(&self, text: &str, special: bool, cache: &TokenCache) -> Result<Encoded, Unknown> {
         let pieces = self.cutter.pieces(text);
-        let keys: Vec<u128> =
-            pieces.iter().enumerate().map(|(place, piece)| self.key(place, piece)).collect();
-        let known: Vec<Option<Arc<[u32]>>> = keys.iter().map(|key| cache.get(*key)).collect();
-        let ids = |place: usize| match &known[place] {
-            Some(ids) => Ok(ids.clone()),
-            None => self.piece(place, pieces[place]),
-        };
-        let is_new = |place: &usize| known[*place].is_none();
-        let ids: Vec<Arc<[u32]>> = match (0..pieces.len()).filter(is_new).count() {
-            // Worth more than one thread: some hundred microseconds each.
-            2.. => (0..pieces.len()).into_par_iter().map(ids).collect::<Result<_, _>>()?,
-            _ => (0..pieces.len()).map(ids).collect::<Result<_, _>>()?,
-        };
         let mut cached = 0;
-        for (place, ids) in ids.iter().enumerate() {
-            if known[place].is_some() {
-                cached += ids.len();
+        let mut ids = Vec::with_capacity(pieces.len());
+        for (place, piece) in pieces.iter().enumerate() {
+            let key = self.key(place, piece);
+            if let Some(known) = cache.get(key) {
+                cached += known.len();
+                ids.push(known);
             } else {
-                cache.insert(keys[place], ids.clone());
+                let new = self.piece(place, piece)?;
+                cache.insert(key, new.clone());
+                ids.push(new);
             }
         }
-        let (before, behind) =
-            if special { (&self.around.0[..], &self.around.1[..]) } else { (&[][..], &[][..]) };
-        let all = before.iter().chain(ids.iter().flat_map(|ids| ids.iter())).chain(behind);
-        let mut tokens =
-            Vec::with_capacity(before.len() + ids.iter().map(|ids| ids.len()).sum::<usize>() + behind.len());
-        tokens.extend(all.copied());
+        let (before, behind) = &self.around;
+        let mut tokens = Vec::with_capacity(text.len() / 2);
+        tokens.extend(special.then_some(before).into_iter().flatten());
+        ids.iter().for_each(|ids| tokens.extend_from_slice(ids));
+        tokens.extend(special.then_some(behind).into_iter().flatten());
         Ok(Encoded { tokens: tokens.into(), cached })
     }
 

@@ -90,10 +90,10 @@ mod tests {
         let (finish, finished) = mpsc::channel::<()>();
         let first = pool.run(move || Ok(finished.recv().is_ok()));
         tokio::pin!(first);
-        assert!(futures_poll(first.as_mut()).await.is_none(), "it is under way");
+        assert!(poll_once(first.as_mut()).await.is_none(), "it is under way");
         let second = pool.run(|| Ok(2));
         tokio::pin!(second);
-        assert!(futures_poll(second.as_mut()).await.is_none(), "it waits");
+        assert!(poll_once(second.as_mut()).await.is_none(), "it waits");
         assert_eq!(pool.run(|| Ok(3)).await, Err(Unknown::Busy));
         finish.send(()).expect("the first one waits for it");
         assert_eq!(first.await, Ok(true));
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(pool.run(|| Ok(3)).await, Ok(3), "there is room again");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_late_is_not_waited_for_and_not_begun() {
         let pool = Pool::start(1, 8, Duration::from_millis(50)).expect("a thread");
         let (finish, finished) = mpsc::channel::<()>();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     /// Polls once.
-    async fn futures_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
         std::future::poll_fn(|context| match future.as_mut().poll(context) {
             std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
             std::task::Poll::Pending => std::task::Poll::Ready(None),

@@ -155,6 +155,23 @@ pub(super) fn write_str(out: &mut dyn Write, value: &Value) -> fmt::Result {
     }
 }
 
+/// `str(value)` as a text.
+pub(super) fn str(value: &Value) -> String {
+    let mut out = String::new();
+    write_str(&mut out, value).expect("a string takes it");
+    out
+}
+
+/// Jinja's test `iterable`: minijinja takes `none` for one, which Python does not; an undefined value is one in both.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    is_sequence(value) || value.kind() == ValueKind::Iterable
+}
+
+/// Jinja's test `sequence`: whatever has a length and members, so texts and dicts, too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
+}
+
 fn write_repr(out: &mut dyn Write, value: &Value) -> fmt::Result {
     match value.kind() {
         ValueKind::Number => out.write_str(&number(value)),

@@ -52,6 +52,9 @@ impl ChatTemplate {
                 .map_err(|error| Error::new(ErrorKind::WriteFailure, error.to_string()))
         });
         environment.add_filter("tojson", |value: Value, options: Kwargs| python::tojson(&value, options));
+        environment.add_filter("string", |value: Value| python::str(&value));
+        environment.add_test("iterable", |value: &Value| python::is_iterable(value));
+        environment.add_test("sequence", |value: &Value| python::is_sequence(value));
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -137,6 +140,15 @@ mod tests {
         let source = "{% set x = 1 %}a{%- generation -%} b {%- set x = 2 %}{%+ endgeneration +%} c{{ x }}";
         assert_eq!(render(source).expect("it renders"), "ab c1");
         assert_eq!(without_generation_tags("{% generation"), "{% with");
+    }
+
+    #[test]
+    fn tests_say_of_values_what_python_says() {
+        let source = "{% for x in [none, 1, true, 'a', [1], {'a': 1}] %}{{ x is iterable }} {{ x is sequence }};{% endfor %}\
+                      {{ nothing is iterable }} {{ [1, 'a', none] | string }}";
+        let expected =
+            "False False;False False;False False;True True;True True;True True;True [1, 'a', None]";
+        assert_eq!(render(source).expect("it renders"), expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
@@ -28,6 +28,9 @@ pub enum SendError {
         /// Whether anything of the request was written.
         sent: bool,
     },
+    /// The head says two things about the body's end: another reader might find another response in it.
+    #[error("the worker's response is malformed: {0}")]
+    Malformed(&'static str),
     /// The head did not come.
     #[error("no response head within {0:?}")]
     Timeout(Duration),
@@ -39,7 +42,7 @@ impl SendError {
         match self {
             Self::Connect(_) => false,
             Self::Broken { sent, .. } => *sent,
-            Self::Timeout(_) => true,
+            Self::Timeout(_) | Self::Malformed(_) => true,
         }
     }
 
@@ -49,6 +52,7 @@ impl SendError {
             Self::Connect(_) => "connect",
             Self::Broken { .. } => "broken",
             Self::Timeout(_) => "timeout",
+            Self::Malformed(_) => "malformed",
         }
     }
 }
@@ -107,5 +111,19 @@ async fn exchange(
     let response = tokio::time::timeout(head_timeout, exchange)
         .await
         .map_err(|_| SendError::Timeout(head_timeout))??;
+    check_framing(response.headers()).map_err(SendError::Malformed)?;
     Ok(Sent { response, lease })
+}
+
+/// hyper refuses lengths that differ and chunks that are none; beside chunks it overlooks a length (RFC 9112 section 6.1).
+fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(_), _) if headers.contains_key(header::CONTENT_LENGTH) => {
+            Err("it has Content-Length and Transfer-Encoding")
+        }
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err("it has a transfer coding other than `chunked`"),
+    }
 }

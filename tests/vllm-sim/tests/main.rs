@@ -9,7 +9,6 @@ mod command_line;
 mod connections;
 mod conversations;
 mod faults;
-mod hashing;
 mod kv_events;
 mod metrics;
 mod recordings;

@@ -3,6 +3,8 @@
 //!
 //! `cargo xtask bench steering`: where the kernel program places connections, and where the kernel's hash does. All
 //! measuring is done in `router-agent/benches/steering.rs`; docs/kernel.md has the figures.
+//!
+//! `cargo xtask bench tokenize`: what the exact tokens of a prompt cost (`router-agent/benches/tokenize.rs`, docs/tokens.md).
 
 use std::process::Command;
 
@@ -26,6 +28,8 @@ enum Benchmark {
     },
     /// Connections over data threads, with the steering program and without; one thread blocks (needs root)
     Steering,
+    /// A conversation's next turn, tokenised exactly
+    Tokenize,
     /// Measure the ways that response bodies take to the client; with `--stress`, check that every byte arrives
     /// (`-- --help` lists the options)
     Relay {
@@ -61,18 +65,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             &["router-agent", "warmpath-bench"],
             "the measurement of the guard had errors or invalid trials (see above)",
         ),
-        Benchmark::Steering => steering(),
+        Benchmark::Steering => in_process("steering"),
+        Benchmark::Tokenize => in_process("tokenize"),
     }
 }
 
-fn steering() -> Result<()> {
+/// A benchmark of router-agent's own.
+fn in_process(name: &str) -> Result<()> {
     process::run(process::command("cargo").args([
         "bench",
         "--quiet",
         "--package",
         "router-agent",
         "--bench",
-        "steering",
+        name,
     ]))
 }
 

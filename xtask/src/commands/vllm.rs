@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `up` | installs vLLM on first use (`tests/real-vllm/setup.sh` into `tools/real-vllm`, 5 GB), starts the servers in the background, waits until they are healthy, prints their addresses |
 //! | `down` | stops them |
-//! | `check` | the `openai` client's view of the gateway, one line per behaviour (`tests/real-vllm/client_check.py`) |
+//! | `check` | the `openai` client's view of the gateway, one line per behaviour (`tests/real-vllm/client_check.py`), then the gateway's own tokens beside vLLM's (`check_tokens.py`) |
 //! | `demo` | multi-turn conversations through the gateway under each policy, and a table of cached tokens and TTFT (`tests/real-vllm/conversations.py`) |
 //!
 //! `check` and `demo` use servers that are up, or start their own and stop them again. Whatever is started is stopped by
 //! its own process id.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -187,11 +188,12 @@ impl Place {
         String::from_utf8_lossy(&command_line).contains("fleet.py").then_some(pid)
     }
 
-    fn gateway(&self, servers: &Servers, port: u16, policy: &str) -> Result<Process> {
+    /// A gateway in front of the servers, with `more` arguments for `warmpath serve`.
+    fn gateway(&self, servers: &Servers, port: u16, policy: &str, more: &[&OsStr]) -> Result<Process> {
         let log_path = self.dir.join(format!("logs/gateway-{policy}.log"));
         let log = File::create(&log_path)?;
-        let mut command = Command::new(self.root.join("target/release/warmpath"));
-        command.args(["serve", "--policy", policy]);
+        let mut command = Command::new(self.warmpath());
+        command.args(["serve", "--policy", policy]).args(more);
         command.args([
             "--listen",
             &format!("127.0.0.1:{port}"),
@@ -213,7 +215,12 @@ impl Place {
     }
 
     fn check(&self, servers: &Servers, gateway_port: u16) -> Result<()> {
-        let _gateway = self.gateway(servers, gateway_port, "warm")?;
+        let model = self.dir.join("models/small");
+        let config = self.dir.join("logs/gateway-check.yaml");
+        let tokenizer = format!("tokenizers: {{default: {{local: {:?}}}, deadline: 10s}}\n", model.display());
+        std::fs::write(&config, tokenizer)?;
+        let _gateway =
+            self.gateway(servers, gateway_port, "warm", &["--config".as_ref(), config.as_os_str()])?;
         let mut command = Command::new(&self.python);
         command.arg(self.scripts.join("client_check.py")).arg("--gateway");
         command.args(["--base-url", &format!("http://127.0.0.1:{gateway_port}/v1")]);
@@ -221,7 +228,22 @@ impl Place {
             command.args(["--worker", &format!("http://127.0.0.1:{port}")]);
         }
         ensure!(command.status()?.success(), "some checks failed");
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let status = Command::new(&self.python)
+            .arg(self.scripts.join("check_tokens.py"))
+            .arg("--warmpath")
+            .arg(self.warmpath())
+            .arg("--model-directory")
+            .arg(&model)
+            .args(["--worker", &url(SERVER_PORT_FIRST)])
+            .args(["--gateway", &url(gateway_port), "--admin", &url(gateway_port + 1)])
+            .status()?;
+        ensure!(status.success(), "the gateway's tokens are not those of vLLM (see above)");
         Ok(())
+    }
+
+    fn warmpath(&self) -> PathBuf {
+        self.root.join("target/release/warmpath")
     }
 
     fn demo(
@@ -239,7 +261,7 @@ impl Place {
         for round in 1..=rounds {
             for policy in policies {
                 servers.clear_caches()?;
-                let gateway = self.gateway(servers, gateway_port, policy)?;
+                let gateway = self.gateway(servers, gateway_port, policy, &[])?;
                 let status = Command::new(&self.python)
                     .arg(&script)
                     .args(["run", "--base-url", &format!("http://127.0.0.1:{gateway_port}/v1")])

@@ -52,7 +52,7 @@ fn cases(count: u32) -> ProptestConfig {
 #[test]
 fn a_growing_conversation_has_the_tokens_of_its_whole() {
     let tokenizers = tokenizers();
-    proptest!(cases(48), |(messages in conversation(), cut in 1..20_usize)| {
+    proptest!(cases(24), |(messages in conversation(), cut in 1..20_usize)| {
         for (style, tokenizer) in &tokenizers {
             let cache = TokenCache::new(1 << 20);
             // Every turn by itself, then with its middle gone: all pieces but the new ones come from the cache.
@@ -71,7 +71,7 @@ fn a_growing_conversation_has_the_tokens_of_its_whole() {
 #[test]
 fn a_text_has_the_tokens_of_its_whole() {
     let tokenizers = tokenizers();
-    proptest!(cases(128), |(first in text(), second in text(), special in any::<bool>())| {
+    proptest!(cases(64), |(first in text(), second in text(), special in any::<bool>())| {
         for (style, tokenizer) in &tokenizers {
             let cache = TokenCache::new(1 << 20);
             for prompt in [&first, &format!("{first}{second}"), &format!("{second}{first}")] {

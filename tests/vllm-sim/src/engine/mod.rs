@@ -7,7 +7,6 @@
 
 pub mod block_pool;
 pub(crate) mod core;
-pub mod hashing;
 pub(crate) mod sequence;
 #[cfg(test)]
 mod tests;
@@ -20,6 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+pub use vllm_block_hash as hashing;
 
 use self::core::EngineCore;
 use self::hashing::{BlockHasher, HashAlgo};

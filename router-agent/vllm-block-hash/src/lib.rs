@@ -4,9 +4,15 @@
 //! `H(serialize(seed))`. Two serialisations (Python's pickle protocol 5; canonical CBOR) and two hashes (SHA-256;
 //! XXH3-128) give the four algorithms of `--prefix-caching-hash-algo`. Tested against vectors recorded from
 //! `vllm.utils.hashing`.
+#![forbid(unsafe_code)]
+
+mod cbor;
+mod pickle;
 
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+use cbor::cbor_head;
+use pickle::Pickle;
 use sha2::{Digest, Sha256};
 
 /// `--prefix-caching-hash-algo`.
@@ -23,6 +29,14 @@ pub enum HashAlgo {
 }
 
 impl HashAlgo {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Sha256, Self::Sha256Cbor, Self::Xxhash, Self::XxhashCbor];
+
+    /// The algorithm of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algo| algo.name() == name)
+    }
+
     /// The name that the option and `cache_config_info` use.
     pub fn name(self) -> &'static str {
         match self {
@@ -33,7 +47,8 @@ impl HashAlgo {
         }
     }
 
-    fn digest_len(self) -> usize {
+    /// Bytes of a digest.
+    pub fn digest_len(self) -> usize {
         match self {
             Self::Sha256 | Self::Sha256Cbor => 32,
             Self::Xxhash | Self::XxhashCbor => 16,
@@ -104,6 +119,7 @@ pub type BlockHashState = BuildHasherDefault<IdentityHasher>;
 pub struct ExtraKeys {
     /// Adapter name and path. The path is hashed and never published.
     pub lora: Option<(String, String)>,
+    /// The request's `cache_salt`.
     pub cache_salt: Option<String>,
 }
 
@@ -165,11 +181,7 @@ impl BlockHasher {
         if self.algo.pickles() {
             let mut pickle = Pickle::new(scratch);
             pickle.bytes(parent.as_bytes());
-            pickle.mark();
-            for token in tokens {
-                pickle.int(*token);
-            }
-            pickle.tuple(tokens.len());
+            pickle.ints(tokens);
             let mut count = 0;
             if extra.lora.is_none() && salt.is_none() {
                 pickle.none();
@@ -236,105 +248,4 @@ fn digest(algo: HashAlgo, data: &[u8]) -> BlockHash {
         }
     }
     BlockHash { bytes, len: algo.digest_len() as u8 }
-}
-
-/// The head of a CBOR item (RFC 8949, 3.1) in its shortest form.
-fn cbor_head(out: &mut Vec<u8>, major: u8, value: u64) {
-    let major = major << 5;
-    match value {
-        0..=23 => out.push(major + value as u8),
-        24..=0xff => out.extend_from_slice(&[major + 24, value as u8]),
-        0x100..=0xffff => {
-            out.push(major + 25);
-            out.extend_from_slice(&(value as u16).to_be_bytes());
-        }
-        0x1_0000..=0xffff_ffff => {
-            out.push(major + 26);
-            out.extend_from_slice(&(value as u32).to_be_bytes());
-        }
-        _ => {
-            out.push(major + 27);
-            out.extend_from_slice(&value.to_be_bytes());
-        }
-    }
-}
-
-/// The part of pickle protocol 5 that a tuple of bytes, ints, strings and None needs: one frame, memoised.
-struct Pickle<'a> {
-    out: &'a mut Vec<u8>,
-}
-
-impl<'a> Pickle<'a> {
-    const HEAD_LEN: usize = 11;
-    const MEMOIZE: u8 = 0x94;
-
-    fn new(out: &'a mut Vec<u8>) -> Self {
-        out.extend_from_slice(&[0x80, 5, 0x95, 0, 0, 0, 0, 0, 0, 0, 0]);
-        Self { out }
-    }
-
-    fn finish(self) {
-        self.out.push(b'.');
-        let frame_len = (self.out.len() - Self::HEAD_LEN) as u64;
-        self.out[3..Self::HEAD_LEN].copy_from_slice(&frame_len.to_le_bytes());
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.out.extend_from_slice(&[b'C', bytes.len() as u8]);
-        self.out.extend_from_slice(bytes);
-        self.out.push(Self::MEMOIZE);
-    }
-
-    fn text(&mut self, text: &str) {
-        if let Ok(len) = u8::try_from(text.len()) {
-            self.out.extend_from_slice(&[0x8c, len]);
-        } else {
-            self.out.push(b'X');
-            self.out.extend_from_slice(&(text.len() as u32).to_le_bytes());
-        }
-        self.out.extend_from_slice(text.as_bytes());
-        self.out.push(Self::MEMOIZE);
-    }
-
-    fn int(&mut self, value: u32) {
-        match value {
-            0..=0xff => self.out.extend_from_slice(&[b'K', value as u8]),
-            0x100..=0xffff => {
-                self.out.push(b'M');
-                self.out.extend_from_slice(&(value as u16).to_le_bytes());
-            }
-            0x1_0000..=0x7fff_ffff => {
-                self.out.push(b'J');
-                self.out.extend_from_slice(&value.to_le_bytes());
-            }
-            _ => {
-                self.out.extend_from_slice(&[0x8a, 5]);
-                self.out.extend_from_slice(&value.to_le_bytes());
-                self.out.push(0);
-            }
-        }
-    }
-
-    fn none(&mut self) {
-        self.out.push(b'N');
-    }
-
-    fn mark(&mut self) {
-        self.out.push(b'(');
-    }
-
-    /// Ends a tuple begun with [`Pickle::mark`]. Up to three elements have their own opcode and no mark.
-    fn tuple(&mut self, arity: usize) {
-        debug_assert!(arity > 3, "block sizes are above three");
-        self.out.extend_from_slice(&[b't', Self::MEMOIZE]);
-    }
-
-    fn small_tuple(&mut self, arity: usize) {
-        let opcode = match arity {
-            1 => 0x85,
-            2 => 0x86,
-            _ => 0x87,
-        };
-        self.out.extend_from_slice(&[opcode, Self::MEMOIZE]);
-    }
 }

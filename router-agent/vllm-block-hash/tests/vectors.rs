@@ -1,20 +1,7 @@
 //! Block hashes against recorded vectors, and against the events that real servers published.
 
 use serde_json::Value;
-use vllm_sim::HashAlgo;
-use vllm_sim::engine::hashing::{BlockHash, BlockHasher, ExtraKeys};
-
-use crate::support::fixture;
-
-fn algo(name: &str) -> HashAlgo {
-    match name {
-        "sha256" => HashAlgo::Sha256,
-        "sha256_cbor" => HashAlgo::Sha256Cbor,
-        "xxhash" => HashAlgo::Xxhash,
-        "xxhash_cbor" => HashAlgo::XxhashCbor,
-        _ => panic!("{name}"),
-    }
-}
+use vllm_block_hash::{BlockHash, BlockHasher, ExtraKeys, HashAlgo};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -22,10 +9,11 @@ fn hex(bytes: &[u8]) -> String {
 
 #[test]
 fn every_recorded_vector_comes_out() {
-    let vectors: Vec<Value> = serde_json::from_slice(&fixture("hash_vectors.json")).unwrap();
+    let vectors: Vec<Value> =
+        serde_json::from_str(include_str!("../../tests/fixtures/vllm/hash_vectors.json")).unwrap();
     let mut blocks = 0;
     for vector in &vectors {
-        let algo = algo(vector["algo"].as_str().unwrap());
+        let algo = HashAlgo::from_name(vector["algo"].as_str().unwrap()).unwrap();
         let hasher = BlockHasher::new(algo, vector["seed"].as_str());
         assert_eq!(hex(hasher.none_hash().as_bytes()), vector["none_hash"], "{algo:?}");
         let mut parent = hasher.none_hash();
@@ -66,4 +54,20 @@ fn a_salt_marks_the_first_block_and_an_adapter_all() {
     assert_eq!(salted.published(0), Some(vec!["tenant-a".to_owned()]));
     assert_eq!(salted.published(1), None);
     assert_eq!(adapted.published(1), Some(vec!["ad1".to_owned()]));
+}
+
+#[test]
+fn short_blocks_are_pickled_as_python_does() {
+    // python3 -c 'import pickle; print(pickle.dumps((b"parentxx", (1, 2), None), protocol=5).hex())'
+    let hasher = BlockHasher::new(HashAlgo::Sha256, None);
+    let parent = BlockHash::from_bytes(b"parentxx").unwrap();
+    let mut serialised = Vec::new();
+    for (tokens, expected) in [
+        (&[1_u32, 2][..], "80059515000000000000004308706172656e747878944b014b0286944e87942e"),
+        (&[1, 2, 3], "80059517000000000000004308706172656e747878944b014b024b0387944e87942e"),
+        (&[7], "80059513000000000000004308706172656e747878944b0785944e87942e"),
+    ] {
+        hasher.hash_block(parent, tokens, &ExtraKeys::default(), 0, &mut serialised);
+        assert_eq!(hex(&serialised), expected);
+    }
 }

@@ -1,0 +1,119 @@
+//! KV events: what each worker says of its own KV cache, block by block, put into the index of tokens.
+//!
+//! Promise: what the index claims for a worker in state `exact` or `gap` ([`crate::fleet::KvState`]) the worker has
+//! announced and not withdrawn, or is expected to announce within a second ([`predictions`]); what is gone without an
+//! event (restart, a reset while idle, sleep) is not claimed for longer than one scrape. In state `exact` everything that
+//! the worker holds is known. A worker in any other state counts by what was sent there, as if it published nothing.
+//!
+//! ```text
+//! worker ──PUB──▶ zmtp ──▶ live ──▶ follow ──▶ wire ──▶ mirror ──▶ PrefixIndex (tokens)
+//!    ├──ROUTER (replay) ──▶ replay ─────┘ │       └──▶ checker ──▶ metrics
+//!    └──GET /metrics ──▶ fleet/monitor ───┴─ vigil
+//! ```
+//!
+//! Everything runs on one thread of its own: a burst of events delays neither requests nor health checks. Formats and
+//! facts: `docs/kv-events.md`.
+
+mod checker;
+mod follow;
+mod live;
+mod mirror;
+mod predictions;
+#[cfg(test)]
+mod recordings;
+mod replay;
+mod source;
+mod states;
+mod vigil;
+pub mod wire;
+mod worker;
+pub mod zmtp;
+
+use std::{io, sync::Arc, thread::JoinHandle};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::sleep_until,
+};
+
+use self::{live::Publishers, mirror::Mirror, worker::WorkerFollower};
+pub use self::{
+    mirror::Indices,
+    predictions::{Over, Prediction, Predictions},
+};
+use crate::{
+    config::{Config, WorkerKvEvents},
+    fleet::Fleet,
+    telemetry::Metrics,
+};
+
+/// The thread that follows all workers. Dropped, it ends.
+pub struct KvEvents {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Starts to follow every worker that is to be followed. `ended` is the other end of [`Predictions::new`].
+pub fn start(
+    config: &Config,
+    fleet: &Fleet,
+    indices: &Indices,
+    metrics: &Arc<Metrics>,
+    ended: mpsc::Receiver<Over>,
+) -> io::Result<KvEvents> {
+    let publishers = Publishers::default();
+    let mut followers = Vec::new();
+    for worker in fleet.workers().iter() {
+        let own = config.workers.iter().find(|own| own.name == worker.name).map(|own| own.kv_events.clone());
+        let own = if config.kv_events.is_on { own.unwrap_or_default() } else { WorkerKvEvents::Off };
+        let worker_metrics = metrics.kv_events.worker(&worker.name);
+        let mirror =
+            Mirror::new(worker.clone(), indices.clone(), fleet.key_spaces().clone(), worker_metrics.clone());
+        followers.push(WorkerFollower {
+            worker: worker.clone(),
+            mirror: Arc::new(Mutex::new(mirror)),
+            metrics: worker_metrics,
+            config: own,
+            hash_seed: config.kv_events.hash_seed.clone(),
+            publishers: publishers.clone(),
+            timeout: config.health.timeout,
+        });
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel();
+    let metrics = metrics.clone();
+    let follow = async move {
+        let mirrors = followers.iter().map(|follower| follower.mirror.clone()).collect();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(settle(mirrors, ended, metrics));
+        for follower in followers.into_iter().filter(|follower| follower.config != WorkerKvEvents::Off) {
+            tasks.spawn(follower.run());
+        }
+        let _ = stopped.await; // said, or its sender dropped: the end
+    };
+    let thread =
+        std::thread::Builder::new().name("kv-events".into()).spawn(move || runtime.block_on(follow))?;
+    Ok(KvEvents { stop: Some(stop), thread: Some(thread) })
+}
+
+impl Drop for KvEvents {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic there has been printed
+        }
+    }
+}
+
+/// Takes back what was predicted and not confirmed in time. Predictions end in the order of their times.
+async fn settle(mirrors: Vec<Arc<Mutex<Mirror>>>, mut ended: mpsc::Receiver<Over>, metrics: Arc<Metrics>) {
+    while let Some(Over { slot, keys, due }) = ended.recv().await {
+        sleep_until(due).await;
+        let Some(mirror) = mirrors.get(usize::from(slot.0)) else { continue };
+        let confirmed = mirror.lock().settle(&keys);
+        let metrics = &metrics.kv_events;
+        if confirmed { &metrics.predictions_confirmed } else { &metrics.predictions_expired }.inc();
+    }
+}
