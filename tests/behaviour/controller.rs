@@ -98,7 +98,10 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
         }
         let (status, answer) = answer(&path, &body, &state);
         let text = answer.to_string();
-        let head = format!("HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", text.len());
+        let head = format!(
+            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
         if stream.write_all((head + &text).as_bytes()).await.is_err() {
             return;
         }

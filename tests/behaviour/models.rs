@@ -74,7 +74,8 @@ async fn the_list_of_models_is_what_all_workers_serve() {
     let list = get(gateway.address, "/v1/models").await;
     assert_eq!((list.status, list.json()["object"].as_str()), (200, Some("list")));
     let models = list.json()["data"].clone();
-    let ids: Vec<&str> = models.as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> =
+        models.as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["large", "small", "sql"]);
     assert_eq!(models[2]["parent"], "large", "entries are the workers' own");
     assert!(!list.header("x-request-id").is_empty());

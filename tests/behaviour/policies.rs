@@ -45,7 +45,11 @@ async fn a_session_is_named_by_header_or_body_and_stays() {
             let mut body = json!({"messages": [{"role": "user", "content": key}], "max_tokens": 2});
             body[key] = json!(name);
             let reply = gateway.post("/v1/chat/completions", &body).await;
-            assert_eq!((worker(&reply), reply.header("x-warmpath-reason")), (own.clone(), "session"), "{key}");
+            assert_eq!(
+                (worker(&reply), reply.header("x-warmpath-reason")),
+                (own.clone(), "session"),
+                "{key}"
+            );
         }
         *workers.entry(own).or_default() += 1;
     }
@@ -80,7 +84,8 @@ async fn weighted_scores_can_be_made_to_herd_or_to_spread() {
     let sims = sims(4).await;
     let text = topic("for everybody");
     for (scorers, spreads) in [("{prefix: 1}", false), ("{prefix: 1, queue: 1, load: 1}", true)] {
-        let gateway = with_routing(&sims, &format!("{{policy: weighted, weighted: {{scorers: {scorers}}}}}")).await;
+        let gateway =
+            with_routing(&sims, &format!("{{policy: weighted, weighted: {{scorers: {scorers}}}}}")).await;
         let holder = worker(&gateway.chat(&text).await);
         let requests: Vec<_> = (0..16).map(|_| gateway.stream(&text, 400)).collect();
         let streams = join_all(requests).await;
@@ -107,7 +112,8 @@ async fn lmcache_asks_the_controller_and_does_without_it() {
     )
     .await;
     let keys = format!("warmpath_lmcache_keys{{worker=\"{}\"}}", names[1]);
-    eventually("the occupancy is known", || async { (gateway.metric(&keys).await > 9.0).then_some(()) }).await;
+    eventually("the occupancy is known", || async { (gateway.metric(&keys).await > 9.0).then_some(()) })
+        .await;
     let body = json!({"prompt": (0..1000).collect::<Vec<u32>>(), "max_tokens": 2});
     let reply = gateway.post("/v1/completions", &body).await;
     assert_eq!((worker(&reply).as_str(), reply.header("x-warmpath-policy")), (names[2].as_str(), "lmcache"));
@@ -133,7 +139,8 @@ async fn lmcache_does_not_wait_for_a_late_answer() {
     let sims = sims(2).await;
     let controller = Controller::start().await;
     controller.hang();
-    let routing = format!("{{policy: lmcache, lmcache: {{controller: '{}', timeout: 30ms}}}}", controller.url());
+    let routing =
+        format!("{{policy: lmcache, lmcache: {{controller: '{}', timeout: 30ms}}}}", controller.url());
     let gateway = with_routing(&sims, &routing).await;
     let body = json!({"prompt": [1, 2, 3], "max_tokens": 2});
     let reply = gateway.post("/v1/completions", &body).await;
@@ -177,7 +184,8 @@ async fn a_slow_worker_is_found_and_gets_no_more_than_its_share() {
     }
     assert!((1..=6).contains(&by_slow[0]), "it had to be tried to be known: {by_slow:?}");
     assert!(by_slow[1] <= 2, "a tenth of the others' speed: {by_slow:?}");
-    let rate = |sim: &SimHandle| format!("warmpath_worker_prefill_tokens_per_second{{worker=\"{}\"}}", sim.addr());
+    let rate =
+        |sim: &SimHandle| format!("warmpath_worker_prefill_tokens_per_second{{worker=\"{}\"}}", sim.addr());
     let (slow, fast) = (gateway.metric(&rate(&sims[0])).await, gateway.metric(&rate(&sims[1])).await);
     assert!(slow > 0.0 && slow * 2.0 < fast, "{slow} and {fast} tokens/s");
     let errors = format!("warmpath_time_to_first_token_error_seconds_count{{worker=\"{}\"}}", sims[1].addr());
