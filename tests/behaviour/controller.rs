@@ -82,7 +82,7 @@ async fn serve(stream: TcpStream, state: Arc<Mutex<State>>) {
             }
             let line = line.trim_end().to_ascii_lowercase();
             if path.is_empty() {
-                path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+                line.split(' ').nth(1).unwrap_or_default().clone_into(&mut path);
             }
             if let Some(value) = line.strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();

@@ -83,7 +83,8 @@ struct Listed {
 
 #[derive(Deserialize)]
 struct Instance {
-    instance_id: String,
+    #[serde(rename = "instance_id")]
+    id: String,
     #[serde(default)]
     ip: Option<IpAddr>,
     #[serde(default)]
@@ -177,8 +178,7 @@ pub async fn watch_lmcache(shared: Arc<Shared>) {
             Ok(listed) => {
                 let instances = by_worker(&shared.fleet, &shared.config.routing.lmcache, &listed.workers);
                 for worker in shared.fleet.workers().iter() {
-                    let is_of =
-                        |instance: &&Instance| instances.get(&instance.instance_id) == Some(&worker.slot);
+                    let is_of = |instance: &&Instance| instances.get(&instance.id) == Some(&worker.slot);
                     let keys =
                         listed.workers.iter().filter(is_of).map(|instance| instance.key_count).sum::<u64>();
                     shared.metrics.lmcache.set_keys(&worker.name, keys);
@@ -200,11 +200,11 @@ fn by_worker(fleet: &Fleet, config: &config::Lmcache, listed: &[Instance]) -> Ha
     let configured = config.instances.iter().filter_map(|(id, name)| Some((id.clone(), named(name)?)));
     let mut slots: HashMap<String, WorkerSlot> = configured.collect();
     for instance in listed {
-        let slot = || named(&instance.instance_id).or_else(|| instance.ip.and_then(at));
-        if !slots.contains_key(&instance.instance_id)
+        let slot = || named(&instance.id).or_else(|| instance.ip.and_then(at));
+        if !slots.contains_key(&instance.id)
             && let Some(slot) = slot()
         {
-            slots.insert(instance.instance_id.clone(), slot);
+            slots.insert(instance.id.clone(), slot);
         }
     }
     slots

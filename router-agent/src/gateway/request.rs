@@ -59,7 +59,9 @@ pub(super) async fn handle(
     let answered = match (conforms, own) {
         (Err(error), _) => Err(error),
         (Ok(()), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(()), None) => answer(context, route, outgoing, body, &request_id).await.map(Answered::Worker),
+        (Ok(()), None) => answer(context, route, outgoing, body, &request_id)
+            .await
+            .map(|answer| Answered::Worker(Box::new(answer))),
     };
     let mut response = match answered {
         Ok(Answered::Here(response)) => {
@@ -89,7 +91,7 @@ pub(super) async fn handle(
 enum Answered {
     /// The gateway itself.
     Here(Response<Full<Bytes>>),
-    Worker(Answer),
+    Worker(Box<Answer>),
 }
 
 /// A request as it goes to workers; the same bytes for every try.

@@ -66,20 +66,16 @@ impl Cost {
     /// The cost of sending the request to `candidate`; saturates.
     pub(super) fn on(self, ask: Ask, candidate: &Candidate) -> u64 {
         let new = new_tokens(ask, candidate);
-        match (self, candidate.speed) {
-            (Self::Predicted { pending }, Some(speed)) => {
-                let own = time_to_first_token(ask, candidate, speed);
-                let new = f64::from(new);
-                let behind = new * speed.fleet_token_s * (EVICTION + BUSY_PERIOD * pending);
-                let running = f64::from(candidate.batch().saturating_sub(candidate.pending));
-                let beside = (new * speed.token_s + speed.batch_s) * running * RUNNING;
-                ((own + behind + beside) * 1e6) as u64 // a cast saturates
-            }
-            _ => {
-                let work = candidate.queued_prefill_tokens.saturating_add(u64::from(new));
-                work.saturating_mul(u64::from(candidate.batch()) + 1)
-            }
-        }
+        let (Self::Predicted { pending }, Some(speed)) = (self, candidate.speed) else {
+            let work = candidate.queued_prefill_tokens.saturating_add(u64::from(new));
+            return work.saturating_mul(u64::from(candidate.batch()) + 1);
+        };
+        let own = time_to_first_token(ask, candidate, speed);
+        let new = f64::from(new);
+        let behind = new * speed.fleet_token_s * (EVICTION + BUSY_PERIOD * pending);
+        let running = f64::from(candidate.batch().saturating_sub(candidate.pending));
+        let beside = (new * speed.token_s + speed.batch_s) * running * RUNNING;
+        ((own + behind + beside) * 1e6) as u64 // a cast saturates
     }
 }
 
