@@ -41,6 +41,20 @@ pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
+/// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
+pub const TOKENIZE_THREADS: usize = 2;
+/// As many as may be asked for.
+pub const TOKENIZE_THREADS_MAX: usize = 256;
+/// Requests that wait to be tokenised; one more is routed by its bytes.
+pub const TOKENIZE_QUEUE_MAX: usize = 256;
+/// How long a request waits for its tokens; then it is routed by its bytes.
+pub const TOKENIZE_DEADLINE: Duration = Duration::from_millis(50);
+/// Memory of the token cache: some 16 million tokens.
+pub const TOKEN_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Less would not hold one long prompt.
+pub const TOKEN_CACHE_BYTES_MIN: usize = 1024 * 1024;
+/// Bytes of a worker's `/tokenize` answer: a million tokens, seven bytes each.
+pub const TOKENIZE_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of one message of KV events, all its frames (vLLM 0.32: 2 KB; a step of 16,384 tokens: some 100 KB). A worker that
 /// sends more is not heard any longer.
 pub const KV_EVENT_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -60,20 +74,6 @@ pub const KV_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 pub const KV_RANKS_MAX: usize = 64;
 /// Predictions whose requests have not been prefilled, over all workers; beyond it none is made.
 pub const KV_PREDICTIONS_MAX: usize = 16_384;
-/// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
-pub const TOKENIZE_THREADS: usize = 2;
-/// As many as may be asked for.
-pub const TOKENIZE_THREADS_MAX: usize = 256;
-/// Requests that wait to be tokenised; one more is routed by its bytes.
-pub const TOKENIZE_QUEUE_MAX: usize = 256;
-/// How long a request waits for its tokens; then it is routed by its bytes.
-pub const TOKENIZE_DEADLINE: Duration = Duration::from_millis(50);
-/// Memory of the token cache: some 16 million tokens.
-pub const TOKEN_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Less would not hold one long prompt.
-pub const TOKEN_CACHE_BYTES_MIN: usize = 1024 * 1024;
-/// Bytes of a worker's `/tokenize` answer: a million tokens, seven bytes each.
-pub const TOKENIZE_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Buffer of a raw body's relay while user space moves it.
 pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// A stream goes to the kernel (again) when no more than this waits for the client.

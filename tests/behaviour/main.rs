@@ -13,6 +13,7 @@ mod hang_up;
 mod keep_alive;
 mod kernel;
 mod kernel_relay;
+mod kv_events;
 mod limits;
 mod models;
 mod observe;

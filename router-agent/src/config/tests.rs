@@ -152,7 +152,7 @@ fn wrong_rules_of_the_guard_are_named() {
 #[test]
 fn wrong_tokenizers_are_named() {
     let tokenizers = |text: &str, words: &[&str]| {
-        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words)
+        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words);
     };
     tokenizers("{threads: 0}", &["tokenizers.threads", "1 to 256"]);
     tokenizers("{deadline: 0s}", &["tokenizers.deadline"]);
@@ -160,6 +160,27 @@ fn wrong_tokenizers_are_named() {
     tokenizers("{default: lokal}", &["lokal", "worker"]);
     tokenizers("{models: {a: {path: /models/a}}}", &["path", "local"]);
     tokenizers("{modells: {}}", &["modells"]);
+}
+
+#[test]
+fn kv_events_are_configured_for_all_and_for_one() {
+    let config = apply(
+        "workers:\n  - http://a:1\n  - {url: 'http://b:1', kv_events: off}\n  - url: http://c:1\n    kv_events: \
+         {endpoint: 'tcp://*:5557', topic: kv}\nkv_events: {mode: off, hash_seed: '0'}",
+    )
+    .unwrap();
+    let own: Vec<_> = config.workers.into_iter().map(|worker| worker.kv_events).collect();
+    let endpoints =
+        KvEndpoints { endpoint: "tcp://*:5557".into(), replay_endpoint: None, topic: "kv".into() };
+    assert_eq!(own, [WorkerKvEvents::Auto, WorkerKvEvents::Off, WorkerKvEvents::At(endpoints)]);
+    assert_eq!(config.kv_events, KvEvents { is_on: false, hash_seed: Some("0".into()) });
+    fails_with("workers: [{url: 'http://a:1', kv_events: maybe}]", &["kv_events"]);
+    fails_with("workers: [{url: 'http://a:1', kv_events: {replay_endpoint: 'tcp://*:1'}}]", &["url"]);
+    fails_with(
+        "workers: [{url: 'http://a:1', kv_events: {endpoint: 'gpu1:5557'}}]",
+        &["workers.kv_events.endpoint", "gpu1:5557", "tcp://HOST:PORT"],
+    );
+    fails_with("kv_events: {mode: perhaps}\nworkers: ['http://a:1']", &["perhaps", "auto"]);
 }
 
 #[test]

@@ -212,7 +212,9 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
         history.refused = false;
     }
     let emptied = scrape.kv.resets + scrape.kv.sleeps;
-    if scrape.kv.is_asleep || history.emptied.is_some_and(|known| emptied > known) {
+    let was_emptied = scrape.kv.is_asleep || history.emptied.is_some_and(|known| emptied > known);
+    // Whoever follows its events knows better what has been stored since.
+    if was_emptied && !worker.kv_cache.state().is_sound() {
         index.clear(worker.slot);
     }
     history.emptied = Some(emptied);

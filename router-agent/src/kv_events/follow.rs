@@ -144,6 +144,7 @@ impl Follower {
         match self.position.last.as_ref().map(|last| last.number) {
             None if number == 0 => {
                 self.position.is_complete = true;
+                self.position.vigil.start_over(true);
                 self.accept(number, payload);
             }
             None => self.close_gap(number, payload).await,
@@ -224,15 +225,16 @@ impl Follower {
             }
         }
         self.forget();
-        self.position.vigil.start_over();
         let mut replay = Replay::open(endpoint, 0).await?;
         match replay.next().await? {
             None => {
                 self.position.is_complete = true;
+                self.position.vigil.start_over(true);
                 Ok(CaughtUp::FromStart)
             }
             Some((number, payload)) => {
                 self.position.is_complete = number == 0;
+                self.position.vigil.start_over(number == 0);
                 self.accept(number, &payload);
                 let so_far = if number == 0 { CaughtUp::FromStart } else { CaughtUp::Cut };
                 self.take(replay, so_far).await
@@ -290,6 +292,7 @@ impl Follower {
     /// Nothing that was known is certain any longer, nor where the stream stands.
     fn forget(&mut self) {
         self.position.last = None;
+        self.position.vigil.missed_messages();
         self.forget_blocks();
     }
 
@@ -309,9 +312,16 @@ impl Follower {
             match emptied {
                 Emptied::Asleep => self.metrics.cleared_asleep.inc(),
                 Emptied::Reset => self.metrics.cleared_by_scrape.inc(),
+                Emptied::ResetUnheard => {
+                    self.metrics.cleared_by_scrape.inc();
+                    self.position.is_complete = false;
+                }
             }
             tracing::info!(worker = %self.worker.name, ?emptied, "KV events: its cache is forgotten");
             self.mirror.lock().clear(self.rank);
+            if self.state.get().is_sound() {
+                self.say_state();
+            }
         }
         if verdict.probe && self.position.connection.is_some() {
             let before = self.position.messages;

@@ -32,6 +32,8 @@ pub(super) enum Emptied {
     Reset,
     /// The engine sleeps, or has slept since the last scrape.
     Asleep,
+    /// It was reset, and of what has been stored since, some may have been heard and some not.
+    ResetUnheard,
 }
 
 /// Watches one stream.
@@ -39,20 +41,32 @@ pub(super) enum Emptied {
 pub(super) struct Vigil {
     /// `AllBlocksCleared` since the process's start, as far as seen.
     cleared: u64,
+    /// Whether no `AllBlocksCleared` can have been missed since the process's start, or since a scrape.
+    is_certain: bool,
     /// Resets that were taken from a scrape, and whose event has not come.
     ahead: u64,
     /// Events beyond the resets at the last scrape: the server clears for reasons of its own, too.
     surplus: u64,
     sleeps: Option<u64>,
-    /// The engine's tokens when the last message was heard, at most one scrape late.
-    tokens_heard: Option<u64>,
+    /// The engine's tokens at the last scrape.
+    tokens: Option<u64>,
+    /// Of these, those before which nothing can be missing: no more than there were at the last message or probe.
+    tokens_probed: u64,
+    /// No fewer than there were at the last message.
+    tokens_heard: u64,
     messages: u64,
 }
 
 impl Vigil {
-    /// The history is read again from its start.
-    pub(super) fn start_over(&mut self) {
+    /// The history is read again; `from_start`: from number 0.
+    pub(super) fn start_over(&mut self, from_start: bool) {
         (self.cleared, self.ahead, self.surplus) = (0, 0, 0);
+        self.is_certain = from_start;
+    }
+
+    /// What was in them cannot be known.
+    pub(super) fn missed_messages(&mut self) {
+        self.is_certain = false;
     }
 
     /// An `AllBlocksCleared` was applied.
@@ -71,21 +85,30 @@ impl Vigil {
     ) -> Verdict {
         let mut verdict = Verdict::default();
         let slept_before = self.sleeps.replace(facts.sleeps);
+        let was_certain = std::mem::replace(&mut self.is_certain, true);
         let was_reset = self.check_resets(facts.resets);
         if facts.is_asleep || slept_before.is_some_and(|before| facts.sleeps > before) {
             verdict.emptied = Some(Emptied::Asleep);
         } else if was_reset {
-            verdict.emptied = Some(Emptied::Reset);
+            verdict.emptied = Some(if was_certain { Emptied::Reset } else { Emptied::ResetUnheard });
         }
 
         let tokens = facts.computed_tokens.get(rank).copied().unwrap_or(0);
         let heard = std::mem::replace(&mut self.messages, messages) != messages;
-        match self.tokens_heard {
-            Some(then) if !heard && tokens >= then => {
-                verdict.probe = tokens > then;
-                verdict.silent = tokens - then >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
+        match self.tokens.replace(tokens) {
+            Some(before) if before <= tokens && heard => {
+                // What was computed since the last scrape may have been announced before that message or behind it.
+                self.tokens_probed = before;
+                self.tokens_heard = tokens;
             }
-            _ => self.tokens_heard = Some(tokens),
+            Some(before) if before <= tokens => {
+                verdict.probe = tokens > self.tokens_probed;
+                verdict.silent = verdict.probe
+                    && tokens - self.tokens_heard >= SILENT_BLOCKS * u64::from(block_tokens.max(1));
+                self.tokens_probed = tokens;
+            }
+            // The first scrape, or another process.
+            _ => (self.tokens_probed, self.tokens_heard) = (0, tokens),
         }
         verdict
     }
@@ -117,6 +140,19 @@ mod tests {
 
     fn resets(vigil: &mut Vigil, resets: u64) -> bool {
         vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied == Some(Emptied::Reset)
+    }
+
+    #[test]
+    fn a_reset_that_may_have_been_announced_in_a_gap_leaves_doubt_once() {
+        let mut vigil = Vigil::default();
+        let mut emptied = |resets| vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied;
+        assert_eq!(
+            [emptied(2), emptied(2), emptied(3)],
+            [Some(Emptied::ResetUnheard), None, Some(Emptied::Reset)]
+        );
+        vigil.missed_messages();
+        let mut emptied = |resets| vigil.scraped(&facts(resets, 0), 1, 0, 16).emptied;
+        assert_eq!([emptied(3), emptied(4)], [None, Some(Emptied::Reset)], "no reset was missed");
     }
 
     #[test]
@@ -152,7 +188,7 @@ mod tests {
     #[test]
     fn a_reset_before_the_gateway_started_counts() {
         let mut vigil = Vigil::default();
-        vigil.start_over();
+        vigil.start_over(true);
         vigil.heard_clear(); // in the history
         assert!(resets(&mut vigil, 2), "the second one came after the last step");
     }
@@ -178,11 +214,14 @@ mod tests {
             (verdict.probe, verdict.silent)
         };
         assert_eq!(scrape(5000, 7), (false, false), "the first scrape is where it begins");
+        assert_eq!(scrape(5000, 7), (true, false), "something may have been lost before it");
         assert_eq!(scrape(5000, 7), (false, false));
         assert_eq!(scrape(5015, 7), (true, false));
+        assert_eq!(scrape(5015, 7), (false, false), "probed already");
         assert_eq!(scrape(5000 + 1023, 7), (true, false));
         assert_eq!(scrape(5000 + 1024, 7), (true, true));
         assert_eq!(scrape(9000, 8), (false, false), "heard again");
+        assert_eq!(scrape(9000, 8), (true, false), "something may have been lost behind that message");
         assert_eq!(scrape(9000, 8), (false, false));
         assert_eq!(scrape(10, 8), (false, false), "another process");
         assert_eq!(scrape(20, 8), (true, false));

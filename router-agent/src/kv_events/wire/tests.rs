@@ -152,3 +152,25 @@ fn what_is_no_batch_is_refused_wherever_it_is_cut() {
     let nested = [vec![0x91; 10_000], vec![0xc0]].concat();
     assert!(decode(&[&b"\x92\x01\x91"[..], &nested].concat()).is_err(), "nested without end");
 }
+
+proptest::proptest! {
+    /// Recorded payloads with bytes changed, added and taken away: read or refused, and always in the same way.
+    #[test]
+    fn nothing_that_is_sent_ends_the_gateway(
+        at in 0_usize..15,
+        changes in proptest::collection::vec((proptest::num::usize::ANY, proptest::num::u8::ANY, 0..3), 0..12),
+    ) {
+        let mut payload = payloads("int_map").remove(at);
+        for (place, byte, kind) in changes {
+            let place = place % payload.len();
+            match kind {
+                0 => payload[place] = byte,
+                1 => payload.insert(place, byte),
+                _ if payload.len() > 1 => drop(payload.remove(place)),
+                _ => {}
+            }
+        }
+        let read = || decode(&payload).map_err(|error| error.to_string());
+        proptest::prop_assert_eq!(read(), read());
+    }
+}
