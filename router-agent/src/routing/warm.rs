@@ -16,7 +16,7 @@
 //!   step. A second in the middle of an answer counts a tenth of a second before it.
 //!
 //! The weights 1, 4 and 1/10 were found on a production trace by simulation; halved or doubled they give the same
-//! percentiles within a few per cent (docs/routing.md has the table). They are not meant to be tuned.
+//! percentiles within 7 % (docs/routing.md). They are not meant to be tuned.
 //!
 //! While no speed is known, the cost is LMetric's product (arXiv 2603.15202), `(queued + new) × (batch + 1)`, which needs
 //! none. The paper names its condition of failure: where one factor is zero the other does not count. `batch + 1` is
