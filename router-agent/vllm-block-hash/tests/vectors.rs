@@ -4,7 +4,11 @@ use serde_json::Value;
 use vllm_block_hash::{BlockHash, BlockHasher, ExtraKeys, HashAlgo};
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[test]
