@@ -20,14 +20,14 @@ mod evict;
 mod hottest;
 mod lookup;
 mod matches;
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod model;
 mod places;
 mod run;
 mod slab;
 mod starts;
 mod sync;
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests;
 mod uses;
 mod writer;
