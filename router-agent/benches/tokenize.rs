@@ -1,6 +1,6 @@
 //! What the exact tokens of a prompt cost: a conversation of 32 k tokens, its next turn of 200, and what of that is
-//! parsing and rendering. Each text by a tokenizer of tests/fixtures/tokenize, and by one of full size where
-//! `WARMPATH_TOKENIZER` names its directory: a vocabulary of 700 needs twice the tokens, and so twice the merges, for a text.
+//! parsing and rendering. By the tokenizers of tests/fixtures/tokenize, and by one of full size where `WARMPATH_TOKENIZER`
+//! names its directory.
 //!
 //! `cargo xtask bench tokenize`; the figures are in docs/tokens.md.
 
@@ -21,23 +21,39 @@ const TURN_TOKENS: usize = 200;
 const CACHE_BYTES: usize = 64 << 20;
 const TRIALS: usize = 60;
 
-/// Words as they come in prose and code, the same in every run.
-struct Writer(fastrand::Rng);
+/// Prose of the words that the vocabulary has, some four bytes a token as with vocabularies of full size; now and then
+/// something else. The same in every run.
+struct Writer {
+    random: fastrand::Rng,
+    words: Vec<String>,
+}
 
 impl Writer {
+    fn new(directory: &Path, seed: u64) -> Self {
+        let json = std::fs::read(directory.join("tokenizer.json")).expect("a tokenizer");
+        let json: Value = serde_json::from_slice(&json).expect("a tokenizer");
+        let vocabulary = json["model"]["vocab"].as_object().expect("a vocabulary of tokens and ids");
+        let word = |token: &String| {
+            let word = token.strip_prefix(['\u{120}', '\u{2581}']).unwrap_or(token);
+            (word.len() >= 3 && word.bytes().all(|byte| byte.is_ascii_alphabetic())).then(|| word.to_owned())
+        };
+        let mut words: Vec<String> = vocabulary.keys().filter_map(word).collect();
+        words.sort_unstable();
+        Self { random: fastrand::Rng::with_seed(seed), words }
+    }
+
     fn text(&mut self, bytes: usize) -> String {
         let mut text = String::new();
         while text.len() < bytes {
-            for _ in 0..self.0.usize(1..8) {
-                text.push(self.0.lowercase());
-            }
-            text.push_str(match self.0.u8(0..40) {
+            text.push_str(match self.random.u8(0..40) {
                 0 => ".\n\n",
-                1..=3 => ", ",
-                4 => " (1234) ",
-                5 => "\n    ",
-                _ => " ",
+                1..=3 => ",",
+                4 => " 12",
+                5 => "\n    rarely",
+                _ => "",
             });
+            text.push(' ');
+            text.push_str(&self.words[self.random.usize(0..self.words.len())]);
         }
         text
     }
@@ -52,8 +68,8 @@ struct Conversation<'t> {
 }
 
 impl<'t> Conversation<'t> {
-    fn new(tokenizer: &'t LocalTokenizer, seed: u64) -> Self {
-        let mut writer = Writer(fastrand::Rng::with_seed(seed));
+    fn new(tokenizer: &'t LocalTokenizer, directory: &Path, seed: u64) -> Self {
+        let mut writer = Writer::new(directory, seed);
         let sample = json!({"prompt": writer.text(20_000)}).to_string();
         let tokens = tokenizer.tokens_whole(ApiKind::Completions, sample.as_bytes()).expect("a text");
         let bytes_per_token = 20_000.0 / tokens.len() as f64;
@@ -90,17 +106,17 @@ fn main() {
         println!("\n{}", directory.file_name().unwrap_or_default().display());
         for (name, first, turn) in [("80 messages", 800, 800), ("one long message and 20 more", 24_000, 800)]
         {
-            measure(&tokenizer, name, first, turn);
+            measure(&tokenizer, &directory, name, first, turn);
         }
     }
 }
 
-fn measure(tokenizer: &LocalTokenizer, name: &str, first: usize, turn: usize) {
+fn measure(tokenizer: &LocalTokenizer, directory: &Path, name: &str, first: usize, turn: usize) {
     let mut next = Vec::new();
     let mut fresh = 0;
     let mut shown = None;
     for trial in 0..TRIALS {
-        let mut conversation = Conversation::new(tokenizer, trial as u64);
+        let mut conversation = Conversation::new(tokenizer, directory, trial as u64);
         conversation.turn(2 * first);
         let mut tokens = first;
         while tokens < CONVERSATION_TOKENS {

@@ -35,6 +35,20 @@ pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.
 pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
+pub const TOKENIZE_THREADS: usize = 2;
+/// As many as may be asked for.
+pub const TOKENIZE_THREADS_MAX: usize = 256;
+/// Requests that wait to be tokenised; one more is routed by its bytes.
+pub const TOKENIZE_QUEUE_MAX: usize = 256;
+/// How long a request waits for its tokens; then it is routed by its bytes.
+pub const TOKENIZE_DEADLINE: Duration = Duration::from_millis(50);
+/// Memory of the token cache: some 16 million tokens.
+pub const TOKEN_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Less would not hold one long prompt.
+pub const TOKEN_CACHE_BYTES_MIN: usize = 1024 * 1024;
+/// Bytes of a worker's `/tokenize` answer: a million tokens, seven bytes each.
+pub const TOKENIZE_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of one message of KV events, all its frames (vLLM 0.32: 2 KB; a step of 16,384 tokens: some 100 KB). A worker that
 /// sends more is not heard any longer.
 pub const KV_EVENT_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -54,20 +68,6 @@ pub const KV_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 pub const KV_RANKS_MAX: usize = 64;
 /// Predictions whose requests have not been prefilled, over all workers; beyond it none is made.
 pub const KV_PREDICTIONS_MAX: usize = 16_384;
-/// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
-pub const TOKENIZE_THREADS: usize = 2;
-/// As many as may be asked for.
-pub const TOKENIZE_THREADS_MAX: usize = 256;
-/// Requests that wait to be tokenised; one more is routed by its bytes.
-pub const TOKENIZE_QUEUE_MAX: usize = 256;
-/// How long a request waits for its tokens; then it is routed by its bytes.
-pub const TOKENIZE_DEADLINE: Duration = Duration::from_millis(50);
-/// Memory of the token cache: some 16 million tokens.
-pub const TOKEN_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Less would not hold one long prompt.
-pub const TOKEN_CACHE_BYTES_MIN: usize = 1024 * 1024;
-/// Bytes of a worker's `/tokenize` answer: a million tokens, seven bytes each.
-pub const TOKENIZE_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Buffer of a raw body's relay while user space moves it.
 pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// A stream goes to the kernel (again) when no more than this waits for the client.

@@ -2,7 +2,8 @@
 """Compares the gateway's own tokens with those that a vLLM server gives to its engine, one line per request that differs.
 
 The requests are those of record_tokens.py, without templates of their own; `warmpath tokenize` reads the model directory
-that the server reads. Then the gateway's count of a few prompts is held against the `usage` that comes back through it.
+that the server reads. Then, through the gateway: its count of a few prompts beside the `usage` of their responses, and of
+growing conversations the tokens that it expects in the worker's cache beside those that the worker found there.
 
 usage: check_tokens.py --warmpath BINARY --model-directory DIR --worker URL --gateway URL --admin URL
 """
@@ -16,6 +17,8 @@ import urllib.request
 from record_tokens import chats, completions, post
 
 USAGE_PROMPTS = 8
+CONVERSATIONS = 4
+TURNS = 5
 
 
 def engine_tokens(worker: str, body: dict) -> list[int] | None:
@@ -38,6 +41,23 @@ def prompt_tokens(admin: str) -> float:
     with urllib.request.urlopen(admin + "/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("warmpath_prompt_tokens_total "))
+
+
+def expected_and_found(gateway: str) -> list[tuple[int, int]]:
+    """Cached tokens of each turn of some conversations: the gateway's expectation, and the server's `usage`."""
+    pairs = []
+    for conversation in range(CONVERSATIONS):
+        messages = [{"role": "system", "content": f"Conversation {conversation}. " + "Some common rules. " * 20}]
+        for turn in range(TURNS):
+            messages.append({"role": "user", "content": f"Question {turn}: " + "what does this value mean? " * 8})
+            body = {"model": "small", "messages": messages, "max_tokens": 24}
+            request = urllib.request.Request(
+                gateway + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as response:
+                matched, answer = int(response.headers["x-warmpath-matched-tokens"]), json.load(response)
+            pairs.append((matched, answer["usage"]["prompt_tokens_details"]["cached_tokens"]))
+            messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"] or ""})
+    return pairs
 
 
 def main() -> int:
@@ -73,7 +93,13 @@ def main() -> int:
         if status == 200 and counted != answer["usage"]["prompt_tokens"]:
             wrong += 1
             print(f"  WRONG, {counted} for {answer['usage']['prompt_tokens']}: {json.dumps(body)[:160]}")
-    print(f"tokens: the gateway's count is the server's usage, but for {wrong} of {USAGE_PROMPTS} prompts")
+    print(f"tokens: the gateway's count beside the usage of {USAGE_PROMPTS} responses, {wrong} wrong")
+
+    pairs = expected_and_found(args.gateway)
+    equal_pairs = sum(expected == found for expected, found in pairs)
+    print(f"tokens: of {len(pairs)} turns, {equal_pairs} had just as many cached tokens as the gateway expected")
+    # A turn may come before the events of the turn before it.
+    wrong += equal_pairs < 0.8 * len(pairs)
     return int(different > 0 or wrong > 0 or unknown > 1 or equal < 50)
 
 

@@ -19,7 +19,7 @@ use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
     fleet::{self, Fleet, Worker},
-    gateway::{self, CacheView, DataThread, ListenError, Listeners, Phase, Shared},
+    gateway::{self, CacheView, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, Predictions},
@@ -218,9 +218,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
         fleet,
         CacheView { indices: indices.clone(), predictions },
         metrics,
-        kernel.relays(),
-        flows,
-        kernel.take_decisions(),
+        KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
         tokenizers,
     ));
     let config = &shared.config;
@@ -228,9 +226,9 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
     let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
+    let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let kv_events = kv_events::start(config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
-    let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
     let admin = tokio::spawn(admin::serve(

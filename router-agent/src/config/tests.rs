@@ -147,6 +147,19 @@ fn wrong_rules_of_the_guard_are_named() {
 }
 
 #[test]
+fn wrong_tokenizers_are_named() {
+    let tokenizers = |text: &str, words: &[&str]| {
+        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words);
+    };
+    tokenizers("{threads: 0}", &["tokenizers.threads", "1 to 256"]);
+    tokenizers("{deadline: 0s}", &["tokenizers.deadline"]);
+    tokenizers("{cache: 1KiB}", &["tokenizers.cache", "1048576"]);
+    tokenizers("{default: lokal}", &["lokal", "worker"]);
+    tokenizers("{models: {a: {path: /models/a}}}", &["path", "local"]);
+    tokenizers("{modells: {}}", &["modells"]);
+}
+
+#[test]
 fn kv_events_are_configured_for_all_and_for_one() {
     let config = apply(
         "workers:\n  - http://a:1\n  - {url: 'http://b:1', kv_events: off}\n  - url: http://c:1\n    kv_events: \
@@ -165,19 +178,6 @@ fn kv_events_are_configured_for_all_and_for_one() {
         &["workers.kv_events.endpoint", "gpu1:5557", "tcp://HOST:PORT"],
     );
     fails_with("kv_events: {mode: perhaps}\nworkers: ['http://a:1']", &["perhaps", "auto"]);
-}
-
-#[test]
-fn wrong_tokenizers_are_named() {
-    let tokenizers = |text: &str, words: &[&str]| {
-        fails_with(&format!("workers: ['http://a:1']\ntokenizers: {text}"), words)
-    };
-    tokenizers("{threads: 0}", &["tokenizers.threads", "1 to 256"]);
-    tokenizers("{deadline: 0s}", &["tokenizers.deadline"]);
-    tokenizers("{cache: 1KiB}", &["tokenizers.cache", "1048576"]);
-    tokenizers("{default: lokal}", &["lokal", "worker"]);
-    tokenizers("{models: {a: {path: /models/a}}}", &["path", "local"]);
-    tokenizers("{modells: {}}", &["modells"]);
 }
 
 #[test]

@@ -48,10 +48,10 @@ impl Plan {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
     }
 
-    /// The prompt's token ids, as the engine will see it, are these: its length is known from now on.
+    /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
     pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
-        self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
             self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
             shared.bytes_per_token.observe(self.size.bytes, tokens.len());
         }

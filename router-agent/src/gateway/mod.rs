@@ -61,6 +61,16 @@ struct ByKind<T> {
 /// The configured policy for requests with a prompt; everything else goes to the least loaded worker.
 type Routers = ByKind<Router>;
 
+/// What the data path has of the kernel's.
+pub struct KernelSide {
+    /// The ways past this process that it has for bodies.
+    pub relays: Relays,
+    /// The streams under way and their times.
+    pub flows: Flows,
+    /// Where decisions are published, if it has the map.
+    pub decisions: Option<Decisions>,
+}
+
 /// What is known of the workers' caches.
 pub struct CacheView {
     /// Who holds what.
@@ -109,11 +119,10 @@ impl Shared {
         fleet: Fleet,
         caches: CacheView,
         metrics: Arc<Metrics>,
-        relays: Relays,
-        flows: Flows,
-        decisions_map: Option<Decisions>,
+        kernel: KernelSide,
         tokenizers: Tokenizers,
     ) -> Self {
+        let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let counters = |policy: Policy| {
             Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
         };

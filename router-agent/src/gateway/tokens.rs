@@ -40,8 +40,7 @@ pub(super) enum Ask {
 impl Ask {
     pub(super) fn of(shared: &Shared, kind: ApiKind, request: &prompt::Request<'_>) -> Self {
         if let Some(ids) = request.token_ids() {
-            let is_alone = request.further_prompts.bytes == 0;
-            return if is_alone { Self::Given(ids.into()) } else { Self::Nothing };
+            return Self::Given(ids.into());
         }
         let source = shared.tokenizers.source(request.model.as_deref());
         let from = match source {

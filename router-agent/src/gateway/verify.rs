@@ -23,15 +23,19 @@ const TEXT: &str = "Hello  world, it's 1234567.5!\n\n\t def f(x):\r\n    return 
 /// Compares every tokenizer of this process with a worker's, once; ends when all are compared.
 pub async fn verify_tokenizers(shared: Arc<Shared>) {
     let mut waiting: Vec<Arc<Local>> = shared.tokenizers.locals().cloned().collect();
+    let (mut agree, mut differ) = (0, 0);
     while !waiting.is_empty() {
+        shared.metrics.tokenize.set_tokenizers(agree, differ, waiting.len());
         let mut again = Vec::new();
         for local in waiting {
             match verify(&shared, &local).await {
                 None => again.push(local),
-                Some(agrees) => shared.metrics.tokenize.set_agrees(local.name(), agrees),
+                Some(true) => agree += 1,
+                Some(false) => differ += 1,
             }
         }
         waiting = again;
+        shared.metrics.tokenize.set_tokenizers(agree, differ, waiting.len());
         if !waiting.is_empty() {
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
@@ -101,7 +105,9 @@ fn probes(model: Option<&str>) -> Vec<(ApiKind, Bytes)> {
         (ApiKind::Chat, json!({"messages": turns, "tools": [tool]})),
     ];
     if let Some(model) = model {
-        bodies.iter_mut().for_each(|(_, body)| body["model"] = model.into());
+        for (_, body) in &mut bodies {
+            body["model"] = model.into();
+        }
     }
     bodies.into_iter().map(|(kind, body)| (kind, Bytes::from(body.to_string()))).collect()
 }

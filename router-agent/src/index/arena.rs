@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 /// Records per chunk.
 #[cfg(not(shuttle))]
-const CHUNK: usize = 256;
+const CHUNK: usize = 1024;
 #[cfg(shuttle)]
 const CHUNK: usize = 4;
 

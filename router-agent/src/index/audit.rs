@@ -33,7 +33,7 @@ impl Writer {
             check!(entered.contains(&run), "run {run} is not entered under its first hash");
             let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
             check!(found == Some(run), "run {run} is not found by its first hash");
-            let union = self.held_by_any(shared, run, u32::MAX);
+            let union = shared.runs.held(run, u32::MAX);
             check!(union != 0, "run {run} is held by no one");
             check!(u64::from(union) < 1 << self.len(run), "run {run} has holders of blocks that it has not");
             blocks += u64::from(union.count_ones());

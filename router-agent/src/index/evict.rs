@@ -19,7 +19,7 @@ impl Writer {
         let mut kept = mask;
         let mut taken = 0;
         while kept != 0 && taken < count {
-            kept &= !(1 << (31 - kept.leading_zeros()));
+            kept &= !(1 << kept.ilog2());
             taken += 1;
         }
         let gone = mask & !kept;
@@ -37,7 +37,9 @@ impl Writer {
             if excess == 0 || left == 0 {
                 return excess > 0;
             }
-            left -= self.evict(shared, slot, excess.min(left));
+            let evicted = self.evict(shared, slot, excess.min(left));
+            debug_assert!(evicted > 0, "more than nothing is held, so there is a use");
+            left -= evicted;
         }
     }
 

@@ -33,8 +33,17 @@ pub(super) fn lookup(runs: &Runs, starts: &Starts, slots_end: usize, prompt: &[u
     left[..words].fill(u64::MAX);
     let (mut at, mut neighbour) = (0, NIL);
     while let Some(&first) = prompt.get(at) {
-        let Some(run) = enter(runs, starts, neighbour, first) else { break };
-        let common = run.hashes.common_blocks(0, &prompt[at..]);
+        let rest = &prompt[at..];
+        let (run, common) = match whole(runs, neighbour, rest) {
+            Some(run) => (run, RUN_BLOCKS),
+            None => match enter(runs, starts, neighbour, first) {
+                Some(run) => {
+                    let common = run.hashes.common_blocks(0, rest);
+                    (run, common)
+                }
+                None => break,
+            },
+        };
         let Some(kept) = holders(runs, &run, common, &left[..words], at as u32, out) else { break };
         at += common;
         left = kept;
@@ -48,6 +57,14 @@ pub(super) fn lookup(runs: &Runs, starts: &Starts, slots_end: usize, prompt: &[u
             out.set_word(index, *word, at as u32);
         }
     }
+}
+
+/// The run of this number, if all of it comes next in the prompt. Its last hash says so, since it names all before it.
+fn whole<'index>(runs: &'index Runs, id: u32, prompt: &[u64]) -> Option<Entered<'index>> {
+    let last = *prompt.get(RUN_BLOCKS - 1)?;
+    let (head, hashes) = runs.find(id)?;
+    let head = head.get();
+    (hashes.get(RUN_BLOCKS - 1) == last).then_some(Entered { id, head, hashes })
 }
 
 /// The run that begins with this hash. Its head is read before its hashes.

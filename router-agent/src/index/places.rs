@@ -1,29 +1,26 @@
 //! Block hash → its place (run and position), for the writer alone: what `remove` needs to find any block.
 //!
-//! Open addressing in shards, which grow one by one and by half, so that little of the table stands empty. The hash
-//! itself stands in the run; an entry has 4 bytes of place and 1 of tag, which tells most other hashes apart. Places are
-//! chosen by a random odd factor.
+//! Open addressing in shards, which grow one by one and by little, so that not much of the table stands empty. An entry is
+//! 8 bytes: the place, and 32 bits of the scattered hash, which choose where a search begins and tell other hashes apart;
+//! so growing reads nothing but the shard. The hash itself stands in the run. It is scattered by a random odd factor: a
+//! client who can choose hashes cannot choose places.
 
-/// A run's number × 32 + position.
+/// A run's number × 32 + position. Below `u32::MAX - 1`.
 pub(super) type Place = u32;
 
 const SHARDS_LOG2: u32 = 10;
 
-const FREE: u8 = 0;
-const GONE: u8 = 1;
-/// Tags of entries begin here.
-const ENTRY: u8 = 2;
+/// Entries: the low half is one of these, or the place plus `PLACE`; the high half has the bits.
+const FREE: u64 = 0;
+const GONE: u64 = 1;
+const PLACE: u32 = 2;
 
 /// Entries that a shard has room for at first.
 const LEN_MIN: usize = 8;
 
-/// Bytes of an entry.
-const ENTRY_BYTES: usize = size_of::<u8>() + size_of::<Place>();
-
 #[derive(Default)]
 struct Shard {
-    tags: Box<[u8]>,
-    places: Box<[Place]>,
+    entries: Box<[u64]>,
     live: usize,
     used: usize,
 }
@@ -33,6 +30,14 @@ pub(super) struct Places {
     shards: Box<[Shard]>,
     factor: u64,
     bytes: usize,
+}
+
+fn place_of(entry: u64) -> Option<Place> {
+    (entry as u32).checked_sub(PLACE)
+}
+
+fn bits_of(entry: u64) -> u32 {
+    (entry >> 32) as u32
 }
 
 impl Places {
@@ -49,19 +54,29 @@ impl Places {
         self.shards.iter().map(|shard| shard.live).sum()
     }
 
-    /// Shard, tag, and the bits that choose where a search begins.
-    fn scatter(&self, hash: u64) -> (usize, u8, u32) {
+    /// Shard, and bits.
+    fn scatter(&self, hash: u64) -> (usize, u32) {
         let scattered = hash.wrapping_mul(self.factor);
-        let tag = (scattered >> 8) as u8;
-        let begin = (scattered >> (32 - SHARDS_LOG2)) as u32;
-        ((scattered >> (64 - SHARDS_LOG2)) as usize, tag.max(ENTRY), begin)
+        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (32 - SHARDS_LOG2)) as u32)
     }
 
     /// Where the block is. `hash_at`: the hash that stands at a place.
     pub(super) fn get(&self, hash: u64, hash_at: impl Fn(Place) -> u64) -> Option<Place> {
-        let (shard, tag, begin) = self.scatter(hash);
+        let (shard, bits) = self.scatter(hash);
         let shard = &self.shards[shard];
-        shard.search(tag, begin, |place| hash_at(place) == hash).map(|at| shard.places[at])
+        let found = shard.search(bits, |place| hash_at(place) == hash)?;
+        place_of(shard.entries[found])
+    }
+
+    /// Touches the lines that the searches for these blocks begin in. No load waits for another here, so their cache
+    /// misses overlap; the searches themselves, one after the other, would wait for each.
+    pub(super) fn touch(&self, hashes: &[u64]) {
+        let touched = hashes.iter().fold(0, |sum, hash| {
+            let (shard, bits) = self.scatter(*hash);
+            let shard = &self.shards[shard];
+            sum ^ shard.entries.get(shard.begin(bits)).copied().unwrap_or_default()
+        });
+        std::hint::black_box(touched);
     }
 
     /// Enters a block, unless it is there already: then says where.
@@ -71,74 +86,74 @@ impl Places {
         place: Place,
         hash_at: impl Fn(Place) -> u64,
     ) -> Option<Place> {
-        let (at, tag, begin) = self.scatter(hash);
+        let (at, bits) = self.scatter(hash);
         let shard = &self.shards[at];
-        if let Some(found) = shard.search(tag, begin, |place| hash_at(place) == hash) {
-            return Some(shard.places[found]);
+        if let Some(found) = shard.search(bits, |place| hash_at(place) == hash) {
+            return place_of(shard.entries[found]);
         }
-        if (shard.used + 1) * 5 > shard.tags.len() * 4 {
-            let len = ((shard.live + 1) * 15 / 8).max(LEN_MIN);
-            self.resize(at, len, hash_at);
+        if (shard.used + 1) * 6 > shard.entries.len() * 5 {
+            let len = ((shard.live + 1) * 3 / 2).max(LEN_MIN);
+            self.resize(at, len);
         }
-        self.shards[at].put(tag, begin, place);
+        self.shards[at].put(bits, place);
         None
     }
 
     /// Removes a block that stands at this place.
-    pub(super) fn remove(&mut self, hash: u64, place: Place, hash_at: impl Fn(Place) -> u64) {
-        let (at, tag, begin) = self.scatter(hash);
+    pub(super) fn remove(&mut self, hash: u64, place: Place) {
+        let (at, bits) = self.scatter(hash);
         let shard = &mut self.shards[at];
-        let Some(found) = shard.search(tag, begin, |other| other == place) else { return };
+        let Some(found) = shard.search(bits, |other| other == place) else { return };
         shard.live -= 1;
-        let len = shard.tags.len();
-        if shard.tags[(found + 1) % len] == FREE {
+        let len = shard.entries.len();
+        if shard.entries[(found + 1) % len] == FREE {
             // No search goes past here, so nothing needs to be marked, nor do the gone ones before it.
             let mut last = found;
             loop {
-                shard.tags[last] = FREE;
+                shard.entries[last] = FREE;
                 shard.used -= 1;
                 last = (last + len - 1) % len;
-                if shard.tags[last] != GONE {
+                if shard.entries[last] != GONE {
                     break;
                 }
             }
         } else {
-            shard.tags[found] = GONE;
+            shard.entries[found] = GONE;
         }
         if shard.live == 0 {
-            self.resize(at, 0, hash_at);
+            self.resize(at, 0);
         } else if shard.live * 8 < len && len > LEN_MIN {
             let len = (shard.live * 2).max(LEN_MIN);
-            self.resize(at, len, hash_at);
+            self.resize(at, len);
         }
     }
 
-    fn resize(&mut self, at: usize, len: usize, hash_at: impl Fn(Place) -> u64) {
+    fn resize(&mut self, at: usize, len: usize) {
         let old = std::mem::take(&mut self.shards[at]);
-        self.bytes = self.bytes + len * ENTRY_BYTES - old.tags.len() * ENTRY_BYTES;
-        let mut new = Shard { tags: vec![FREE; len].into(), places: vec![0; len].into(), ..Shard::default() };
-        for (tag, place) in old.tags.iter().zip(&old.places) {
-            if *tag >= ENTRY {
-                new.put(*tag, self.scatter(hash_at(*place)).2, *place);
+        self.bytes = self.bytes + len * size_of::<u64>() - old.entries.len() * size_of::<u64>();
+        self.shards[at].entries = vec![FREE; len].into();
+        for entry in old.entries {
+            if let Some(place) = place_of(entry) {
+                self.shards[at].put(bits_of(entry), place);
             }
         }
-        self.shards[at] = new;
     }
 }
 
 impl Shard {
-    /// The first place of a search, of any number of places.
+    /// Where searches for these bits begin, whatever the number of entries.
     fn begin(&self, bits: u32) -> usize {
-        (u64::from(bits) * self.tags.len() as u64 >> 32) as usize
+        ((u64::from(bits) * self.entries.len() as u64) >> 32) as usize
     }
 
-    fn search(&self, tag: u8, bits: u32, is: impl Fn(Place) -> bool) -> Option<usize> {
+    fn search(&self, bits: u32, is: impl Fn(Place) -> bool) -> Option<usize> {
         let begin = self.begin(bits);
-        for at in (begin..self.tags.len()).chain(0..begin) {
-            if self.tags[at] == tag && is(self.places[at]) {
+        for at in (begin..self.entries.len()).chain(0..begin) {
+            let entry = self.entries[at];
+            if bits_of(entry) == bits && place_of(entry).is_some_and(&is) {
                 return Some(at);
             }
-            if self.tags[at] == FREE {
+            if entry == FREE {
                 return None;
             }
         }
@@ -146,14 +161,13 @@ impl Shard {
     }
 
     /// Writes an entry that is not there, into a shard that has room.
-    fn put(&mut self, tag: u8, bits: u32, place: Place) {
+    fn put(&mut self, bits: u32, place: Place) {
         let mut at = self.begin(bits);
-        while self.tags[at] >= ENTRY {
-            at = (at + 1) % self.tags.len();
+        while place_of(self.entries[at]).is_some() {
+            at = if at + 1 == self.entries.len() { 0 } else { at + 1 };
         }
-        self.used += usize::from(self.tags[at] == FREE);
+        self.used += usize::from(self.entries[at] == FREE);
         self.live += 1;
-        self.tags[at] = tag;
-        self.places[at] = place;
+        self.entries[at] = u64::from(bits) << 32 | u64::from(place + PLACE);
     }
 }

@@ -178,7 +178,7 @@ impl Runs {
 
     pub(super) fn new(bytes_max: usize) -> Self {
         // A block's place is 32 bits: run and position.
-        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min(1 << 27);
+        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min((1 << 27) - 1024);
         Self {
             heads: Arena::new(runs_max),
             hashes: Arena::new(runs_max),
@@ -220,6 +220,18 @@ impl Runs {
             id = group.1.header().next();
             Some(group)
         })
+    }
+
+    /// Which of these blocks of a run anyone holds; the run cannot be freed meanwhile.
+    pub(super) fn held(&self, run: u32, asked: u32) -> u32 {
+        let mut held = 0;
+        for (_, group) in self.groups(run) {
+            held |= (0..GROUP).fold(0, |held, lane| held | group.mask(lane));
+            if held & asked == asked {
+                break;
+            }
+        }
+        held & asked
     }
 
     pub(super) fn directory_bytes(&self) -> usize {

@@ -127,8 +127,8 @@ impl Writer {
         for stretch in &path {
             match self.hold(shared, *stretch, slot, newer) {
                 Some(used) => newer = used,
-                None if self.held_by_any(shared, stretch.run, u32::MAX) == 0 => {
-                    self.free_run(shared, stretch.run)
+                None if shared.runs.held(stretch.run, u32::MAX) == 0 => {
+                    self.free_run(shared, stretch.run);
                 }
                 None => {}
             }
@@ -171,6 +171,9 @@ impl Writer {
                 to += shared.runs.hashes(run).common_blocks(from, rest).min(self.len(run) - from);
             }
             // Where the run ends, it goes on with what stands nowhere else.
+            if to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
+                self.places.touch(&rest[to - from..rest.len().min(RUN_BLOCKS - from)]);
+            }
             while to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
                 let hash = rest[to - from];
                 if let Some(elsewhere) =
@@ -258,7 +261,7 @@ impl Writer {
         let added = mask & !held;
         if added != 0 {
             self.blocks +=
-                u64::from(added.count_ones() - (added & self.held_by_any(shared, run, added)).count_ones());
+                u64::from(added.count_ones() - (added & shared.runs.held(run, added)).count_ones());
             self.worker_mut(slot).blocks += u64::from(added.count_ones());
             group.set_mask(lane, held | mask);
         }
@@ -267,18 +270,6 @@ impl Writer {
         }
         self.note_use(id, lane, slot, mask, self.clock, newer);
         Some(self.groups[id].uses[lane])
-    }
-
-    /// Which of these blocks anyone holds.
-    pub(super) fn held_by_any(&self, shared: &Shared, run: u32, asked: u32) -> u32 {
-        let mut held = 0;
-        for (_, group) in shared.runs.groups(run) {
-            held |= (0..GROUP).fold(0, |held, lane| held | group.mask(lane));
-            if held & asked == asked {
-                break;
-            }
-        }
-        held & asked
     }
 
     /// The group of the worker in the run, made if need be; `None` if there is no room.
@@ -322,8 +313,8 @@ impl Writer {
         debug_assert_eq!(group.mask(lane) & mask, mask, "released, so held");
         group.set_mask(lane, group.mask(lane) & !mask);
         self.worker_mut(slot).blocks -= u64::from(mask.count_ones());
-        self.blocks -= u64::from((mask & !self.held_by_any(shared, run, mask)).count_ones());
-        if group.mask(lane) == 0 && self.held_by_any(shared, run, u32::MAX) == 0 {
+        self.blocks -= u64::from((mask & !shared.runs.held(run, mask)).count_ones());
+        if group.mask(lane) == 0 && shared.runs.held(run, u32::MAX) == 0 {
             self.free_run(shared, run);
         }
     }
@@ -336,10 +327,12 @@ impl Writer {
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
         for at in 0..self.len(run) {
-            self.places.remove(hashes.get(at), place_of(run, at), |place| hash_at(shared, place));
+            self.places.remove(hashes.get(at), place_of(run, at));
             hashes.set(at, 0);
         }
-        groups.into_iter().for_each(|id| self.groups.free(id));
+        for id in groups {
+            self.groups.free(id);
+        }
         self.infos[run].len = 0;
         self.infos.free(run);
     }

@@ -31,6 +31,10 @@ impl TokensFrom {
     }
 }
 
+const AGREES: &str = "agrees";
+const DIFFERS: &str = "differs";
+const UNCOMPARED: &str = "uncompared";
+
 /// Requests, tokens and time of that step.
 #[derive(Debug)]
 pub struct TokenizeMetrics {
@@ -44,7 +48,7 @@ pub struct TokenizeMetrics {
     pub new_tokens: IntCounter,
     /// Memory of the token cache.
     pub cache_bytes: Gauge,
-    agrees: IntGaugeVec,
+    tokenizers: IntGaugeVec,
 }
 
 impl TokenizeMetrics {
@@ -59,6 +63,14 @@ impl TokenizeMetrics {
             "Tokens of prompts, by whether their piece of the text was in the cache or was tokenised.",
             &["from"],
         )?;
+        let tokenizers = make.gauges(
+            "warmpath_tokenizers",
+            "Tokenizers of this process, by what came of comparing them with a worker's.",
+            &["state"],
+        )?;
+        for state in [AGREES, DIFFERS, UNCOMPARED] {
+            tokenizers.with_label_values(&[state]).set(0);
+        }
         Ok(Self {
             exact: TokensFrom::ALL.map(|source| requests.with_label_values(&[source.label(), "exact"])),
             unknown: requests,
@@ -70,11 +82,7 @@ impl TokenizeMetrics {
             cached_tokens: tokens.with_label_values(&["cache"]),
             new_tokens: tokens.with_label_values(&["text"]),
             cache_bytes: make.float_gauge("warmpath_tokenize_cache_bytes", "Memory of the token cache.")?,
-            agrees: make.gauges(
-                "warmpath_tokenizer_agrees",
-                "Whether a tokenizer of this process gave the tokens of a worker's: 1 yes, 0 no (it is not used).",
-                &["model"],
-            )?,
+            tokenizers,
         })
     }
 
@@ -88,8 +96,10 @@ impl TokenizeMetrics {
         self.unknown.with_label_values(&[source.label(), why.label()]).inc();
     }
 
-    /// Notes what came of comparing a tokenizer with a worker's.
-    pub fn set_agrees(&self, model: &str, agrees: bool) {
-        self.agrees.with_label_values(&[model]).set(i64::from(agrees));
+    /// Notes how many tokenizers a worker agrees with, how many it does not, and how many wait to be compared.
+    pub fn set_tokenizers(&self, agree: usize, differ: usize, uncompared: usize) {
+        for (state, count) in [(AGREES, agree), (DIFFERS, differ), (UNCOMPARED, uncompared)] {
+            self.tokenizers.with_label_values(&[state]).set(count as i64);
+        }
     }
 }

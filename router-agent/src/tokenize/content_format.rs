@@ -104,7 +104,7 @@ impl<'t> Facts<'t> {
                 let target = if let Expr::Var(variable) = target { Some(variable.id) } else { None };
                 self.loops.push(Loop { over: iter, target, inside });
                 self.expression(iter);
-                filter_expr.iter().for_each(|filter| self.expression(filter));
+                self.expressions(filter_expr);
                 self.statements(body, inside);
                 self.statements(else_body, inside);
             }
@@ -114,7 +114,7 @@ impl<'t> Facts<'t> {
                 self.statements(&branch.false_body, inside);
             }
             Stmt::WithBlock(block) => {
-                block.assignments.iter().for_each(|(_, value)| self.expression(value));
+                self.expressions(block.assignments.iter().map(|(_, value)| value));
                 self.statements(&block.body, inside);
             }
             Stmt::Set(set) => {
@@ -142,6 +142,12 @@ impl<'t> Facts<'t> {
         self.statements(&definition.body, Some(definition.name));
     }
 
+    fn expressions(&mut self, expressions: impl IntoIterator<Item = &'t Expr<'t>>) {
+        for expression in expressions {
+            self.expression(expression);
+        }
+    }
+
     /// Finds the calls in an expression.
     fn expression(&mut self, expression: &'t Expr<'t>) {
         match expression {
@@ -151,7 +157,7 @@ impl<'t> Facts<'t> {
                 self.arguments(&call.args);
             }
             Expr::Filter(filter) => {
-                filter.expr.iter().for_each(|inner| self.expression(inner));
+                self.expressions(&filter.expr);
                 self.arguments(&filter.args);
             }
             Expr::Test(test) => self.expression(&test.expr),
@@ -162,19 +168,19 @@ impl<'t> Facts<'t> {
             }
             Expr::Compare(comparison) => {
                 self.expression(&comparison.expr);
-                comparison.ops.iter().for_each(|operation| self.expression(&operation.expr));
+                self.expressions(comparison.ops.iter().map(|operation| &operation.expr));
             }
             Expr::IfExpr(choice) => {
                 self.expression(&choice.test_expr);
                 self.expression(&choice.true_expr);
-                choice.false_expr.iter().for_each(|inner| self.expression(inner));
+                self.expressions(&choice.false_expr);
             }
             Expr::GetAttr(access) => self.expression(&access.expr),
             Expr::GetItem(access) => self.expression(&access.expr),
             Expr::Slice(slice) => self.expression(&slice.expr),
-            Expr::List(list) => list.items.iter().for_each(|item| self.expression(item)),
-            Expr::Tuple(tuple) => tuple.items.iter().for_each(|item| self.expression(item)),
-            Expr::Map(map) => map.values.iter().for_each(|value| self.expression(value)),
+            Expr::List(list) => self.expressions(&list.items),
+            Expr::Tuple(tuple) => self.expressions(&tuple.items),
+            Expr::Map(map) => self.expressions(&map.values),
             Expr::Var(_) | Expr::Const(_) => {}
         }
     }

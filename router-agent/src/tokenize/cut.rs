@@ -41,6 +41,7 @@ pub(super) struct Description {
 }
 
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they are tokenizer.json's")]
 struct AddedToken {
     id: u32,
     content: String,

@@ -70,7 +70,9 @@ impl Encoder {
         let (before, behind) = &self.around;
         let mut tokens = Vec::with_capacity(text.len() / 2);
         tokens.extend(special.then_some(before).into_iter().flatten());
-        ids.iter().for_each(|ids| tokens.extend_from_slice(ids));
+        for ids in &ids {
+            tokens.extend_from_slice(ids);
+        }
         tokens.extend(special.then_some(behind).into_iter().flatten());
         Ok(Encoded { tokens: tokens.into(), cached })
     }

@@ -10,7 +10,7 @@ use minijinja::{
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, as transformers gives it to chat
 /// templates; Jinja's own `tojson` escapes for HTML.
-pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(value: &Value, options: &Kwargs) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
         Some(indent) if indent.is_none() => None,
@@ -283,7 +283,7 @@ mod tests {
         let value: Value =
             serde_json::from_str(r#"{"b": [1, {"é<": null}], "a": {}, "c": []}"#).expect("JSON");
         let dumps = |options: &[(&str, Value)]| {
-            tojson(&value, options.iter().map(|(name, value)| (*name, value.clone())).collect())
+            tojson(&value, &options.iter().map(|(name, value)| (*name, value.clone())).collect())
                 .expect("options")
         };
         assert_eq!(dumps(&[]), r#"{"b": [1, {"é<": null}], "a": {}, "c": []}"#);
@@ -295,6 +295,6 @@ mod tests {
         assert_eq!(dumps(&[("separators", vec![",", ":"].into())]), r#"{"b":[1,{"é<":null}],"a":{},"c":[]}"#);
         let indented = "{\n \"b\": [\n  1,\n  {\n   \"é<\": null\n  }\n ],\n \"a\": {},\n \"c\": []\n}";
         assert_eq!(dumps(&[("indent", 1.into())]), indented);
-        assert!(tojson(&value, [("indentt", Value::from(1))].into_iter().collect()).is_err());
+        assert!(tojson(&value, &[("indentt", Value::from(1))].into_iter().collect()).is_err());
     }
 }

@@ -51,7 +51,7 @@ impl ChatTemplate {
             python::write_str(out, value)
                 .map_err(|error| Error::new(ErrorKind::WriteFailure, error.to_string()))
         });
-        environment.add_filter("tojson", |value: Value, options: Kwargs| python::tojson(&value, options));
+        environment.add_filter("tojson", |value: Value, options: Kwargs| python::tojson(&value, &options));
         environment.add_filter("string", |value: Value| python::str(&value));
         environment.add_test("iterable", |value: &Value| python::is_iterable(value));
         environment.add_test("sequence", |value: &Value| python::is_sequence(value));

@@ -1,6 +1,11 @@
 //! `cargo xtask bench replay|relay|guard [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
 //! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md and docs/guard.md explain it.
 //!
+//! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
+//! what the peers depend on; docs/routing.md has the figures.
+//!
+//! `cargo xtask bench decide`: the cost of a decision, in `router-agent/benches/decide.rs`; docs/routing.md, too.
+//!
 //! `cargo xtask bench steering`: where the kernel program places connections, and where the kernel's hash does. All
 //! measuring is done in `router-agent/benches/steering.rs`; docs/kernel.md has the figures.
 //!
@@ -28,6 +33,13 @@ enum Benchmark {
     },
     /// Connections over data threads, with the steering program and without; one thread blocks (needs root)
     Steering,
+    /// Measure the prefix index beside kv-index and dynamo-kv-router (`-- --help` lists the options)
+    Index {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Cost of a decision: bodies of 1, 16 and 400 KB over 4, 64 and 256 workers
+    Decide,
     /// A conversation's next turn, tokenised exactly
     Tokenize,
     /// Measure the ways that response bodies take to the client; with `--stress`, check that every byte arrives
@@ -65,6 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             &["router-agent", "warmpath-bench"],
             "the measurement of the guard had errors or invalid trials (see above)",
         ),
+        Benchmark::Index { args } => index(args),
+        Benchmark::Decide => in_process("decide"),
         Benchmark::Steering => in_process("steering"),
         Benchmark::Tokenize => in_process("tokenize"),
     }
@@ -80,6 +94,14 @@ fn in_process(name: &str) -> Result<()> {
         "--bench",
         name,
     ]))
+}
+
+fn index(args: &[String]) -> Result<()> {
+    let target = workspace::target().join("bench-index");
+    let manifest = workspace::root().join("tests/bench-index/Cargo.toml");
+    let mut cargo = process::command("cargo");
+    cargo.args(["run", "--quiet", "--release", "--locked", "--manifest-path"]).arg(manifest);
+    process::run(cargo.arg("--target-dir").arg(target).arg("--").args(args))
 }
 
 fn bench(name: &str, args: &[String], packages: &[&str], failure: &'static str) -> Result<()> {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `up` | installs vLLM on first use (`tests/real-vllm/setup.sh` into `tools/real-vllm`, 5 GB), starts the servers in the background, waits until they are healthy, prints their addresses |
 //! | `down` | stops them |
-//! | `check` | what the gateway knows of the servers' caches, held against what they report (`tests/real-vllm/kv_events_check.py`), the `openai` client's view of it, one line per behaviour (`tests/real-vllm/client_check.py`), then the gateway's own tokens beside vLLM's (`check_tokens.py`) |
+//! | `check` | what the gateway knows of the servers' caches, held against what they report (`tests/real-vllm/kv_events_check.py`), the `openai` client's view of it, one line per behaviour (`client_check.py`), and the gateway's own tokens beside vLLM's (`check_tokens.py`) |
 //! | `demo` | multi-turn conversations through the gateway under each policy, and a table of cached tokens and TTFT (`tests/real-vllm/conversations.py`) |
 //!
 //! `check` and `demo` use servers that are up, or start their own and stop them again. Whatever is started is stopped by
@@ -215,40 +215,41 @@ impl Place {
     }
 
     fn check(&self, servers: &Servers, gateway_port: u16) -> Result<()> {
-        let script = |name: &str| {
-            let mut command = Command::new(&self.python);
-            command.arg(self.scripts.join(name));
-            for port in ports(servers.count) {
-                command.args(["--worker", &format!("http://127.0.0.1:{port}")]);
-            }
-            command
-        };
-        ensure!(script("kv_events_check.py").arg("warm").status()?.success(), "the servers do not answer");
         let model = self.dir.join("models/small");
         let config = self.dir.join("logs/gateway-check.yaml");
         let tokenizer = format!("tokenizers: {{default: {{local: {:?}}}, deadline: 10s}}\n", model.display());
         std::fs::write(&config, tokenizer)?;
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let script = |name: &str| {
+            let mut command = Command::new(&self.python);
+            command.arg(self.scripts.join(name));
+            command
+        };
+        let of_all = |name: &str| {
+            let mut command = script(name);
+            for port in ports(servers.count) {
+                command.args(["--worker", &url(port)]);
+            }
+            command
+        };
+        ensure!(of_all("kv_events_check.py").arg("warm").status()?.success(), "the servers do not answer");
         let _gateway =
             self.gateway(servers, gateway_port, "warm", &["--config".as_ref(), config.as_os_str()])?;
-        let address = format!("http://127.0.0.1:{gateway_port}");
-        let admin = format!("http://127.0.0.1:{}", gateway_port + 1);
-        let caches = script("kv_events_check.py")
-            .args(["check", "--gateway", &address, "--admin", &admin])
+        let (gateway, admin) = (url(gateway_port), url(gateway_port + 1));
+        let caches = of_all("kv_events_check.py")
+            .args(["check", "--gateway", &gateway, "--admin", &admin])
             .status()?;
         let client =
-            script("client_check.py").args(["--gateway", "--base-url", &format!("{address}/v1")]).status()?;
-        ensure!(caches.success() && client.success(), "some checks failed");
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let status = Command::new(&self.python)
-            .arg(self.scripts.join("check_tokens.py"))
+            of_all("client_check.py").args(["--gateway", "--base-url", &format!("{gateway}/v1")]).status()?;
+        let tokens = script("check_tokens.py")
             .arg("--warmpath")
             .arg(self.warmpath())
             .arg("--model-directory")
             .arg(&model)
-            .args(["--worker", &url(SERVER_PORT_FIRST)])
-            .args(["--gateway", &url(gateway_port), "--admin", &url(gateway_port + 1)])
+            .args(["--worker", &url(SERVER_PORT_FIRST), "--gateway", &gateway, "--admin", &admin])
             .status()?;
-        ensure!(status.success(), "the gateway's tokens are not those of vLLM (see above)");
+        ensure!(tokens.success(), "the gateway's tokens are not those of vLLM (see above)");
+        ensure!(caches.success() && client.success(), "some checks failed");
         Ok(())
     }
 
