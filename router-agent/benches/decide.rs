@@ -8,7 +8,7 @@ use router_agent::{
     index::{Matches, PrefixIndex, WorkerSlot},
     kernel::{Kernel, Options},
     prompt::{ApiKind, BLOCK_BYTES, parse},
-    routing::{Ask, Candidate, Policy, Router},
+    routing::{Ask, Candidate, Policy, Router, Settings, Speed},
 };
 use router_common::decisions::{DecisionPolicy, DecisionReason, DecisionValue};
 use serde_json::json;
@@ -29,13 +29,19 @@ fn main() {
                 ..Candidate::idle(WorkerSlot(slot))
             })
             .collect();
-        for policy in Policy::ALL {
-            let mut router = Router::new(policy, 1);
-            let ask = Ask { prompt_tokens: 8_000 };
+        let speed = Some(Speed { token_s: 1e-4, fleet_token_s: 1e-4, fixed_s: 0.01, batch_s: 0.05 });
+        let learned: Vec<_> = candidates.iter().map(|candidate| Candidate { speed, ..*candidate }).collect();
+        for (policy, known, candidates) in Policy::ALL
+            .map(|policy| (policy, "", &candidates))
+            .into_iter()
+            .chain([(Policy::Warm, " with learned speeds", &learned)])
+        {
+            let mut router = Router::new(Settings::new(policy), 1);
+            let ask = Ask { prompt_tokens: 8_000, session: Some(1) };
             // Sixteen at a time: one is below what the clock can tell.
-            time(&format!("16 decisions, {policy}, {workers} candidates"), 100, || {
+            time(&format!("16 decisions, {policy}{known}, {workers} candidates"), 100, || {
                 (0..16)
-                    .filter_map(|_| router.decide(&ask, &candidates))
+                    .filter_map(|_| router.decide(&ask, candidates))
                     .map(|d| u64::from(d.slot.0))
                     .sum::<u64>()
             });
@@ -53,7 +59,7 @@ fn main() {
         for workers in [4_u16, 64, 256] {
             let index = PrefixIndex::default();
             let (mut hashes, mut matches, mut candidates) = (Vec::new(), Matches::new(), Vec::new());
-            let mut router = Router::new(Policy::Warm, 1);
+            let mut router = Router::new(Settings::new(Policy::Warm), 1);
             let mut whole = || {
                 let request = parse(ApiKind::Chat, body.as_bytes()).expect("valid");
                 let size = request.hash_into(BLOCK_BYTES, request.root_seed(), &mut hashes);
@@ -63,7 +69,8 @@ fn main() {
                     matched_tokens: size.tokens_of_blocks(matches.blocks(slot), BLOCK_BYTES, 4.0),
                     ..Candidate::idle(slot)
                 }));
-                let decision = router.decide(&Ask { prompt_tokens: size.tokens(4.0) }, &candidates);
+                let decision =
+                    router.decide(&Ask { prompt_tokens: size.tokens(4.0), session: None }, &candidates);
                 index.insert(decision.expect("there are workers").slot, &hashes);
             };
             (0..workers).for_each(|_| whole());

@@ -34,7 +34,7 @@ impl Writer {
         let json: Value = serde_json::from_slice(&json).expect("a tokenizer");
         let vocabulary = json["model"]["vocab"].as_object().expect("a vocabulary of tokens and ids");
         let word = |token: &String| {
-            let word = token.strip_prefix(['\u{120}', '\u{2581}'])?;
+            let word = token.strip_prefix(['\u{120}', '\u{2581}']).unwrap_or(token);
             (word.len() >= 3 && word.bytes().all(|byte| byte.is_ascii_alphabetic())).then(|| word.to_owned())
         };
         let mut words: Vec<String> = vocabulary.keys().filter_map(word).collect();

@@ -35,6 +35,12 @@ pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.
 pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a request waits for the LMCache controller; later answers are not used.
+pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
+/// Bytes of the LMCache controller's answers; more is no answer.
+pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
+pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 /// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
 pub const TOKENIZE_THREADS: usize = 2;
 /// As many as may be asked for.

@@ -24,6 +24,10 @@ map_enum! {
         Random = 3,
         LeastLoaded = 4,
         PowerOfTwo = 5,
+        Prefix = 6,
+        Session = 7,
+        Lmcache = 8,
+        Weighted = 9,
     }
 }
 
@@ -44,6 +48,18 @@ map_enum! {
         PowerOfTwo = 7,
         RoundRobin = 8,
         Random = 9,
+        /// A worker with more of the prompt is at its limit of requests.
+        Saturated = 10,
+        /// The session's own worker.
+        Session = 11,
+        /// The session's own worker has more than its bound: the next one in the session's order.
+        SessionOverflow = 12,
+        /// The highest sum of weighted scores.
+        HighestScore = 13,
+        /// Drawn with chances by score.
+        WeightedRandom = 14,
+        /// It made the response that this request goes on from.
+        PreviousResponse = 15,
     }
 }
 
@@ -58,7 +74,8 @@ map_value! {
         pub request_hash: u64,
         /// The first bytes of `x-request-id`, NUL-padded.
         pub request_id: [u8; REQUEST_ID_BYTES],
-        /// What the policy minimises, in its own unit (`warm`: tokens × requests); 0 for policies that do not.
+        /// What the policy minimises, in its own unit (`warm`: microseconds, or tokens × requests while speeds are not known);
+        /// 0 for policies that do not.
         pub cost: u64,
         /// The same for the worker that would have been next; 0 without one.
         pub runner_up_cost: u64,

@@ -28,7 +28,7 @@ pub mod workers;
 pub use bytes::{Cell, Field, MapValue};
 
 /// The version of all layouts in this crate; stored in the `instance` map, checked by readers in other processes.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;
 
 /// Names of the maps, as the kernel, bpftool and the pin directory show them (at most 15 bytes: `BPF_OBJ_NAME_LEN`
 /// is 16 with its NUL).

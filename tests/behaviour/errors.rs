@@ -35,17 +35,17 @@ async fn a_body_that_is_not_json_is_refused_in_openais_shape_and_no_worker_sees_
 async fn a_workers_own_errors_are_passed_on_as_they_are() {
     let sims = sims(2).await;
     let gateway = Gateway::start(&urls(&sims), &[]).await;
-    let unknown = json!({"model": "no-such-model", "messages": [{"role": "user", "content": "x"}]});
+    let wrong = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"});
     let direct = request(
         sims[0].addr(),
         "POST",
         "/v1/chat/completions",
         &[("content-type", "application/json")],
-        unknown.to_string(),
+        wrong.to_string(),
     )
     .await;
-    let reply = gateway.post("/v1/chat/completions", &unknown).await;
-    assert_eq!((reply.status, direct.status), (404, 404));
+    let reply = gateway.post("/v1/chat/completions", &wrong).await;
+    assert_eq!((reply.status, direct.status), (400, 400));
     assert_eq!(reply.json(), direct.json());
     // The client's faults are no faults of the worker.
     for worker in gateway.workers().await {

@@ -93,6 +93,28 @@ async fn the_last_workers_own_answer_is_passed_on() {
 }
 
 #[tokio::test]
+async fn a_worker_that_turned_a_prompt_away_is_not_believed_to_have_it() {
+    for status in [429, 503] {
+        let sims = sims(2).await;
+        let file = config(RARE_CHECKS);
+        let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
+        sims[0].set_fault(Fault::always(FaultKind::Status { status, retry_after_s: None }));
+        let prompt = "a long beginning ".repeat(100);
+        let worker = sims[1].addr().to_string();
+        assert_eq!(gateway.chat(&prompt).await.header("x-warmpath-worker"), worker);
+        sims[0].clear_faults();
+        // The first worker is idle and was chosen longest ago: were it believed to have the prompt, it would be next.
+        let again = gateway.chat(&prompt).await;
+        assert_eq!(
+            (again.header("x-warmpath-worker"), again.header("x-warmpath-reason")),
+            (&*worker, "prefix_hit")
+        );
+        let other = gateway.chat(&"something else ".repeat(100)).await;
+        assert_eq!(other.header("x-warmpath-worker"), sims[0].addr().to_string(), "it is not shunned");
+    }
+}
+
+#[tokio::test]
 async fn the_breaker_opens_after_faults_in_a_row_and_closes_after_a_good_probe() {
     let sims = sims(2).await;
     let gateway = start(&sims, &format!("{RARE_CHECKS}breaker: {{failures: 3, open_for: 300ms}}\n")).await;

@@ -217,7 +217,7 @@ async fn ipv6_sources_are_guarded_as_well() {
 
 #[tokio::test]
 async fn rules_are_reloaded_by_sighup_and_a_wrong_file_changes_nothing() {
-    let file = File::new("policy: warm\nguard: {interfaces: [g0]}\n");
+    let file = File::new("guard: {interfaces: [g0]}\n");
     let Some(site) = Site::start(&["--config", file.path()]).await else { return };
     let said = |what: &'static str| {
         let site = &site;
@@ -227,7 +227,7 @@ async fn rules_are_reloaded_by_sighup_and_a_wrong_file_changes_nothing() {
     };
     // A change by the API lasts until the file speaks again.
     assert_eq!(site.set("192.0.2.0/24", "deny").await, 201);
-    file.write("policy: warm\nguard: {interfaces: [g0], deny: [10.99.0.66]}\n");
+    file.write("guard: {interfaces: [g0], deny: [10.99.0.66]}\n");
     site.gateway.signal(Signal::HUP);
     said("rules are replaced").await;
     let rules = site.guard().await["rules"].clone();
@@ -235,7 +235,7 @@ async fn rules_are_reloaded_by_sighup_and_a_wrong_file_changes_nothing() {
     let refused = site.connect_from(OTHER_CLIENT);
     site.dropped_more("deny_rule", 0).await;
 
-    file.write("policy: warm\nguard: {interfaces: [g0], deny: [10.99.0.66/8]}\n");
+    file.write("guard: {interfaces: [g0], deny: [10.99.0.66/8]}\n");
     site.gateway.signal(Signal::HUP);
     said("nothing changed").await;
     assert!(site.gateway.output().contains("10.0.0.0/8 is the range"));

@@ -74,7 +74,7 @@ fn series(metric: &str, sim: &SimHandle, label: &str) -> String {
 
 async fn await_state(gateway: &Gateway, sim: &SimHandle, state: &str) {
     let series = series("warmpath_kv_events_state", sim, &format!("state=\"{state}\""));
-    eventually(&series, || async { (gateway.metric(&series).await == 1.0).then_some(()) }).await;
+    eventually(&series, || async { (gateway.metric(&series).await > 0.5).then_some(()) }).await;
 }
 
 async fn await_at_least(gateway: &Gateway, series: &str, least: f64) {
@@ -121,7 +121,7 @@ async fn every_wire_form_is_followed() {
         await_at_least(&gateway, &series("warmpath_kv_hash_checks_total", &sims[0], "result=\"match\""), 8.0)
             .await;
         let mismatches = series("warmpath_kv_hash_checks_total", &sims[0], "result=\"mismatch\"");
-        assert_eq!(gateway.metric(&mismatches).await, 0.0);
+        assert!(gateway.metric(&mismatches).await < 1.0);
     }
 }
 
@@ -362,7 +362,7 @@ async fn a_worker_that_computes_and_says_nothing_is_silent() {
     tap.is_deaf.send_replace(true);
     let silent = series("warmpath_kv_events_state", &sim, "state=\"silent\"");
     let mut number = 0;
-    while gateway.metric(&silent).await != 1.0 {
+    while gateway.metric(&silent).await < 1.0 {
         number += 1;
         assert!(number < 100, "still not silent");
         complete(&gateway, &prompt(number, 30)).await;
@@ -392,7 +392,7 @@ async fn equal_prompts_at_once_find_each_other_before_any_event() {
     assert_eq!(expected, [0, 1600, 1600, 1600], "all but the first");
     let confirmed = "warmpath_kv_predictions_total{result=\"confirmed\"}";
     await_at_least(&gateway, confirmed, 1.0).await;
-    assert_eq!(gateway.metric("warmpath_kv_predictions_total{result=\"expired\"}").await, 0.0);
+    assert!(gateway.metric("warmpath_kv_predictions_total{result=\"expired\"}").await < 1.0);
 }
 
 #[tokio::test]

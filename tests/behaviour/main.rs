@@ -4,6 +4,7 @@
 
 mod command;
 mod conformance;
+mod controller;
 mod drain;
 mod errors;
 mod failover;
@@ -14,8 +15,10 @@ mod kernel;
 mod kernel_relay;
 mod kv_events;
 mod limits;
+mod models;
 mod observe;
 mod passthrough;
+mod policies;
 mod privileges;
 mod relay_stress;
 mod routing;

@@ -56,11 +56,12 @@ async fn warm_leaves_a_busy_worker_even_if_it_has_the_prefix() {
     let shared = topic("everybody begins like this");
     let first = gateway.chat(&shared).await;
     let holder = first.header("x-warmpath-worker").to_owned();
-    // Streams that stay there, each with work of its own behind the shared beginning.
+    // Each with far more work of its own than the shared beginning is worth.
     let mut held = Vec::new();
     let mut workers = HashMap::<String, u32>::new();
     for i in 0..12 {
-        let stream = gateway.stream(&format!("{shared} question {i}"), 5000).await;
+        let own = topic(&format!("question {i}")).repeat(10);
+        let stream = gateway.stream(&format!("{shared} {own}"), 5000).await;
         *workers.entry(stream.header("x-warmpath-worker").to_owned()).or_default() += 1;
         held.push(stream);
     }

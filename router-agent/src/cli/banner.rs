@@ -22,7 +22,8 @@ impl Banner<'_> {
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let workers = fleet.workers();
         let healthy = workers.iter().filter(|worker| worker.health() == Health::Healthy).count();
-        let Config { listen, admin, policy, threads, .. } = self.config;
+        let Config { listen, admin, routing, threads, .. } = self.config;
+        let policy = routing.settings.policy;
         if self.config.log_format == LogFormat::Json {
             for (name, capability) in self.capabilities.iter() {
                 tracing::info!(capability = name, state = %capability, "kernel");

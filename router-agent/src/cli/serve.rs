@@ -18,7 +18,7 @@ use super::{banner::Banner, guard, publish, reload};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, LogFormat, Splice},
-    fleet::{self, Fleet, Worker},
+    fleet::{self, Fleet, FleetSpeed, Worker},
     gateway::{self, CacheView, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
     index::{PrefixIndex, WorkerSlot},
     kernel::{self, Capabilities, Capability, Kernel, Steering},
@@ -46,7 +46,8 @@ pub struct ServeArgs {
     /// A vLLM server, http://HOST:PORT. Repeat for each; replaces the file's list.
     #[arg(long = "worker", value_name = "URL", env = "WARMPATH_WORKER", value_delimiter = ',')]
     workers: Vec<String>,
-    /// How a worker is chosen: warm, round_robin, random, least_loaded or power_of_two [default: warm].
+    /// How a worker is chosen: warm, prefix, session, lmcache, weighted, round_robin, random, least_loaded or power_of_two
+    /// [default: warm].
     #[arg(long, value_name = "NAME", env = "WARMPATH_POLICY")]
     policy: Option<String>,
     /// Data threads [default: one per core].
@@ -130,7 +131,7 @@ impl ServeArgs {
         set(&mut config.timeouts.drain, self.drain_timeout);
         set(&mut config.instance, self.instance);
         if let Some(policy) = &self.policy {
-            config.policy = config::parse_policy(policy)?;
+            config.routing.settings.policy = config::parse_policy(policy)?;
         }
         if !self.workers.is_empty() {
             config.workers =
@@ -225,7 +226,8 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
-    let monitors = fleet::spawn_monitors(&shared.fleet, &index, config);
+    let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, config);
+    let lmcache = tokio::spawn(gateway::watch_lmcache(shared.clone()));
     let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
     let kv_events = kv_events::start(config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
@@ -269,6 +271,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     drop((monitors, kv_events));
     admin.abort();
     verifier.abort();
+    lmcache.abort();
     for publisher in publisher.into_iter().chain(sampler) {
         publisher.abort();
     }
@@ -335,11 +338,12 @@ fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError>
 }
 
 fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
+    let speed = Arc::new(FleetSpeed::default());
     let worker = |(number, worker): (usize, &config::WorkerConfig)| {
         let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
         let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
         let metrics = metrics.worker(&worker.name);
-        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics))
+        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))
     };
     Fleet::new(config.workers.iter().enumerate().map(worker).collect())
 }

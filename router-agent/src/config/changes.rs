@@ -11,7 +11,7 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         admin,
         workers,
         sim_workers: _, // no key
-        policy,
+        routing,
         threads,
         splice,
         relay,
@@ -33,7 +33,7 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("listen", *listen != new.listen),
         ("admin", *admin != new.admin),
         ("workers", *workers != new.workers),
-        ("policy", *policy != new.policy),
+        ("routing", *routing != new.routing),
         ("threads", *threads != new.threads),
         ("splice", *splice != new.splice),
         ("relay", *relay != new.relay),

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, kv_events,
 };
-use crate::routing::Policy;
 
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
@@ -17,7 +16,7 @@ pub struct File {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
     workers: Option<Vec<Worker>>,
-    policy: Option<String>,
+    routing: super::routing::File,
     threads: Option<usize>,
     splice: Option<Splice>,
     log_format: Option<LogFormat>,
@@ -154,7 +153,7 @@ pub fn load(path: &Path) -> Result<File, ConfigError> {
     File::parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
 }
 
-fn set<T>(target: &mut T, value: Option<T>) {
+pub(super) fn set<T>(target: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *target = value;
     }
@@ -180,9 +179,7 @@ impl File {
         set(&mut config.instance, self.instance);
         set(&mut config.scrape_interval, self.scrape_interval);
         set(&mut config.timeouts.drain, self.drain_timeout);
-        if let Some(policy) = self.policy {
-            config.policy = parse_policy(&policy)?;
-        }
+        self.routing.apply(&mut config.routing)?;
         if let Some(workers) = self.workers {
             config.workers = workers
                 .into_iter()
@@ -244,14 +241,6 @@ impl File {
 fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
     let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
     texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
-}
-
-/// A policy by name; the error lists the names.
-pub(crate) fn parse_policy(name: &str) -> Result<Policy, ConfigError> {
-    name.parse().map_err(|error: crate::routing::UnknownPolicy| ConfigError::Value {
-        key: "policy",
-        message: error.to_string(),
-    })
 }
 
 /// A worker from its URL, named `host:port` unless told otherwise.

@@ -52,6 +52,8 @@ pub(super) enum Switch {
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "auto, off, or a mapping with `endpoint`, `replay_endpoint` and `topic`")]
 pub(super) enum Written {
+    /// A bare `off` is a boolean where YAML is not told what to expect.
+    Flag(bool),
     Switch(Switch),
     At(KvEndpoints),
 }
@@ -59,8 +61,8 @@ pub(super) enum Written {
 impl From<Written> for WorkerKvEvents {
     fn from(written: Written) -> Self {
         match written {
-            Written::Switch(Switch::Auto) => Self::Auto,
-            Written::Switch(Switch::Off) => Self::Off,
+            Written::Flag(true) | Written::Switch(Switch::Auto) => Self::Auto,
+            Written::Flag(false) | Written::Switch(Switch::Off) => Self::Off,
             Written::At(endpoints) => Self::At(endpoints),
         }
     }

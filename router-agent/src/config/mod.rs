@@ -8,19 +8,22 @@ mod cidr;
 mod file;
 mod guard;
 mod kv_events;
+mod routing;
 mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{limits, prompt::BLOCK_BYTES_MAX, routing::Policy};
+use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
 pub use changes::needing_restart;
 pub use cidr::{Cidr, CidrError};
+pub(crate) use file::worker_config;
 pub use file::{File, load};
-pub(crate) use file::{parse_policy, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub(crate) use routing::parse_policy;
+pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
@@ -170,7 +173,7 @@ pub struct Config {
     /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
     pub sim_workers: usize,
     /// How a worker is chosen.
-    pub policy: Policy,
+    pub routing: Routing,
     /// Data threads.
     pub threads: usize,
     /// Whether the kernel may move response bodies.
@@ -258,7 +261,7 @@ impl Default for Config {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: Vec::new(),
             sim_workers: 0,
-            policy: Policy::default(),
+            routing: Routing::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
             relay: Relay {
@@ -365,6 +368,7 @@ impl Config {
             );
         }
         self.guard.validate()?;
+        self.routing.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         for (key, duration) in [

@@ -15,7 +15,7 @@ fn apply(text: &str) -> Result<Config, ConfigError> {
 fn every_key_has_its_effect() {
     let config = apply(
         "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
-         policy: round_robin\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
+         routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
          breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
          limits: {connections: 10, body_bytes: 1MiB, tries: 2, retry_share: 0.5}\n\
@@ -31,7 +31,7 @@ fn every_key_has_its_effect() {
     assert_eq!(config.workers[0].name, "10.0.0.1:8000");
     assert_eq!(config.workers[1].name, "gpu1");
     assert_eq!(config.workers[1].url.authority(), "[::1]:8001");
-    assert_eq!(config.policy.to_string(), "round_robin");
+    assert_eq!(config.routing.settings.policy.to_string(), "round_robin");
     assert_eq!((config.threads, config.splice, config.log_format), (3, Splice::Off, LogFormat::Json));
     assert_eq!(config.instance, "blue");
     assert_eq!(config.scrape_interval, ms(250));
@@ -108,7 +108,10 @@ fn unknown_keys_are_errors_that_name_key_and_line() {
 
 #[test]
 fn bad_values_say_what_would_be_right() {
-    fails_with("policy: fastest\nworkers: ['http://a:1']", &["policy", "fastest", "warm", "round_robin"]);
+    fails_with(
+        "routing: {policy: fastest}\nworkers: ['http://a:1']",
+        &["policy", "fastest", "warm", "round_robin"],
+    );
     fails_with("workers: ['https://a:1']", &["https", "http://"]);
     fails_with("workers: ['a:1']", &["a:1", "http://HOST:PORT"]);
     fails_with("workers: ['http://a:1/v1']", &["/v1", "path"]);

@@ -17,6 +17,7 @@ use super::Worker;
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
+    pending: AtomicU32,
     queued_prefill_tokens: AtomicU64,
 }
 
@@ -24,6 +25,11 @@ impl Load {
     /// Requests sent and not yet ended.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
+    }
+
+    /// Of these, requests whose first body byte has not come.
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Relaxed)
     }
 
     /// Prompt tokens sent that the worker must still prefill: uncached tokens of requests before their first body byte.
@@ -36,8 +42,8 @@ impl Load {
 #[derive(Debug)]
 pub struct Flight {
     worker: Arc<Worker>,
-    /// Still counted in the worker's queue; zero once prefill is over.
-    prefill_tokens: u64,
+    /// Counted in the worker's queue; none once prefill is over.
+    prefill_tokens: Option<u64>,
     /// The breaker was told how it went.
     reported: bool,
 }
@@ -46,9 +52,10 @@ impl Flight {
     /// Counts a request with this much prefill work. Call under the lock of the decision that chose it.
     pub fn begin(worker: Arc<Worker>, prefill_tokens: u64) -> Self {
         worker.load.in_flight.fetch_add(1, Relaxed);
+        worker.load.pending.fetch_add(1, Relaxed);
         worker.load.queued_prefill_tokens.fetch_add(prefill_tokens, Relaxed);
         worker.breaker.begin(Instant::now());
-        Self { worker, prefill_tokens, reported: false }
+        Self { worker, prefill_tokens: Some(prefill_tokens), reported: false }
     }
 
     /// The worker that it is on.
@@ -58,8 +65,19 @@ impl Flight {
 
     /// Prefill is over: the first body byte is here.
     pub fn prefilled(&mut self) {
-        self.worker.load.queued_prefill_tokens.fetch_sub(self.prefill_tokens, Relaxed);
-        self.prefill_tokens = 0;
+        if let Some(tokens) = self.prefill_tokens.take() {
+            self.worker.load.pending.fetch_sub(1, Relaxed);
+            self.worker.load.queued_prefill_tokens.fetch_sub(tokens, Relaxed);
+        }
+    }
+
+    /// As [`Flight::prefilled`], where that byte is the first token: its time says how fast the worker is. Times are
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub fn first_token(&mut self, sent_ns: u64, first_ns: u64) {
+        if let Some(tokens) = self.prefill_tokens {
+            self.worker.speed.first_token(tokens, sent_ns, first_ns);
+        }
+        self.prefilled();
     }
 
     /// The worker did its part.
@@ -91,8 +109,8 @@ impl Drop for Flight {
 mod tests {
     use super::*;
 
-    fn figures(worker: &Worker) -> (u32, u64) {
-        (worker.load.in_flight(), worker.load.queued_prefill_tokens())
+    fn figures(worker: &Worker) -> (u32, u32, u64) {
+        (worker.load.in_flight(), worker.load.pending(), worker.load.queued_prefill_tokens())
     }
 
     #[test]
@@ -100,13 +118,13 @@ mod tests {
         let worker = Worker::for_tests("http://127.0.0.1:1");
         let mut flight = Flight::begin(worker.clone(), 100);
         let other = Flight::begin(worker.clone(), 7);
-        assert_eq!(figures(&worker), (2, 107));
+        assert_eq!(figures(&worker), (2, 2, 107));
         flight.prefilled();
         flight.prefilled();
-        assert_eq!(figures(&worker), (2, 7), "given back once");
+        assert_eq!(figures(&worker), (2, 1, 7), "given back once");
         drop(flight);
-        assert_eq!(figures(&worker), (1, 7));
+        assert_eq!(figures(&worker), (1, 1, 7));
         drop(other);
-        assert_eq!(figures(&worker), (0, 0));
+        assert_eq!(figures(&worker), (0, 0, 0));
     }
 }

@@ -6,9 +6,11 @@
 mod breaker;
 mod kv_cache;
 mod load;
+mod models;
 mod monitor;
 mod row;
 mod scrape;
+mod speed;
 mod worker;
 
 use std::{sync::Arc, time::Instant};
@@ -18,8 +20,10 @@ use arc_swap::{ArcSwap, Guard};
 pub use breaker::{Breaker, BreakerState};
 pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
 pub use load::{Flight, Load};
+pub use models::{Models, model_key};
 pub use monitor::{check_all, spawn as spawn_monitors};
 pub use row::row;
+pub use speed::{FleetSpeed, WorkerSpeed};
 pub use worker::{Engine, Health, Worker};
 
 /// The workers of this gateway.
@@ -38,6 +42,12 @@ impl Fleet {
     /// The workers now. Cheap: no lock, no reference count on the usual path.
     pub fn workers(&self) -> Guard<Arc<Vec<Arc<Worker>>>> {
         self.workers.load()
+    }
+
+    /// Whether any worker, healthy or not, serves the model.
+    pub fn serves(&self, model: Option<u64>) -> bool {
+        let workers = self.workers();
+        workers.is_empty() || workers.iter().any(|worker| worker.serves(model))
     }
 
     /// How the workers' KV blocks are keyed.

@@ -3,7 +3,8 @@
 //! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
 //! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
 //! index forgets it: seen by `process_start_time_seconds`, or, where a worker does not export that, by a port that
-//! refused connections for a while. So has one whose cache was reset, or whose engine sleeps.
+//! refused connections for a while. So has one whose cache was reset, or whose engine sleeps. `GET /v1/models`, at each check
+//! that passes, says which models a worker serves; one that does not say (another answer than a list) is taken to serve any.
 
 use std::{
     io,
@@ -12,12 +13,14 @@ use std::{
 };
 
 use http::StatusCode;
+use router_common::latency::LatencyKind;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use super::{Fleet, Health, Worker, scrape};
+use super::{Fleet, Health, Models, Worker, model_key, scrape, speed};
 use crate::{
     config::Config,
     index::PrefixIndex,
+    kernel::Flows,
     limits,
     upstream::fetch::{self, FetchError},
 };
@@ -29,6 +32,10 @@ struct History {
     failures: u32,
     refused: bool,
     process_start: Option<f64>,
+    /// Requests that ran at the last scrape.
+    running: Option<f64>,
+    /// Gaps between events until then, and their sum.
+    gaps: (u64, u64),
     /// Successful resets and sleeps so far: each emptied the worker's prefix cache.
     emptied: Option<u64>,
 }
@@ -61,25 +68,39 @@ pub async fn check_all(fleet: &Fleet, config: &Config) {
         checks.spawn(async move {
             let passed = probe(&worker, timeout).await;
             worker.set_health(if passed.is_ok() { Health::Healthy } else { Health::Unhealthy });
-            if let Err(error) = passed {
-                tracing::warn!(worker = %worker.name, %error, "worker does not answer its health check");
+            match passed {
+                Ok(()) => list_models(&worker, timeout).await,
+                Err(error) => {
+                    tracing::warn!(worker = %worker.name, %error, "worker does not answer its health check");
+                }
             }
         });
     }
     checks.join_all().await;
 }
 
-/// Starts a health task and a scrape task for every worker; they end with the returned set.
-pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, config: &Config) -> JoinSet<()> {
+/// Starts a task for every worker, and one that compares their speeds; they end with the returned set.
+pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Config) -> JoinSet<()> {
     let settings = Settings::of(config);
     let mut tasks = JoinSet::new();
     for worker in fleet.workers().iter() {
-        tasks.spawn(watch(worker.clone(), index.clone(), settings.clone()));
+        tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), settings.clone()));
     }
+    tasks.spawn(level(fleet.workers().to_vec(), settings.scrape_interval));
     tasks
 }
 
-async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, settings: Settings) {
+/// Compares the workers' speeds again and again.
+async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
+    let mut rounds = tokio::time::interval(every);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        speed::level(&workers);
+    }
+}
+
+async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
     index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
     let mut history = History::default();
     // The first check was made before the gateway said that it is ready; the first scrape was not.
@@ -94,6 +115,7 @@ async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, settings: Settings)
             _ = scrapes.tick() => {
                 if worker.health() == Health::Healthy {
                     scrape(&worker, &index, &settings, &mut history).await;
+                    learn(&worker, &flows, &mut history);
                 }
             }
         }
@@ -105,6 +127,7 @@ async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, histor
         Ok(()) => {
             history.passes += 1;
             history.failures = 0;
+            list_models(worker, settings.health.timeout).await;
             if worker.health() != Health::Healthy && history.passes >= settings.health.healthy_after {
                 if std::mem::take(&mut history.refused) {
                     index.clear(worker.slot);
@@ -129,6 +152,14 @@ async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, histor
 async fn probe(worker: &Worker, timeout: Duration) -> Result<(), ProbeError> {
     let (status, _) = fetch::get(worker, "/health", timeout, 64 * 1024).await?;
     if status == StatusCode::OK { Ok(()) } else { Err(ProbeError::Status(status)) }
+}
+
+async fn list_models(worker: &Worker, timeout: Duration) {
+    match fetch::get(worker, "/v1/models", timeout, limits::MODELS_BYTES_MAX).await {
+        Ok((StatusCode::OK, body)) => worker.set_models(Models::parse(&body)),
+        Ok(_) => worker.set_models(None),
+        Err(error) => tracing::debug!(worker = %worker.name, %error, "no list of models"),
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +196,8 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     engine.waiting.store(scrape.waiting.unwrap_or(0.0) as u32, Relaxed);
     engine.in_flight_at_scrape.store(worker.load.in_flight(), Relaxed);
     engine.kv_usage_permille.store((scrape.kv_usage.unwrap_or(0.0) * 1000.0) as u32, Relaxed);
+    let adapters = scrape.adapters.iter().map(|(name, state)| (model_key(name), *state)).collect();
+    engine.adapters.store(Some(Arc::new(adapters)));
     if let Some(tokens) = scrape.kv_capacity_tokens.filter(|t| *t > 0)
         && engine.kv_capacity_tokens.swap(tokens, Relaxed) != tokens
     {
@@ -186,4 +219,24 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     }
     history.emptied = Some(emptied);
     worker.kv_cache.scraped(scrape.kv);
+}
+
+/// What the last while says of the worker's decoding: the gaps between its streams' events, whoever moved them, and the
+/// requests that ran, its own count at both ends of the while.
+fn learn(worker: &Worker, flows: &Flows, history: &mut History) {
+    let slot = u32::from(worker.slot.0);
+    let (Some(gaps), Some(streams)) =
+        (flows.latency(slot, LatencyKind::EventGap), flows.latency(slot, LatencyKind::TimeToFirstByte))
+    else {
+        return;
+    };
+    let now = f64::from(worker.engine.running.load(Relaxed));
+    let before = history.running.replace(now).unwrap_or(now);
+    let (count, sum_ns) = std::mem::replace(&mut history.gaps, (gaps.count, gaps.sum_ns));
+    let (count, sum_ns) = (gaps.count.saturating_sub(count), gaps.sum_ns.saturating_sub(sum_ns));
+    let running = f64::midpoint(before, now);
+    if count > 0 && running > 0.0 {
+        let events_per_stream = gaps.count as f64 / streams.count.max(1) as f64;
+        worker.speed.decoded(running, sum_ns as f64 / count as f64 / 1e9, events_per_stream);
+    }
 }

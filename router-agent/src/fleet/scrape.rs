@@ -4,6 +4,7 @@
 //! (data parallel), each with its own `engine` label: requests are summed, the fullest KV cache counts.
 
 use super::KvFacts;
+use crate::routing::Adapter;
 
 /// Figures of one scrape. A figure that the worker does not export stays `None`.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -16,12 +17,15 @@ pub(super) struct Scrape {
     pub(super) kv_capacity_tokens: Option<u64>,
     /// Unix seconds: another value than before means another process, with an empty cache.
     pub(super) process_start: Option<f64>,
+    /// LoRA adapters, and whether requests run with them or wait for them.
+    pub(super) adapters: Vec<(String, Adapter)>,
     /// What bears on the KV cache.
     pub(super) kv: KvFacts,
 }
 
 pub(super) fn parse(text: &str) -> Scrape {
     let mut scrape = Scrape::default();
+    let mut adapters_at = f64::NEG_INFINITY;
     for line in text.lines() {
         let Some((series, value)) = split(line) else { continue };
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
@@ -39,6 +43,11 @@ pub(super) fn parse(text: &str) -> Scrape {
                     scrape.kv_capacity_tokens = Some(total.saturating_add(size.saturating_mul(blocks)));
                 }
             }
+            // The value is when it was said; series of other sets of adapters stay in the text.
+            "vllm:lora_requests_info" if value > adapters_at => {
+                adapters_at = value;
+                scrape.adapters = adapters(labels);
+            }
             "process_start_time_seconds" => scrape.process_start = Some(value),
             _ => {}
         }
@@ -46,6 +55,15 @@ pub(super) fn parse(text: &str) -> Scrape {
     }
     scrape.kv.process_start = scrape.process_start;
     scrape
+}
+
+fn adapters(labels: &str) -> Vec<(String, Adapter)> {
+    let listed = |key, state| {
+        let names = label(labels, key).unwrap_or_default().split(',').map(str::trim);
+        names.filter(|name| !name.is_empty()).map(move |name| (name.to_owned(), state))
+    };
+    let running = listed("running_lora_adapters", Adapter::Running);
+    running.chain(listed("waiting_lora_adapters", Adapter::Waiting)).collect()
 }
 
 /// Engines in one scrape; more are data parallel ranks than anybody runs behind one server.
@@ -168,6 +186,16 @@ mod tests {
         assert_eq!(scrape.running, Some(7.0));
         assert_eq!(scrape.kv_usage, Some(0.5));
         assert_eq!(scrape.kv_capacity_tokens, Some(1600));
+    }
+
+    #[test]
+    fn adapters_are_those_of_the_latest_series() {
+        let scrape = parse(
+            "vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"old\",waiting_lora_adapters=\"\"} 1.7e9\n\
+             vllm:lora_requests_info{max_lora=\"4\",running_lora_adapters=\"sql,chat\",waiting_lora_adapters=\"math\"} 1.8e9\n",
+        );
+        let expected = [("sql", Adapter::Running), ("chat", Adapter::Running), ("math", Adapter::Waiting)];
+        assert_eq!(scrape.adapters, expected.map(|(name, state)| (name.to_owned(), state)));
     }
 
     #[test]

@@ -11,9 +11,10 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Breaker, KvCache, Load};
-use crate::{config::WorkerUrl, index::WorkerSlot, telemetry::WorkerMetrics};
+use super::{Breaker, FleetSpeed, KvCache, Load, Models, WorkerSpeed};
+use crate::{config::WorkerUrl, index::WorkerSlot, routing::Adapter, telemetry::WorkerMetrics};
 
 /// What active health checks say of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct Engine {
     pub in_flight_at_scrape: AtomicU32,
     /// `vllm:kv_cache_usage_perc` × 1000, the fullest engine.
     pub kv_usage_permille: AtomicU32,
+    /// LoRA adapters that requests run with or wait for, by [`super::model_key`].
+    pub adapters: ArcSwapOption<Vec<(u64, Adapter)>>,
     /// KV capacity in tokens (`vllm:cache_config_info`: block size × GPU blocks), zero where it is not said.
     pub kv_capacity_tokens: AtomicU64,
 }
@@ -63,6 +66,8 @@ pub struct Worker {
     pub slot: WorkerSlot,
     /// What it is called everywhere.
     pub name: String,
+    /// xxh3 of the name: the same in every gateway, whatever slot it has there.
+    pub identity: u64,
     /// Where it listens.
     pub url: WorkerUrl,
     /// `name`, ready for `x-warmpath-worker`.
@@ -75,12 +80,26 @@ pub struct Worker {
     pub breaker: Breaker,
     /// What its engine says.
     pub engine: Engine,
+    /// How fast it is.
+    pub speed: WorkerSpeed,
     /// What is known of its KV cache from itself.
     pub kv_cache: KvCache,
     /// Its metrics, looked up once.
     pub metrics: WorkerMetrics,
     health: AtomicU8,
     address: ArcSwapOption<SocketAddr>,
+    /// None while it has not told them.
+    models: ArcSwapOption<Models>,
+}
+
+impl Engine {
+    /// What it does with the adapter of this name.
+    pub fn adapter(&self, model: Option<u64>) -> Adapter {
+        let adapters = self.adapters.load();
+        let found =
+            model.zip(adapters.as_ref()).and_then(|(key, list)| list.iter().find(|(name, _)| *name == key));
+        found.map_or(Adapter::Absent, |(_, state)| *state)
+    }
 }
 
 impl Worker {
@@ -91,6 +110,7 @@ impl Worker {
         url: WorkerUrl,
         breaker: Breaker,
         metrics: WorkerMetrics,
+        fleet_speed: Arc<FleetSpeed>,
     ) -> Self {
         let header = |text: &str| {
             HeaderValue::from_str(text)
@@ -100,15 +120,18 @@ impl Worker {
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
-            name,
             url,
             load: Load::default(),
             breaker,
             engine: Engine::default(),
+            speed: WorkerSpeed::new(fleet_speed),
+            identity: xxh3_64(name.as_bytes()),
+            name,
             kv_cache: KvCache::default(),
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
             address: ArcSwapOption::empty(),
+            models: ArcSwapOption::empty(),
         }
     }
 
@@ -130,6 +153,21 @@ impl Worker {
         self.health() != Health::Unhealthy && self.breaker.admits(now)
     }
 
+    /// The models that it serves; none while it has not told them.
+    pub fn models(&self) -> Option<Arc<Models>> {
+        self.models.load_full()
+    }
+
+    pub(super) fn set_models(&self, models: Option<Models>) {
+        self.models.store(models.map(Arc::new));
+    }
+
+    /// Whether it serves the model ([`super::model_key`]). Who has told no list is asked for anything, and whoever names
+    /// no model takes any.
+    pub fn serves(&self, model: Option<u64>) -> bool {
+        model.is_none_or(|key| self.models.load().as_ref().is_none_or(|models| models.contains(key)))
+    }
+
     /// Its address as last resolved; none before the first connection.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address.load().as_deref().copied()
@@ -144,9 +182,15 @@ impl Worker {
     /// A worker for unit tests, in slot 0, with metrics of its own.
     #[cfg(test)]
     pub(crate) fn for_tests(url: &str) -> Arc<Self> {
+        Self::for_tests_in(url, Arc::default())
+    }
+
+    /// The same, of a fleet whose speeds are these.
+    #[cfg(test)]
+    pub(crate) fn for_tests_in(url: &str, fleet_speed: Arc<FleetSpeed>) -> Arc<Self> {
         let url: WorkerUrl = url.parse().expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
         let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
-        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics))
+        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, fleet_speed))
     }
 }

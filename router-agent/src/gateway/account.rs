@@ -55,6 +55,8 @@ pub(super) struct Attempt {
     flight: Flight,
     /// [`now_ns`].
     sent_ns: u64,
+    /// What the decision expected of the time to the first token, seconds.
+    predicted_s: Option<f64>,
     has_body: bool,
     ended: bool,
     is_event_stream: bool,
@@ -65,11 +67,17 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    pub(super) fn new(shared: Arc<Shared>, flight: Flight, prediction: Option<Prediction>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        flight: Flight,
+        predicted_s: Option<f64>,
+        prediction: Option<Prediction>,
+    ) -> Self {
         Self {
             shared,
             flight,
             sent_ns: now_ns(),
+            predicted_s,
             has_body: false,
             ended: false,
             is_event_stream: false,
@@ -109,12 +117,18 @@ impl Attempt {
     /// The first body byte was moved, by whomever.
     pub(super) fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.has_body, true) {
-            self.flight.prefilled();
             self.prediction = None;
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
+                self.flight.first_token(self.sent_ns, first_ns);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
-                self.worker().metrics.time_to_first_token.observe(seconds);
+                let metrics = &self.worker().metrics;
+                metrics.time_to_first_token.observe(seconds);
+                if let Some(predicted) = self.predicted_s {
+                    metrics.time_to_first_token_error.observe((predicted - seconds).abs());
+                }
+            } else {
+                self.flight.prefilled();
             }
         }
     }

@@ -8,21 +8,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
+    lmcache::Matched,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
     tokens::Ask as AskTokens,
 };
 use crate::{
-    fleet::{Flight, Worker},
+    fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
-    routing::{Ask, Candidate, Decision},
+    routing::{Ask, Candidate, Decision, Policy},
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -37,9 +39,15 @@ pub(super) struct Plan {
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
     bytes_per_token: f64,
-    by_prefix: bool,
+    pub(super) by_prefix: bool,
+    /// [`model_key`] of the model that the body names.
+    model: Option<u64>,
+    /// Hash of the session's key.
+    session: Option<u64>,
     /// Where its token ids are to come from.
     ask_tokens: AskTokens,
+    /// What the LMCache controller knows of the prompt, in place of the index.
+    pub(super) lmcache: Option<Matched>,
 }
 
 impl Plan {
@@ -64,6 +72,8 @@ impl Plan {
 pub(super) struct Choice {
     pub(super) flight: Flight,
     pub(super) decision: Decision,
+    /// Leading blocks of the prompt that had been sent to the worker before.
+    pub(super) sent_blocks: u32,
     /// Where [`Decision::matched_tokens`] is known from.
     pub(super) match_kind: MatchKind,
     /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
@@ -79,8 +89,20 @@ pub(super) struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// Reads the prompt.
-pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, GatewayError> {
+/// Reads the prompt, and what else of the request a decision needs. A model that no worker serves is refused here.
+pub(super) fn plan(
+    shared: &Shared,
+    route: Route,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Plan, GatewayError> {
+    let serve = |model: Option<&str>| {
+        let key = model.map(model_key);
+        match model {
+            Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
+            _ => Ok(key),
+        }
+    };
     let Route::Inference(kind) = route else {
         return Ok(Plan {
             hashes: Vec::new(),
@@ -90,12 +112,17 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
+            model: serve(prompt::model(body).as_deref())?,
+            session: None,
             ask_tokens: AskTokens::Nothing,
+            lmcache: None,
         });
     };
     let request = prompt::parse(kind, body)?;
     let mut hashes = Vec::new();
     let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
+    let header = headers.get(&shared.config.routing.session_header).map(HeaderValue::as_bytes);
+    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
     let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
@@ -106,12 +133,15 @@ pub(super) fn plan(shared: &Shared, route: Route, body: &Bytes) -> Result<Plan, 
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
         by_prefix: true,
+        model: serve(request.model.as_deref())?,
+        session: header.or(in_body).map(xxh3_64),
         ask_tokens: AskTokens::of(shared, kind, &request),
+        lmcache: None,
     })
 }
 
 /// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
-/// from now on. None if there is no such worker.
+/// from now on ([`forget`] takes that back). None if there is no such worker.
 pub(super) fn choose(
     shared: &Shared,
     scratch: &RefCell<Scratch>,
@@ -135,6 +165,10 @@ pub(super) fn choose(
     };
     // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
     let matched = |worker: &Worker| {
+        if let Some(matched) = &plan.lmcache {
+            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
+            return TokenMatch { kind: MatchKind::Approximate, blocks: matches.blocks(worker.slot), tokens };
+        }
         let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
         match own {
             Some(own) if own.kind == MatchKind::Exact => own,
@@ -144,31 +178,42 @@ pub(super) fn choose(
     };
     let candidate = |worker: &Arc<Worker>| {
         let Worker { slot, load, engine, .. } = &**worker;
+        let matched = matched(worker);
         Candidate {
             slot: *slot,
-            matched_tokens: matched(worker).tokens,
+            matched_tokens: matched.tokens,
+            matched_blocks: matched.blocks,
             in_flight: load.in_flight(),
+            pending: load.pending(),
             queued_prefill_tokens: load.queued_prefill_tokens(),
             running: engine.running.load(Relaxed),
             waiting: engine.waiting.load(Relaxed),
             in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
+            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
+            adapter: engine.adapter(plan.model),
+            identity: worker.identity,
+            speed: worker.speed.get(),
         }
     };
-    let routable = |worker: &&Arc<Worker>| worker.is_routable(now) && !tried.contains(&worker.slot);
-    let ask = Ask { prompt_tokens: plan.prompt_tokens };
+    let routable = |worker: &&Arc<Worker>| is_candidate(worker, plan, tried, now);
+    let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
     let (flight, decision) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
         candidates.extend(workers.iter().filter(routable).map(candidate));
-        let decision = router.decide(&ask, candidates)?;
+        // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
+        let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
+            router.decide_by(Policy::Warm, &ask, candidates)?
+        } else {
+            router.decide(&ask, candidates)?
+        };
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
     };
 
-    let counters = if plan.by_prefix { &shared.decisions.by_prefix } else { &shared.decisions.plain };
-    counters[decision.reason as usize].inc();
+    shared.decisions.count(&decision);
     let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
     let mut prediction = None;
     if plan.by_prefix {
@@ -197,11 +242,22 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
-    Some(Choice { flight, decision, match_kind, prediction })
+    let sent_blocks = matches.blocks(decision.slot);
+    Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
+}
+
+fn is_candidate(worker: &Worker, plan: &Plan, tried: &[WorkerSlot], now: Instant) -> bool {
+    worker.is_routable(now) && worker.serves(plan.model) && !tried.contains(&worker.slot)
 }
 
 /// Whether a worker other than those in `tried` could take the request.
-pub(super) fn another_is_routable(shared: &Shared, tried: &[WorkerSlot]) -> bool {
+pub(super) fn another_is_routable(shared: &Shared, plan: &Plan, tried: &[WorkerSlot]) -> bool {
     let now = Instant::now();
-    shared.fleet.workers().iter().any(|worker| worker.is_routable(now) && !tried.contains(&worker.slot))
+    shared.fleet.workers().iter().any(|worker| is_candidate(worker, plan, tried, now))
+}
+
+/// The worker has not computed the prompt: what was expected there with `decision` is not.
+pub(super) fn forget(shared: &Shared, plan: &Plan, decision: &Decision, sent_blocks: u32) {
+    let new = plan.hashes.get(sent_blocks as usize..).unwrap_or_default();
+    shared.index.remove(decision.slot, new);
 }

@@ -69,6 +69,10 @@ fn policy(policy: Policy) -> DecisionPolicy {
         Policy::Random => DecisionPolicy::Random,
         Policy::LeastLoaded => DecisionPolicy::LeastLoaded,
         Policy::PowerOfTwo => DecisionPolicy::PowerOfTwo,
+        Policy::Prefix => DecisionPolicy::Prefix,
+        Policy::Session => DecisionPolicy::Session,
+        Policy::Lmcache => DecisionPolicy::Lmcache,
+        Policy::Weighted => DecisionPolicy::Weighted,
     }
 }
 
@@ -83,16 +87,24 @@ fn reason(reason: Reason) -> DecisionReason {
         Reason::PowerOfTwo => DecisionReason::PowerOfTwo,
         Reason::RoundRobin => DecisionReason::RoundRobin,
         Reason::Random => DecisionReason::Random,
+        Reason::Saturated => DecisionReason::Saturated,
+        Reason::Session => DecisionReason::Session,
+        Reason::SessionOverflow => DecisionReason::SessionOverflow,
+        Reason::HighestScore => DecisionReason::HighestScore,
+        Reason::WeightedRandom => DecisionReason::WeightedRandom,
+        Reason::PreviousResponse => DecisionReason::PreviousResponse,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::{Ask, Router};
+    use crate::routing::{Ask, Router, Settings};
 
     fn decided(policy: Policy, candidates: &[Candidate]) -> DecisionValue {
-        let decision = Router::new(policy, 1).decide(&Ask { prompt_tokens: 100 }, candidates).expect("one");
+        let decision = Router::new(Settings::new(policy), 1)
+            .decide(&Ask { prompt_tokens: 100, ..Ask::default() }, candidates)
+            .expect("one");
         let request_id = HeaderValue::from_static("abc");
         record(
             &decision,

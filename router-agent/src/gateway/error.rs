@@ -43,6 +43,11 @@ pub enum GatewayError {
     /// A method that makes no sense here.
     #[error("method CONNECT is not supported: this is a gateway, not a forward proxy")]
     Connect,
+    /// The request names a model that no worker serves.
+    #[error(
+        "The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)"
+    )]
+    NoSuchModel(String),
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
@@ -66,6 +71,7 @@ impl GatewayError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoSuchModel(_) => StatusCode::NOT_FOUND,
             Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
@@ -92,6 +98,7 @@ impl GatewayError {
             Self::TransferCoding => "transfer_coding_not_supported",
             Self::Expectation => "expectation_failed",
             Self::Connect => "method_not_supported",
+            Self::NoSuchModel(_) => "model_not_found",
             Self::NoWorker => "no_worker_available",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
@@ -107,7 +114,8 @@ impl GatewayError {
         let status = self.status();
         let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
         let message = self.to_string();
-        let error = ErrorObject { message: &message, r#type: kind, param: None, code: self.kind() };
+        let param = matches!(self, Self::NoSuchModel(_)).then_some("model");
+        let error = ErrorObject { message: &message, r#type: kind, param, code: self.kind() };
         let body = serde_json::to_string(&ErrorBody { error }).expect("strings serialise");
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = status;

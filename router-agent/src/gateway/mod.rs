@@ -12,9 +12,12 @@ mod client_io;
 mod conformance;
 mod connection;
 mod decided;
+mod decisions;
 mod error;
 mod headers;
 mod listen;
+mod lmcache;
+mod models;
 mod raw;
 mod relay;
 pub mod request;
@@ -31,7 +34,6 @@ use std::sync::{
 };
 
 use parking_lot::Mutex;
-use prometheus::IntCounter;
 
 use self::retry_budget::RetryBudget;
 use crate::{
@@ -40,13 +42,16 @@ use crate::{
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
-    routing::{Policy, Reason, Router},
+    routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tokenize::Tokenizers,
 };
 
+use decisions::DecisionCounters;
+
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
+pub use lmcache::watch_lmcache;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -105,8 +110,10 @@ pub struct Shared {
     /// Held over a decision and the load that it adds, about a microsecond: counted later, a burst over several threads
     /// would see one idle worker and herd onto it.
     routers: Mutex<Routers>,
-    /// Decision counters by [`Reason`], looked up once.
-    decisions: ByKind<Vec<IntCounter>>,
+    /// The LMCache controller's instances, for the policy `lmcache`.
+    lmcache_instances: lmcache::Instances,
+    /// Decision counters.
+    decisions: DecisionCounters,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
@@ -123,16 +130,14 @@ impl Shared {
         tokenizers: Tokenizers,
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
-        let counters = |policy: Policy| {
-            Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
-        };
-        let router = |policy| Router::new(policy, fastrand::u64(..));
+        let router = |settings| Router::new(settings, fastrand::u64(..));
         Self {
             routers: Mutex::new(ByKind {
-                by_prefix: router(config.policy),
-                plain: router(Policy::LeastLoaded),
+                by_prefix: router(config.routing.settings.clone()),
+                plain: router(Settings::new(Policy::LeastLoaded)),
             }),
-            decisions: ByKind { by_prefix: counters(config.policy), plain: counters(Policy::LeastLoaded) },
+            lmcache_instances: lmcache::Instances::default(),
+            decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
             retries: RetryBudget::new(config.limits.retry_share),
             config,
             fleet,

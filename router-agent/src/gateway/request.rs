@@ -15,7 +15,7 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    conformance, headers,
+    conformance, headers, models,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
@@ -55,12 +55,20 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
     };
 
-    let answer = match conforms {
-        Ok(()) => answer(context, route, outgoing, body, &request_id).await,
-        Err(error) => Err(error),
+    let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
+    let answered = match (conforms, own) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Some(list)) => Ok(Answered::Here(list)),
+        (Ok(()), None) => answer(context, route, outgoing, body, &request_id)
+            .await
+            .map(|answer| Answered::Worker(Box::new(answer))),
     };
-    let mut response = match answer {
-        Ok(answer) => {
+    let mut response = match answered {
+        Ok(Answered::Here(response)) => {
+            account.answered(response.status());
+            response.map(GatewayBody::own)
+        }
+        Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
             answer.relay(context, &client, relays, account)
         }
@@ -79,6 +87,13 @@ pub(super) async fn handle(
     response
 }
 
+/// Who has the answer.
+enum Answered {
+    /// The gateway itself.
+    Here(Response<Full<Bytes>>),
+    Worker(Box<Answer>),
+}
+
 /// A request as it goes to workers; the same bytes for every try.
 struct Outgoing {
     method: Method,
@@ -90,6 +105,10 @@ struct Outgoing {
 }
 
 impl Outgoing {
+    fn lists_models(&self) -> bool {
+        self.method == Method::GET && self.uri.path() == "/v1/models"
+    }
+
     fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
@@ -120,10 +139,14 @@ async fn answer(
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let mut plan = choose::plan(shared, route, &outgoing.body)?;
+    let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    if let Some(tokens) = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await {
-        plan.set_tokens(shared, &tokens);
+    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    if let Some(tokens) = &tokens {
+        plan.set_tokens(shared, tokens);
+    }
+    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+        plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
     let choose = |tried: &[WorkerSlot]| {
@@ -140,13 +163,13 @@ async fn answer(
     let repeatable = route != Route::Other || outgoing.method.is_idempotent();
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
-        let Choice { flight, decision, match_kind, prediction } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight, prediction);
+        let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
+        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again = || {
             tried.len() < config.limits.tries
-                && choose::another_is_routable(shared, &tried)
+                && choose::another_is_routable(shared, &plan, &tried)
                 && shared.may_retry()
         };
         let head_timeout = config.timeouts.response_head;
@@ -157,6 +180,9 @@ async fn answer(
             {
                 Ok(sent) => {
                     let status = sent.response.status();
+                    if is_load(status) || status.is_server_error() {
+                        choose::forget(shared, &plan, &decision, sent_blocks);
+                    }
                     if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
                         return Ok(Answer { sent, attempt, decision, match_kind });
                     }
@@ -165,6 +191,7 @@ async fn answer(
                 }
                 Err(error) => {
                     attempt.fail(error.kind());
+                    choose::forget(shared, &plan, &decision, sent_blocks);
                     tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
                     let harmless = repeatable || !error.may_have_been_processed();
                     if !(harmless && may_try_again()) {

@@ -21,6 +21,7 @@ use super::{
     Shared,
     choose::Scratch,
     connection::{self, OpenConnection},
+    lmcache::Controller,
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
 
@@ -56,6 +57,7 @@ pub(super) struct ThreadContext {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
+    pub(super) lmcache: Option<Controller>,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
@@ -98,10 +100,12 @@ async fn run(
     core: Option<Core>,
 ) -> io::Result<()> {
     let pool = Pool::new(PoolSettings { connect_timeout: shared.config.timeouts.connect });
+    let lmcache = Controller::new(&shared.config);
     let context = Rc::new(ThreadContext {
         shared,
         pool,
         scratch: RefCell::default(),
+        lmcache,
         connections: Cell::new(0),
         empty: Notify::new(),
     });

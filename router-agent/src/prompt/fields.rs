@@ -286,7 +286,7 @@ fn is_true(value: Value<'_>) -> bool {
     }
 }
 
-fn string(value: Value<'_>) -> Option<Cow<'_, str>> {
+pub(super) fn string(value: Value<'_>) -> Option<Cow<'_, str>> {
     value.as_text().map(Text::to_str)
 }
 

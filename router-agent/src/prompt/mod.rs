@@ -133,6 +133,24 @@ pub fn parse(kind: ApiKind, body: &[u8]) -> Result<Request<'_>, ParseError> {
     })
 }
 
+/// The model that a body names, if the body is a JSON object and names one. Cost: one pass over it.
+pub fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    simdutf8::basic::from_utf8(body).ok()?;
+    let mut scanner = Scanner::new(body);
+    let mut model = None;
+    let read = scanner.peek() == Some(b'{')
+        && scanner
+            .object(|key, scanner| {
+                let value = scanner.value()?;
+                if key.to_str() == "model" {
+                    model = fields::string(value);
+                }
+                Ok(())
+            })
+            .is_ok();
+    model.filter(|_| read)
+}
+
 fn parse_text(kind: ApiKind, text: &[u8]) -> Result<Request<'_>, ParseError> {
     if simdutf8::basic::from_utf8(text).is_err() {
         let at_byte = std::str::from_utf8(text).map_or_else(|error| error.valid_up_to(), str::len);

@@ -1,6 +1,6 @@
 //! What goes into a decision and what comes out of it.
 
-use super::Policy;
+use super::{Policy, Speed};
 use crate::index::WorkerSlot;
 
 /// The request, as far as the decision needs it.
@@ -8,16 +8,34 @@ use crate::index::WorkerSlot;
 pub struct Ask {
     /// Tokens of the prompt, estimated or exact. 0 where there is no prompt to speak of.
     pub prompt_tokens: u32,
+    /// Hash of the session's key, where the request has one.
+    pub session: Option<u64>,
+}
+
+/// Whether a worker has the adapter that the request names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Adapter {
+    /// It runs none of its requests now, or the request names none, or it is not known.
+    #[default]
+    Absent,
+    /// Requests wait for it.
+    Waiting,
+    /// It is loaded: requests run with it.
+    Running,
 }
 
 /// A worker that may get the request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     pub slot: WorkerSlot,
     /// Leading tokens of the prompt that the worker is believed to have cached.
     pub matched_tokens: u32,
+    /// The same in blocks.
+    pub matched_blocks: u32,
     /// Requests that this gateway has sent there and that have not ended.
     pub in_flight: u32,
+    /// Of these, requests whose first body byte has not come.
+    pub pending: u32,
     /// Prefill tokens sent there by this gateway for requests whose first body byte has not come.
     pub queued_prefill_tokens: u64,
     /// `vllm:num_requests_running` at the last scrape; 0 if there was none.
@@ -26,6 +44,14 @@ pub struct Candidate {
     pub waiting: u32,
     /// `in_flight` as it was at the moment of that scrape.
     pub in_flight_at_scrape: u32,
+    /// `vllm:kv_cache_usage_perc` × 1000 at the last scrape; 0 if there was none.
+    pub kv_usage_permille: u32,
+    /// The adapter that the request names, at the last scrape.
+    pub adapter: Adapter,
+    /// Hash of the worker's name: its place among the others for a session, whichever slot it has.
+    pub identity: u64,
+    /// None while too little is known of the fleet.
+    pub speed: Option<Speed>,
 }
 
 impl Candidate {
@@ -34,11 +60,17 @@ impl Candidate {
         Self {
             slot,
             matched_tokens: 0,
+            matched_blocks: 0,
             in_flight: 0,
+            pending: 0,
             queued_prefill_tokens: 0,
             running: 0,
             waiting: 0,
             in_flight_at_scrape: 0,
+            kv_usage_permille: 0,
+            adapter: Adapter::Absent,
+            identity: u64::from(slot.0),
+            speed: None,
         }
     }
 
@@ -52,7 +84,7 @@ impl Candidate {
 }
 
 /// A worker, and why it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Decision {
     pub slot: WorkerSlot,
     pub policy: Policy,
@@ -63,7 +95,8 @@ pub struct Decision {
     pub new_tokens: u32,
     /// The longest match of any candidate.
     pub best_matched_tokens: u32,
-    /// What the policy minimised, in its own unit; 0 for policies that do not.
+    /// What the policy minimised, in its own unit (`warm`: microseconds, or token-requests while speeds are not known);
+    /// 0 for policies that do not.
     pub cost: u64,
     /// The worker that would have been next.
     pub runner_up: Option<WorkerSlot>,
@@ -71,6 +104,8 @@ pub struct Decision {
     pub runner_up_cost: u64,
     /// Candidates that cost the same as the chosen one, itself included.
     pub tied: u32,
+    /// Seconds to the first token on the chosen worker, as the learned speeds have it; none while they are not known.
+    pub time_to_first_token_s: Option<f64>,
 }
 
 /// Why a worker was chosen. A bounded set: it labels metrics.
@@ -90,10 +125,22 @@ pub enum Reason {
     PowerOfTwo,
     RoundRobin,
     Random,
+    /// A worker with more of the prompt is at its limit of requests.
+    Saturated,
+    /// The session's own worker.
+    Session,
+    /// The session's own worker has more than its bound: the next one in the session's order.
+    SessionOverflow,
+    /// The highest sum of weighted scores.
+    HighestScore,
+    /// Drawn with chances by score.
+    WeightedRandom,
+    /// It made the response that this request goes on from.
+    PreviousResponse,
 }
 
 impl Reason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::OnlyCandidate,
         Self::PrefixHit,
         Self::LoadOverPrefix,
@@ -103,6 +150,12 @@ impl Reason {
         Self::PowerOfTwo,
         Self::RoundRobin,
         Self::Random,
+        Self::Saturated,
+        Self::Session,
+        Self::SessionOverflow,
+        Self::HighestScore,
+        Self::WeightedRandom,
+        Self::PreviousResponse,
     ];
 
     /// The name in metrics, headers and logs.
@@ -117,6 +170,12 @@ impl Reason {
             Self::PowerOfTwo => "power_of_two",
             Self::RoundRobin => "round_robin",
             Self::Random => "random",
+            Self::Saturated => "saturated",
+            Self::Session => "session",
+            Self::SessionOverflow => "session_overflow",
+            Self::HighestScore => "highest_score",
+            Self::WeightedRandom => "weighted_random",
+            Self::PreviousResponse => "previous_response",
         }
     }
 }

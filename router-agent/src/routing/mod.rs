@@ -4,32 +4,38 @@
 //! allocation, about a microsecond for 256 workers. It keeps only what ties need (who was chosen last) and a seeded
 //! generator for the random policies, so the same calls give the same choices.
 //!
-//! The default policy, `warm`, is LMetric's product (arXiv 2603.15202): the least of
-//! `(queued prefill + new prefill) × (batch + 1)`, in tokens and requests, with no threshold. [`warm`] says where it
-//! departs from the paper.
+//! The default policy, `warm`, takes the worker with the least predicted time to the first token and the least delay for
+//! others, by prefill speeds that are learned while it runs ([`speed`]), or, while they are not known, LMetric's product
+//! (arXiv 2603.15202), in tokens and requests. [`warm`] has the formula. There is no threshold to set.
 //!
 //! The caller takes the chosen worker's counts (in flight +1, prefill + [`Decision::new_tokens`]) under the same
 //! lock as the decision. Counted later, a burst herds: every request in it sees the same idle worker.
 
 mod decision;
 mod policy;
+mod prefix;
+mod session;
 #[cfg(test)]
 mod simulation;
+pub mod speed;
 #[cfg(test)]
 mod tests;
 mod warm;
+mod weighted;
 
 use fastrand::Rng;
 
 pub use self::{
-    decision::{Ask, Candidate, Decision, Reason, Score},
-    policy::{Policy, UnknownPolicy},
+    decision::{Adapter, Ask, Candidate, Decision, Reason, Score},
+    policy::{Policy, Prefix, Session, Settings, UnknownPolicy},
+    speed::Speed,
+    weighted::{Pick, Scorer, UnknownScorer, Weighted},
 };
 use crate::index::{WORKERS_MAX, WorkerSlot};
 
 /// A policy and what it remembers between decisions.
 pub struct Router {
-    policy: Policy,
+    settings: Settings,
     random: Rng,
     /// Counts decisions.
     clock: u64,
@@ -40,9 +46,9 @@ pub struct Router {
 }
 
 impl Router {
-    pub fn new(policy: Policy, seed: u64) -> Self {
+    pub fn new(settings: Settings, seed: u64) -> Self {
         Self {
-            policy,
+            settings,
             random: Rng::with_seed(seed),
             clock: 0,
             last_chosen: Box::new([0; WORKERS_MAX]),
@@ -50,8 +56,9 @@ impl Router {
         }
     }
 
+    /// The configured policy.
     pub fn policy(&self) -> Policy {
-        self.policy
+        self.settings.policy
     }
 
     /// Chooses one of the candidates; none only if there are none.
@@ -59,37 +66,55 @@ impl Router {
     /// # Panics
     /// If a candidate's slot is not below [`WORKERS_MAX`].
     pub fn decide(&mut self, ask: &Ask, candidates: &[Candidate]) -> Option<Decision> {
-        let decision = match self.policy {
-            Policy::Warm => self.least(candidates, |candidate| (warm::cost(*ask, candidate), 0)),
-            Policy::LeastLoaded => self.least(candidates, load),
-            Policy::RoundRobin => self.next_in_turn(candidates),
-            Policy::Random => self.any(candidates),
-            Policy::PowerOfTwo => self.better_of_two(candidates),
-        }?;
-        let Choice { at, cost, runner_up, tied } = decision;
+        self.decide_by(self.settings.policy, ask, candidates)
+    }
+
+    /// As [`Router::decide`], by another policy than the configured one: where that has nothing to go by.
+    ///
+    /// # Panics
+    /// If a candidate's slot is not below [`WORKERS_MAX`].
+    pub fn decide_by(&mut self, policy: Policy, ask: &Ask, candidates: &[Candidate]) -> Option<Decision> {
+        if candidates.is_empty() {
+            return None;
+        }
+        // A reason only where the policy has one of its own.
+        let (choice, own_reason) = match policy {
+            Policy::Warm | Policy::Lmcache => {
+                let cost = warm::Cost::of(candidates);
+                (self.least(candidates, |candidate| (cost.on(*ask, candidate), 0))?, None)
+            }
+            Policy::Prefix => self.longest_match(candidates)?,
+            Policy::Session => self.of_session(ask.session, candidates)?,
+            Policy::Weighted => self.by_score(*ask, candidates)?,
+            Policy::LeastLoaded => (self.least_loaded(candidates)?, None),
+            Policy::RoundRobin => (self.next_in_turn(candidates)?, None),
+            Policy::Random => (self.any(candidates)?, None),
+            Policy::PowerOfTwo => (self.better_of_two(candidates)?, None),
+        };
+        let Choice { at, cost, runner_up, tied } = choice;
         let (runner_up, runner_up_cost) = runner_up.unzip();
         let chosen = &candidates[at];
         self.clock += 1;
         self.last_chosen[usize::from(chosen.slot.0)] = self.clock;
         self.last_slot = Some(chosen.slot);
         let best_match = candidates.iter().map(|candidate| candidate.matched_tokens).max().unwrap_or(0);
-        let reason = if candidates.len() == 1 {
-            Reason::OnlyCandidate
-        } else {
-            match self.policy {
-                Policy::Warm if best_match > 0 && chosen.matched_tokens == best_match => Reason::PrefixHit,
-                Policy::Warm if best_match > 0 => Reason::LoadOverPrefix,
-                Policy::Warm | Policy::LeastLoaded if tied > 1 => Reason::TieLru,
-                Policy::Warm => Reason::LeastCost,
-                Policy::LeastLoaded => Reason::LeastLoaded,
-                Policy::RoundRobin => Reason::RoundRobin,
-                Policy::Random => Reason::Random,
-                Policy::PowerOfTwo => Reason::PowerOfTwo,
+        let reason = match (policy, own_reason) {
+            _ if candidates.len() == 1 => Reason::OnlyCandidate,
+            (_, Some(reason)) => reason,
+            (Policy::Warm | Policy::Lmcache, _) if best_match > 0 && chosen.matched_tokens == best_match => {
+                Reason::PrefixHit
             }
+            (Policy::Warm | Policy::Lmcache, _) if best_match > 0 => Reason::LoadOverPrefix,
+            (Policy::RoundRobin, _) => Reason::RoundRobin,
+            (Policy::Random, _) => Reason::Random,
+            (Policy::PowerOfTwo, _) => Reason::PowerOfTwo,
+            _ if tied > 1 => Reason::TieLru,
+            (Policy::Warm | Policy::Lmcache, _) => Reason::LeastCost,
+            _ => Reason::LeastLoaded,
         };
         Some(Decision {
             slot: chosen.slot,
-            policy: self.policy,
+            policy,
             reason,
             matched_tokens: chosen.matched_tokens.min(ask.prompt_tokens),
             new_tokens: warm::new_tokens(*ask, chosen),
@@ -98,12 +123,15 @@ impl Router {
             runner_up: runner_up.map(|at| candidates[at].slot),
             runner_up_cost: runner_up_cost.unwrap_or(0),
             tied,
+            time_to_first_token_s: chosen.speed.map(|speed| warm::time_to_first_token(*ask, chosen, speed)),
         })
     }
 
     /// How every candidate scored: what [`Router::decide`] compared, computed anew from the same figures. `out` is
     /// emptied first and ends up in the order of `candidates`.
     pub fn explain(&self, ask: &Ask, candidates: &[Candidate], out: &mut Vec<Score>) {
+        let warm = warm::Cost::of(candidates);
+        let weighted = self.score_costs(*ask, candidates);
         out.clear();
         out.extend(candidates.iter().map(|candidate| Score {
             slot: candidate.slot,
@@ -111,12 +139,23 @@ impl Router {
             new_tokens: warm::new_tokens(*ask, candidate),
             queued_prefill_tokens: candidate.queued_prefill_tokens,
             batch: candidate.batch(),
-            cost: match self.policy {
-                Policy::Warm => warm::cost(*ask, candidate),
-                Policy::LeastLoaded | Policy::PowerOfTwo => load(candidate).0,
+            cost: match self.settings.policy {
+                Policy::Warm | Policy::Lmcache => warm.on(*ask, candidate),
+                Policy::Weighted => weighted(candidate),
+                Policy::Prefix | Policy::Session | Policy::LeastLoaded | Policy::PowerOfTwo => {
+                    load(candidate).0
+                }
                 Policy::RoundRobin | Policy::Random => 0,
             },
         }));
+    }
+
+    fn last_chosen(&self, candidate: &Candidate) -> u64 {
+        self.last_chosen[usize::from(candidate.slot.0)]
+    }
+
+    fn least_loaded(&self, candidates: &[Candidate]) -> Option<Choice> {
+        self.least(candidates, load)
     }
 
     /// The least by cost; of equals, the one that was chosen longest ago.
@@ -125,7 +164,7 @@ impl Router {
         let mut second: Option<(usize, (u64, u64), u64)> = None;
         let mut tied = 0;
         for (at, candidate) in candidates.iter().enumerate() {
-            let entry = (at, cost(candidate), self.last_chosen[usize::from(candidate.slot.0)]);
+            let entry = (at, cost(candidate), self.last_chosen(candidate));
             match best {
                 Some(leader) if entry.1 > leader.1 || (entry.1 == leader.1 && entry.2 >= leader.2) => {
                     tied += u32::from(entry.1 == leader.1);
@@ -164,11 +203,11 @@ impl Router {
     /// Two different candidates at random, and of them the less loaded one.
     fn better_of_two(&mut self, candidates: &[Candidate]) -> Option<Choice> {
         if candidates.len() < 2 {
-            return self.least(candidates, load);
+            return self.least_loaded(candidates);
         }
         let first = self.random.usize(..candidates.len());
         let second = (first + self.random.usize(1..candidates.len())) % candidates.len();
-        let key = |at: usize| (load(&candidates[at]), self.last_chosen[usize::from(candidates[at].slot.0)]);
+        let key = |at: usize| (load(&candidates[at]), self.last_chosen(&candidates[at]));
         let (at, other) = if key(second) < key(first) { (second, first) } else { (first, second) };
         let tied = 1 + u32::from(key(at).0 == key(other).0);
         let runner_up = Some((other, load(&candidates[other]).0));

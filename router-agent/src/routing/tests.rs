@@ -1,10 +1,19 @@
 //! Each policy's choices in tables, and what must hold of every decision.
 
+mod settable;
+
 use std::collections::HashMap;
 
 use super::*;
 
-const ASK: Ask = Ask { prompt_tokens: 1000 };
+const ASK: Ask = Ask { prompt_tokens: 1000, session: Some(7) };
+
+fn router(policy: Policy, seed: u64) -> Router {
+    Router::new(Settings::new(policy), seed)
+}
+
+/// 7,000 tokens/s.
+const SPEED: Speed = Speed { token_s: 1.0 / 7e3, fleet_token_s: 1.0 / 7e3, fixed_s: 0.02, batch_s: 0.05 };
 
 fn candidate(slot: u16) -> Candidate {
     Candidate::idle(WorkerSlot(slot))
@@ -16,6 +25,7 @@ fn candidates(figures: &[(u32, u32, u64)]) -> Vec<Candidate> {
     numbered
         .map(|(slot, &(matched_tokens, in_flight, queued_prefill_tokens))| Candidate {
             matched_tokens,
+            matched_blocks: matched_tokens / 32,
             in_flight,
             in_flight_at_scrape: in_flight,
             queued_prefill_tokens,
@@ -25,13 +35,13 @@ fn candidates(figures: &[(u32, u32, u64)]) -> Vec<Candidate> {
 }
 
 fn decide(policy: Policy, candidates: &[Candidate]) -> Decision {
-    Router::new(policy, 1).decide(&ASK, candidates).expect("there are candidates")
+    router(policy, 1).decide(&ASK, candidates).expect("there are candidates")
 }
 
 #[test]
 fn no_candidates_no_decision() {
     for policy in Policy::ALL {
-        assert_eq!(Router::new(policy, 1).decide(&ASK, &[]), None);
+        assert_eq!(router(policy, 1).decide(&ASK, &[]), None);
     }
 }
 
@@ -90,8 +100,8 @@ fn warm_counts_new_tokens_as_the_worker_will() {
     for (prompt_tokens, matched, new) in
         [(1000, 0, 1000), (1000, 900, 100), (1000, 1000, 16), (10, 10, 10), (0, 0, 1)]
     {
-        let ask = Ask { prompt_tokens };
-        let decision = Router::new(Policy::Warm, 1).decide(&ask, &candidates(&[(matched, 0, 0)]));
+        let ask = Ask { prompt_tokens, session: None };
+        let decision = router(Policy::Warm, 1).decide(&ask, &candidates(&[(matched, 0, 0)]));
         assert_eq!(decision.map(|decision| decision.new_tokens), Some(new));
     }
 }
@@ -133,7 +143,7 @@ fn least_loaded_takes_the_fewest_requests_then_the_shortest_queue() {
 
 #[test]
 fn round_robin_keeps_its_turn_when_the_candidates_change() {
-    let mut router = Router::new(Policy::RoundRobin, 1);
+    let mut router = router(Policy::RoundRobin, 1);
     let all = candidates(&[(0, 0, 0); 4]);
     let mut next = |candidates: &[Candidate]| router.decide(&ASK, candidates).expect("one is chosen").slot.0;
     assert_eq!([next(&all), next(&all), next(&all)], [0, 1, 2]);
@@ -146,7 +156,7 @@ fn round_robin_keeps_its_turn_when_the_candidates_change() {
 fn random_is_even_and_repeats_with_its_seed() {
     let all = candidates(&[(0, 0, 0); 8]);
     let choices = |seed| {
-        let mut router = Router::new(Policy::Random, seed);
+        let mut router = router(Policy::Random, seed);
         (0..8_000).map(|_| router.decide(&ASK, &all).expect("one").slot).collect::<Vec<_>>()
     };
     assert_eq!(choices(1), choices(1));
@@ -160,7 +170,7 @@ fn random_is_even_and_repeats_with_its_seed() {
 
 #[test]
 fn power_of_two_never_takes_the_most_loaded_and_compares_two_different_ones() {
-    let mut router = Router::new(Policy::PowerOfTwo, 1);
+    let mut router = router(Policy::PowerOfTwo, 1);
     let all = candidates(&[(0, 3, 0), (0, 9, 0), (0, 1, 0), (0, 2, 0)]);
     let mut counts = [0; 4];
     for _ in 0..6_000 {
@@ -180,15 +190,28 @@ fn count(all: &mut [Candidate], decision: &Decision) {
     let chosen =
         all.iter_mut().find(|candidate| candidate.slot == decision.slot).expect("it was a candidate");
     chosen.in_flight += 1;
+    chosen.pending += 1;
     chosen.queued_prefill_tokens += u64::from(decision.new_tokens);
 }
 
 #[test]
 fn a_burst_of_equal_requests_spreads_over_the_holders() {
-    for policy in [Policy::Warm, Policy::LeastLoaded] {
+    for (policy, learned) in [
+        (Policy::Warm, false),
+        (Policy::Warm, true),
+        (Policy::Lmcache, true),
+        (Policy::Prefix, false),
+        (Policy::Weighted, false),
+        (Policy::LeastLoaded, false),
+    ] {
         for matched in [0, 992, 1000] {
-            let mut router = Router::new(policy, 1);
+            let mut router = router(policy, 1);
             let mut all = candidates(&[(matched, 0, 0); 8]);
+            if learned {
+                for candidate in &mut all {
+                    candidate.speed = Some(SPEED);
+                }
+            }
             for _ in 0..64 {
                 let decision = router.decide(&ASK, &all).expect("one is chosen");
                 count(&mut all, &decision);
@@ -203,7 +226,7 @@ fn a_burst_of_equal_requests_spreads_over_the_holders() {
 fn ties_without_counts_go_to_the_longest_unchosen() {
     // Requests that end at once leave no count behind: only the turn tells the workers apart.
     for policy in [Policy::Warm, Policy::LeastLoaded] {
-        let mut router = Router::new(policy, 1);
+        let mut router = router(policy, 1);
         let all = candidates(&[(0, 0, 0); 5]);
         let slots: Vec<u16> = (0..10).map(|_| router.decide(&ASK, &all).expect("one").slot.0).collect();
         assert_eq!(slots, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
@@ -217,7 +240,7 @@ fn the_explanation_is_what_was_decided_by() {
     let mut random = fastrand::Rng::with_seed(4);
     let mut scores = Vec::new();
     for policy in Policy::ALL {
-        let mut router = Router::new(policy, 5);
+        let mut router = router(policy, 5);
         for _ in 0..500 {
             let figures: Vec<_> = (0..random.usize(1..12))
                 .map(|_| (random.u32(..4) * 300, random.u32(..4), random.u64(..3) * 500))
@@ -234,7 +257,7 @@ fn the_explanation_is_what_was_decided_by() {
                 decision.best_matched_tokens,
                 scores.iter().map(|score| score.matched_tokens).max().unwrap_or(0)
             );
-            if matches!(policy, Policy::Warm | Policy::LeastLoaded) {
+            if matches!(policy, Policy::Warm | Policy::Lmcache | Policy::Weighted | Policy::LeastLoaded) {
                 assert!(scores.iter().all(|score| score.cost >= decision.cost));
                 let mut costs: Vec<u64> = scores.iter().map(|score| score.cost).collect();
                 costs.sort_unstable();
@@ -258,8 +281,55 @@ fn names_are_read_back_and_unknown_ones_list_the_known() {
     }
     assert_eq!(
         "cache_aware".parse::<Policy>().expect_err("unknown").to_string(),
-        "no policy is called `cache_aware`; there are warm, round_robin, random, least_loaded, power_of_two"
+        "no policy is called `cache_aware`; there are warm, prefix, session, lmcache, weighted, \
+         round_robin, random, least_loaded, power_of_two"
     );
     let labels: std::collections::HashSet<_> = Reason::ALL.map(Reason::label).into();
     assert_eq!(labels.len(), Reason::ALL.len());
+}
+
+fn with_speeds(mut candidates: Vec<Candidate>, factors: &[f64]) -> Vec<Candidate> {
+    for (candidate, factor) in candidates.iter_mut().zip(factors) {
+        candidate.speed = Some(Speed { token_s: SPEED.token_s * factor, ..SPEED });
+    }
+    candidates
+}
+
+#[test]
+fn with_speeds_warm_predicts_the_first_token() {
+    let all = with_speeds(candidates(&[(0, 0, 0), (900, 1, 6_900)]), &[1.0, 1.0]);
+    let decision = decide(Policy::Warm, &all);
+    // 1,000 tokens at 7,000/s now, or 7,000 of them behind another.
+    assert_eq!((decision.slot, decision.reason), (WorkerSlot(0), Reason::LoadOverPrefix));
+    let predicted = decision.time_to_first_token_s.expect("speeds are known");
+    assert!((predicted - (0.02 + 1_000.0 / 7e3)).abs() < 1e-9, "{predicted}");
+    assert_eq!(decide(Policy::Warm, &candidates(&[(0, 0, 0)])).time_to_first_token_s, None);
+}
+
+#[test]
+fn warm_keeps_a_conversation_where_others_would_have_to_wait_for_its_prefill() {
+    // The holder is somewhat busier than the other. On a fleet without queues it would be left...
+    let of = |pending: u32| {
+        let mut all = with_speeds(candidates(&[(0, 0, 0), (600, 0, 1_300)]), &[1.0; 2]);
+        for candidate in &mut all {
+            candidate.pending = pending;
+        }
+        decide(Policy::Warm, &all).slot
+    };
+    assert_eq!(of(0), WorkerSlot(0));
+    // ... but where everybody waits, 600 tokens computed again delay them all.
+    assert_eq!(of(3), WorkerSlot(1));
+}
+
+#[test]
+fn a_slow_worker_gets_what_it_can_do_in_the_same_time() {
+    let mut all = with_speeds(candidates(&[(0, 0, 0); 8]), &[4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+    let mut router = router(Policy::Warm, 1);
+    for _ in 0..290 {
+        let decision = router.decide(&ASK, &all).expect("one is chosen");
+        count(&mut all, &decision);
+    }
+    // A quarter of the others' speed: 10 of 290.
+    assert!((3..=13).contains(&all[0].in_flight), "{}", all[0].in_flight);
+    assert!(all[1..].iter().all(|candidate| (38..=42).contains(&candidate.in_flight)));
 }

@@ -12,7 +12,7 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, KvEventMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -62,12 +62,17 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// The LMCache controller.
+    pub lmcache: LmcacheMetrics,
     /// What workers say of their KV caches.
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
+    time_to_first_token_error: HistogramVec,
+    worker_prefill_rate: GaugeVec,
+    worker_decode_slope: GaugeVec,
     worker_requests: IntCounterVec,
     worker_in_flight: IntGaugeVec,
     worker_queued: IntGaugeVec,
@@ -194,6 +199,8 @@ const RETURNS: [Stop; 6] = [Stop::End, Stop::Room, Stop::Framing, Stop::ErrorEve
 pub struct WorkerMetrics {
     /// Send of the request to first body chunk.
     pub time_to_first_token: Histogram,
+    /// What a decision had expected of that time, less or more.
+    pub time_to_first_token_error: Histogram,
     /// Responses relayed to their end.
     pub completed: IntCounter,
     /// Requests that the worker failed.
@@ -323,6 +330,22 @@ impl Metrics {
                 &["worker"],
                 TTFT_BUCKETS_SECONDS,
             )?,
+            time_to_first_token_error: make.histograms(
+                "warmpath_time_to_first_token_error_seconds",
+                "Difference between predicted and observed time to first token, streamed responses.",
+                &["worker"],
+                TTFT_BUCKETS_SECONDS,
+            )?,
+            worker_prefill_rate: make.float_gauges(
+                "warmpath_worker_prefill_tokens_per_second",
+                "Prefill rate of a worker as learned from times to first token; 0 while not known.",
+                &["worker"],
+            )?,
+            worker_decode_slope: make.float_gauges(
+                "warmpath_worker_decode_slope_seconds",
+                "What one more running request adds to each token of the others, as learned; 0 while not known.",
+                &["worker"],
+            )?,
             worker_requests: make.counters(
                 "warmpath_worker_requests_total",
                 "Requests sent to a worker, by how they ended.",
@@ -386,6 +409,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
             registry: make.0,
@@ -399,8 +423,10 @@ impl Metrics {
 
     /// The handles of one worker.
     pub fn worker(&self, name: &str) -> WorkerMetrics {
+        self.lmcache.set_keys(name, 0);
         WorkerMetrics {
             time_to_first_token: self.time_to_first_token.with_label_values(&[name]),
+            time_to_first_token_error: self.time_to_first_token_error.with_label_values(&[name]),
             completed: self.worker_requests.with_label_values(&[name, "completed"]),
             failed: self.worker_requests.with_label_values(&[name, "failed"]),
             rejected: self.worker_requests.with_label_values(&[name, "rejected"]),
@@ -450,6 +476,9 @@ impl Metrics {
         set(&self.index_blocks, index_blocks as i64);
         let usage = f64::from(worker.engine.kv_usage_permille.load(Relaxed)) / 1000.0;
         self.worker_kv_usage.with_label_values(&[name]).set(usage);
+        let rate = worker.speed.get().map_or(0.0, |speed| 1.0 / speed.token_s);
+        self.worker_prefill_rate.with_label_values(&[name]).set(rate);
+        self.worker_decode_slope.with_label_values(&[name]).set(worker.speed.decode_slope_s());
         let health = worker.health();
         for state in Health::ALL {
             let is = i64::from(state == health);

@@ -3,12 +3,14 @@
 mod guard;
 mod kv_events;
 mod latency;
+mod lmcache;
 mod logging;
 mod metrics;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
+pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use tokenize::{TokenizeMetrics, TokensFrom};

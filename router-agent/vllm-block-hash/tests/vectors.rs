@@ -4,13 +4,17 @@ use serde_json::Value;
 use vllm_block_hash::{BlockHash, BlockHasher, ExtraKeys, HashAlgo};
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[test]
 fn every_recorded_vector_comes_out() {
     let vectors: Vec<Value> =
-        serde_json::from_str(include_str!("../../tests/fixtures/vllm/hash_vectors.json")).unwrap();
+        serde_json::from_str(include_str!("../../../tests/fixtures/vllm/hash_vectors.json")).unwrap();
     let mut blocks = 0;
     for vector in &vectors {
         let algo = HashAlgo::from_name(vector["algo"].as_str().unwrap()).unwrap();

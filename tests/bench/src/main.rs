@@ -5,17 +5,11 @@
 
 #![forbid(unsafe_code)]
 
-mod client;
 mod guard;
 mod processes;
-mod prompt;
 mod relay;
 mod replay;
-mod report;
-mod schedule;
-mod sse;
 mod stats;
-mod trace;
 
 use clap::{Parser, Subcommand};
 

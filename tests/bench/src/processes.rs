@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of one attempt; a machine with a long run queue takes more than a second.
+const GET_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Linux accounts a process's CPU time to user space in ticks of this length, on every architecture.
 const TICK: Duration = Duration::from_millis(10);
@@ -37,7 +39,7 @@ impl Process {
     /// Waits until `GET path` answers 200.
     pub(crate) fn await_ready(&mut self, address: SocketAddr, path: &str) -> Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
-        while !answers(address, path) {
+        while !matches!(get(address, path), Ok((200, _))) {
             if let Some(status) = self.child.try_wait()? {
                 bail!("ended at once ({status}): see {}", self.log.display());
             }
@@ -53,9 +55,18 @@ impl Process {
         self.child.id()
     }
 
-    /// User and system time so far, all threads.
+    /// User and system time so far, all threads, its children and theirs included.
     pub(crate) fn cpu(&self) -> Duration {
-        cpu_of(&self.child.id().to_string())
+        let mut ids = vec![self.child.id().to_string()];
+        let mut sum = Duration::ZERO;
+        while let Some(id) = ids.pop() {
+            sum += cpu_of(&id);
+            for task in std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten() {
+                let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                ids.extend(children.split_whitespace().map(str::to_owned));
+            }
+        }
+        sum
     }
 }
 
@@ -80,16 +91,16 @@ impl Drop for Process {
     }
 }
 
-fn answers(address: SocketAddr, path: &str) -> bool {
-    let attempt = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-        let mut head = [0; 12];
-        stream.read_exact(&mut head)?;
-        Ok(head == *b"HTTP/1.1 200")
-    };
-    attempt().unwrap_or(false)
+/// Status and body of `GET path`, on a connection of its own; for bodies with a length, not for chunks.
+pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, GET_TIMEOUT)?;
+    stream.set_read_timeout(Some(GET_TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").context("no end of the head")?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+    Ok((status, body.to_owned()))
 }
 
 /// User and system time of process `pid` (or "self"); zero when it is gone.
@@ -116,6 +127,25 @@ pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
     let path = own.parent().unwrap_or(Path::new(".")).join(name);
     ensure!(path.exists(), "{} is not built: use `cargo xtask bench`", path.display());
     Ok(path)
+}
+
+/// What a program that runs to its end prints, without the white space around it; an error has what it said.
+pub(crate) fn output(program: &Path, args: &[&str]) -> Result<String> {
+    let shown = || format!("{} {}", program.display(), args.join(" "));
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        shown(),
+        err.trim_end().lines().last().unwrap_or_default()
+    );
+    let said = if out.trim().is_empty() { err } else { out };
+    Ok(said.trim().to_owned())
 }
 
 /// The first of `count` neighbouring ports that are free on the loopback interface now.

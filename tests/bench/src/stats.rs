@@ -37,7 +37,7 @@ fn percentile(sorted: &[f64], percent: f64) -> f64 {
     sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// How unevenly `total` is spread: the largest share over the mean share. 1.0 is even; `parts` counts those with
+/// How unevenly values are spread: the largest share over the mean share. 1.0 is even; `parts` counts those with
 /// nothing too. `NaN` when there is nothing to spread.
 pub(crate) fn max_over_mean(values: impl IntoIterator<Item = u64>, parts: usize) -> f64 {
     let (mut max, mut total) = (0, 0);

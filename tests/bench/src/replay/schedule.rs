@@ -6,10 +6,16 @@
 
 use std::time::Duration;
 
-use crate::trace::Request;
+use super::trace::Request;
 
 /// Gap after the last group, and the widest that a group is spread over.
 const TICK_MS: u64 = 3_000;
+
+/// Trace time from the first request to the end of the last group, at the trace's own rate.
+pub(crate) fn span(requests: &[Request]) -> Duration {
+    let stamp_ms = |request: Option<&Request>| request.map_or(0, |request| request.timestamp_ms);
+    Duration::from_millis(stamp_ms(requests.last()) - stamp_ms(requests.first()) + TICK_MS)
+}
 
 /// Intended send times in trace time since the start, one per request and not decreasing. `rate` compresses arrivals
 /// (2.0 doubles the load).
@@ -73,5 +79,6 @@ mod tests {
         for (slow, fast) in times.iter().zip(arrivals(&requests, 2.0, 7)) {
             assert!(slow.abs_diff(fast * 2) < Duration::from_nanos(10));
         }
+        assert_eq!(span(&requests), Duration::from_secs(6));
     }
 }

@@ -11,8 +11,8 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::prompt::PromptBody;
-use crate::sse::{Stream, Usage};
+use super::prompt::PromptBody;
+use super::sse::{Stream, Usage};
 
 const IDLE_MAX: Duration = Duration::from_secs(3);
 

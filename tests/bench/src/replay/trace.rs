@@ -18,7 +18,7 @@ pub(crate) const BLOCK_TOKENS: u64 = 512;
 /// One request of the trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// Since the start of the trace, not yet spread over its group ([`crate::schedule`]).
+    /// Since the start of the trace, not yet spread over its group ([`super::schedule`]).
     pub(crate) timestamp_ms: u64,
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
@@ -246,11 +246,11 @@ mod tests {
 
     #[test]
     fn the_committed_sample_is_whole() {
-        let file = std::fs::File::open(crate::replay::SAMPLE).unwrap();
+        let file = std::fs::File::open(super::super::SAMPLE).unwrap();
         let requests = read(std::io::BufReader::new(file), usize::MAX).unwrap();
-        assert_eq!(requests.len(), 500);
+        assert_eq!(requests.len(), 1_000);
         let ceiling = ceiling(&requests, usize::MAX);
-        assert_eq!(ceiling.prompt_tokens, 7_124_855);
-        assert!((ceiling.share() - 0.1639).abs() < 0.0001, "{}", ceiling.share());
+        assert_eq!(ceiling.prompt_tokens, 13_732_944);
+        assert!((ceiling.share() - 0.2157).abs() < 0.0001, "{}", ceiling.share());
     }
 }

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use crate::trace::{BLOCK_TOKENS, Request};
+use super::trace::{BLOCK_TOKENS, Request};
 
 /// Bytes of text that the simulated worker counts as one token.
 pub(crate) const TOKEN_BYTES: u64 = 4;

@@ -1,0 +1,211 @@
+//! What the LMCache controller knows of a prompt: for the policy `lmcache`.
+//!
+//! `POST /lookup` with the prompt's token ids answers, per instance, how many leading tokens it has, wherever they lie
+//! (`{"layout_info": {instance: [location, tokens]}}`). A request waits for that no longer than `routing.lmcache.timeout`;
+//! without an answer it is decided as by `warm`, from this gateway's own index. Where the controller fails again and again
+//! it is not asked for a while: a breaker, as for workers.
+//!
+//! `GET /controller/workers` lists the instances, with their address and the number of chunks that they hold; it is read at
+//! the pace of the scrapes. An instance is a worker by `routing.lmcache.instances`, else by its id being the worker's name,
+//! else by an address that only one worker has.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde::{Deserialize, Serialize};
+
+use super::Shared;
+use crate::{
+    config::{self, WorkerUrl},
+    fleet::{Breaker, Fleet},
+    index::WorkerSlot,
+    limits,
+    routing::Policy,
+    telemetry::LookupOutcome,
+};
+
+/// Leading tokens of a prompt by worker.
+pub(super) type Matched = Vec<(WorkerSlot, u32)>;
+
+/// The instances that the controller lists, as workers.
+pub(super) type Instances = ArcSwap<HashMap<String, WorkerSlot>>;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum LookupError {
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error(transparent)]
+    Http(#[from] hyper_util::client::legacy::Error),
+    #[error("the controller answered {0}")]
+    Status(http::StatusCode),
+    #[error("broken answer: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("not the answer of an LMCache controller: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// One thread's connections to the controller.
+pub(super) struct Controller {
+    client: Client<HttpConnector, Full<Bytes>>,
+    authority: String,
+    timeout: Duration,
+    breaker: Breaker,
+}
+
+#[derive(Serialize)]
+struct Lookup<'a> {
+    tokens: &'a [u32],
+}
+
+#[derive(Deserialize)]
+struct Layout {
+    #[serde(default)]
+    layout_info: HashMap<String, (String, u32)>,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    workers: Vec<Instance>,
+}
+
+#[derive(Deserialize)]
+struct Instance {
+    #[serde(rename = "instance_id")]
+    id: String,
+    #[serde(default)]
+    ip: Option<IpAddr>,
+    #[serde(default)]
+    key_count: u64,
+}
+
+impl Controller {
+    /// For the current runtime; none where no controller is configured.
+    pub(super) fn new(config: &config::Config) -> Option<Self> {
+        if config.routing.settings.policy != Policy::Lmcache {
+            return None;
+        }
+        let controller: &WorkerUrl = config.routing.lmcache.controller.as_ref()?;
+        let breaker = Breaker::new(config.breaker.failures, config.breaker.open_for);
+        Some(Self {
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            authority: controller.authority(),
+            timeout: config.routing.lmcache.timeout,
+            breaker,
+        })
+    }
+
+    /// What the controller knows of these tokens; none if it does not say so in time, or the tokens are not known.
+    pub(super) async fn matched(&self, shared: &Shared, tokens: Option<&[u32]>) -> Option<Matched> {
+        let now = Instant::now();
+        let metrics = &shared.metrics.lmcache;
+        let Some(tokens) = tokens else {
+            metrics.count(LookupOutcome::NoTokens);
+            return None;
+        };
+        if !self.breaker.admits(now) {
+            metrics.count(LookupOutcome::NotAsked);
+            return None;
+        }
+        self.breaker.begin(now);
+        let body = serde_json::to_vec(&Lookup { tokens }).expect("numbers serialise");
+        let answer = self.exchange::<Layout>(Method::POST, "/lookup", body.into()).await;
+        metrics.seconds.observe(now.elapsed().as_secs_f64());
+        match answer {
+            Ok(Layout { layout_info }) => {
+                self.breaker.succeeded();
+                metrics.count(LookupOutcome::Answered);
+                let instances = shared.lmcache_instances.load();
+                let slot = |(id, (_, tokens)): (String, (String, u32))| Some((*instances.get(&id)?, tokens));
+                Some(layout_info.into_iter().filter_map(slot).collect())
+            }
+            Err(error) => {
+                self.breaker.failed(Instant::now());
+                let is_late = matches!(error, LookupError::Timeout(_));
+                metrics.count(if is_late { LookupOutcome::Late } else { LookupOutcome::Failed });
+                tracing::debug!(%error, "LMCache controller: decided without it");
+                None
+            }
+        }
+    }
+
+    async fn exchange<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, LookupError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.authority))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .expect("a checked authority and a constant path make a URI");
+        let answer = async {
+            let response = self.client.request(request).await?;
+            if !response.status().is_success() {
+                return Err(LookupError::Status(response.status()));
+            }
+            let body = Limited::new(response.into_body(), limits::LMCACHE_ANSWER_BYTES_MAX);
+            let body = body.collect().await.map_err(LookupError::Body)?.to_bytes();
+            Ok(serde_json::from_slice(&body)?)
+        };
+        tokio::time::timeout(self.timeout, answer).await.map_err(|_| LookupError::Timeout(self.timeout))?
+    }
+}
+
+/// Reads the controller's list of instances again and again; for the control thread. Ends at once without a controller.
+pub async fn watch_lmcache(shared: Arc<Shared>) {
+    let Some(mut controller) = Controller::new(&shared.config) else { return };
+    controller.timeout = shared.config.health.timeout; // nobody waits for this one
+    let mut polls = tokio::time::interval(shared.config.scrape_interval);
+    polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        polls.tick().await;
+        match controller.exchange::<Listed>(Method::GET, "/controller/workers", Bytes::new()).await {
+            Ok(listed) => {
+                let instances = by_worker(&shared.fleet, &shared.config.routing.lmcache, &listed.workers);
+                for worker in shared.fleet.workers().iter() {
+                    let is_of = |instance: &&Instance| instances.get(&instance.id) == Some(&worker.slot);
+                    let keys =
+                        listed.workers.iter().filter(is_of).map(|instance| instance.key_count).sum::<u64>();
+                    shared.metrics.lmcache.set_keys(&worker.name, keys);
+                }
+                shared.lmcache_instances.store(Arc::new(instances));
+            }
+            Err(error) => tracing::debug!(%error, "LMCache controller: no list of instances"),
+        }
+    }
+}
+
+fn by_worker(fleet: &Fleet, config: &config::Lmcache, listed: &[Instance]) -> HashMap<String, WorkerSlot> {
+    let workers = fleet.workers();
+    let named = |name: &str| workers.iter().find(|worker| worker.name == name).map(|worker| worker.slot);
+    let at = |ip: IpAddr| {
+        let mut there = workers.iter().filter(|worker| worker.address().is_some_and(|own| own.ip() == ip));
+        there.next().filter(|_| there.next().is_none()).map(|worker| worker.slot)
+    };
+    let configured = config.instances.iter().filter_map(|(id, name)| Some((id.clone(), named(name)?)));
+    let mut slots: HashMap<String, WorkerSlot> = configured.collect();
+    for instance in listed {
+        let slot = || named(&instance.id).or_else(|| instance.ip.and_then(at));
+        if !slots.contains_key(&instance.id)
+            && let Some(slot) = slot()
+        {
+            slots.insert(instance.id.clone(), slot);
+        }
+    }
+    slots
+}
