@@ -14,14 +14,14 @@ use tokio::{
 };
 use warmpath_tests::{Gateway, PATIENCE};
 
-/// A worker that answers each request with `response` and keeps what it was sent, health checks aside.
-struct Worker {
+/// A worker that answers each request with `response` and keeps what it was sent, the gateway's own questions aside.
+pub(crate) struct Worker {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Worker {
-    async fn start(response: &'static str) -> Self {
+    pub(crate) async fn start(response: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -35,7 +35,11 @@ impl Worker {
     }
 
     async fn gateway(&self) -> Gateway {
-        Gateway::start(&[format!("http://{}", self.address)], &[]).await
+        Gateway::start(&[self.url()], &[]).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     fn take(&self) -> Vec<String> {
@@ -58,7 +62,7 @@ async fn answer(
                 return None;
             }
         };
-        if request.starts_with("GET /health ") || request.starts_with("GET /metrics ") {
+        if request.contains("\r\nuser-agent: warmpath/") {
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok()?;
             continue;
         }

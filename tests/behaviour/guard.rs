@@ -242,9 +242,9 @@ async fn rules_are_reloaded_by_sighup_and_a_wrong_file_changes_nothing() {
     assert_eq!(site.guard().await["rules"][0]["cidr"], "10.99.0.66/32");
     assert!(!refused.is_finished());
 
-    file.write("policy: random\nguard: {interfaces: [lo]}\n");
+    file.write("routing: {policy: random}\nguard: {interfaces: [lo]}\n");
     site.gateway.signal(Signal::HUP);
-    said("take a restart: policy, guard.interfaces").await;
+    said("take a restart: routing, guard.interfaces").await;
     refused.await.unwrap().unwrap();
     assert_eq!(site.chat_from(OTHER_CLIENT).await, 200);
 }

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use warmpath_tests::{Gateway, binary, eventually, sims, urls};
 
+use crate::conformance::Worker;
+
 /// A tokenizer and a template of their own: see tests/fixtures/tokenize.
 fn chatml() -> String {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tokenize/chatml");
@@ -84,8 +86,8 @@ async fn what_a_worker_cannot_tokenise_is_served_all_the_same() {
     }
     assert_eq!(requests(&gateway, "worker", "unsupported").await, bodies.len() as u64);
     // A worker says no to these: its answer is the client's, and there are no tokens.
-    let unknown_model = json!({"model": "unheard-of", "prompt": "Hi", "max_tokens": 2});
-    assert_eq!(gateway.post("/v1/completions", &unknown_model).await.status, 404);
+    let no_prompt = json!({"max_tokens": 2});
+    assert_eq!(gateway.post("/v1/completions", &no_prompt).await.status, 400);
     assert_eq!(requests(&gateway, "worker", "worker_failed").await, 1);
 }
 
@@ -101,10 +103,10 @@ async fn token_ids_in_a_request_are_its_tokens() {
 
 #[tokio::test]
 async fn a_tokenizer_of_the_gateway_counts_as_vllm_does() {
-    let sims = sims(1).await;
-    // A model that no worker has, so that no worker can be compared with.
+    // A worker that tells neither its models nor its tokens, so that it cannot be compared with.
+    let worker = Worker::start("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
     let models = format!("{{models: {{tiny: {{local: {}}}}}, deadline: 10s}}", chatml());
-    let gateway = gateway(&models, &urls(&sims)).await;
+    let gateway = gateway(&models, &[worker.url()]).await;
     let recordings = std::fs::read_to_string(Path::new(&chatml()).join("recordings.jsonl")).unwrap();
     let mut compared = 0;
     for recorded in recordings.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
