@@ -96,11 +96,30 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, GET_TIMEOUT)?;
     stream.set_read_timeout(Some(GET_TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
+    // Not to the end of the connection: not every server closes it because it is asked to.
+    let mut response = Vec::new();
+    let mut piece = [0; 16 * 1024];
+    while !is_whole(&response) {
+        match stream.read(&mut piece)? {
+            0 => break,
+            count => response.extend_from_slice(&piece[..count]),
+        }
+    }
+    let response = String::from_utf8(response)?;
     let (head, body) = response.split_once("\r\n\r\n").context("no end of the head")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
     Ok((status, body.to_owned()))
+}
+
+/// Whether a response with a length is all there.
+fn is_whole(response: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(response);
+    let Some((head, _)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    length.is_some_and(|length| response.len() >= head.len() + 4 + length)
 }
 
 /// User and system time of process `pid` (or "self"); zero when it is gone.
