@@ -48,6 +48,17 @@ async fn start(workers: &[String], config: &str) -> Option<Gateway> {
     None
 }
 
+/// Reads one request into `request`, as a worker: a head alone, or with a JSON body. None at the connection's end.
+async fn read_request(socket: &mut TcpStream, request: &mut Vec<u8>) -> Option<()> {
+    request.clear();
+    while !request.ends_with(b"}") && !request.ends_with(b"\r\n\r\n") {
+        if socket.read_buf(request).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(())
+}
+
 async fn returns(gateway: &Gateway, reason: &str) -> f64 {
     gateway.metric(&format!("warmpath_relay_returns_total{{reason=\"{reason}\"}}")).await
 }

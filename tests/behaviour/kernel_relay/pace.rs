@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
 };
 
-use super::{Client, all_by, returns, start};
+use super::{Client, all_by, read_request, returns, start};
 
 /// More than the 256 by which the kernel judges the pace.
 const EVENTS: usize = 600;
@@ -45,12 +45,7 @@ async fn a_stream_faster_than_any_engine_is_copied_and_an_engine_s_is_not() {
 async fn worker(mut socket: TcpStream) -> Option<()> {
     let mut request = Vec::new();
     loop {
-        request.clear();
-        while !request.ends_with(b"}") && !request.ends_with(b"\r\n\r\n") {
-            if socket.read_buf(&mut request).await.ok()? == 0 {
-                return None;
-            }
-        }
+        read_request(&mut socket, &mut request).await?;
         let head = String::from_utf8_lossy(&request).into_owned();
         let pause = head.split_once("pause_ms=").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
         let Some(pause) = pause.map(Duration::from_millis) else {

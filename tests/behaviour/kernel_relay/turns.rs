@@ -9,11 +9,11 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
 };
 
-use super::{Client, all_by, returns, start};
+use super::{Client, all_by, read_request, returns, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_relayed_and_copied_responses_take_turns_on_one_pair_of_connections() {
@@ -58,12 +58,7 @@ fn events(number: usize) -> Vec<Vec<u8>> {
 async fn count_up(mut socket: TcpStream, connections: Arc<AtomicUsize>) -> Option<()> {
     let (mut request, mut is_counted) = (Vec::new(), false);
     loop {
-        request.clear();
-        while !request.ends_with(b"}") && !request.ends_with(b"\r\n\r\n") {
-            if socket.read_buf(&mut request).await.ok()? == 0 {
-                return None;
-            }
-        }
+        read_request(&mut socket, &mut request).await?;
         let head = String::from_utf8_lossy(&request).into_owned();
         if head.starts_with("POST ") && !std::mem::replace(&mut is_counted, true) {
             connections.fetch_add(1, Relaxed);

@@ -14,7 +14,7 @@ use tokio::{
 };
 use warmpath_tests::{Gateway, PATIENCE, eventually};
 
-use super::{all_by, start};
+use super::{all_by, read_request, start};
 use crate::privileges::ids;
 
 const HEAD: &[u8] =
@@ -95,12 +95,7 @@ async fn miscount<const STATE: usize>(path: &str, states: &str, at: usize, by: i
 async fn worker(mut socket: TcpStream, go_on: Arc<Notify>) -> Option<()> {
     let mut request = Vec::new();
     loop {
-        request.clear();
-        while !request.ends_with(b"}") && !request.ends_with(b"\r\n\r\n") {
-            if socket.read_buf(&mut request).await.ok()? == 0 {
-                return None;
-            }
-        }
+        read_request(&mut socket, &mut request).await?;
         if !request.starts_with(b"POST /v1/") {
             socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.ok()?;
             continue;
