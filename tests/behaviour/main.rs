@@ -26,3 +26,4 @@ mod routing;
 mod tidy;
 mod timing;
 mod tokens;
+mod workers;

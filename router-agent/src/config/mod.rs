@@ -19,8 +19,8 @@ use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
-pub(crate) use file::worker_config;
 pub use file::{File, load};
+pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use live::Live;
