@@ -9,6 +9,8 @@ use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     client_io::{ClientIo, ClientSocket, Phases, Verdict},
+    panics::{Contained, contained},
+    relay::GatewayBody,
     request,
     thread::{Phase, ThreadContext},
 };
@@ -32,9 +34,10 @@ pub(super) async fn serve(
         let (context, socket) = (context.clone(), socket.clone());
         async move {
             let client = request::Client { address: client, socket };
-            Ok::<_, Infallible>(
-                request::handle(&context, client, request).await.map(|body| body.hold(serving)),
-            )
+            let metrics = &context.shared.metrics;
+            let handler = request::handle(&context, client, request);
+            let response = contained(metrics, handler, GatewayBody::own).await;
+            Ok::<_, Infallible>(response.map(|body| Contained::new(body.hold(serving), metrics.clone())))
         }
     });
     let connection = http1::Builder::new()
@@ -83,7 +86,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Counts a connection from accept to close, and the panic that ends it, if one does.
+/// Counts a connection from accept to close, and a panic outside of its requests that ends it, if one does.
 pub(super) struct OpenConnection {
     context: Rc<ThreadContext>,
 }

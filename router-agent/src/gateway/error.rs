@@ -51,6 +51,9 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// A defect of this program.
+    #[error("internal error of the gateway")]
+    Panicked,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -73,6 +76,7 @@ impl GatewayError {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) => StatusCode::NOT_FOUND,
             Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
@@ -82,7 +86,7 @@ impl GatewayError {
     pub fn source_label(&self) -> &'static str {
         match self {
             Self::Failed { .. } => "worker",
-            Self::NoWorker => "gateway",
+            Self::NoWorker | Self::Panicked => "gateway",
             _ => "client",
         }
     }
@@ -100,6 +104,7 @@ impl GatewayError {
             Self::Connect => "method_not_supported",
             Self::NoSuchModel(_) => "model_not_found",
             Self::NoWorker => "no_worker_available",
+            Self::Panicked => "internal_error",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } => "worker_failed",

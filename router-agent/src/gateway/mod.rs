@@ -19,6 +19,7 @@ mod headers;
 mod listen;
 mod lmcache;
 mod models;
+mod panics;
 mod raw;
 mod relay;
 pub mod request;
