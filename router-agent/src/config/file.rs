@@ -185,10 +185,7 @@ impl File {
                 .into_iter()
                 .map(|worker| match worker {
                     Worker::Url(url) => worker_config(&url, None),
-                    Worker::Full(WorkerEntry { url, name, kv_events }) => Ok(WorkerConfig {
-                        kv_events: kv_events.map(Into::into).unwrap_or_default(),
-                        ..worker_config(&url, name)?
-                    }),
+                    Worker::Full(entry) => entry.try_into(),
                 })
                 .collect::<Result<_, _>>()?;
         }
@@ -241,6 +238,32 @@ impl File {
 fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
     let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
     texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
+}
+
+impl TryFrom<WorkerEntry> for WorkerConfig {
+    type Error = ConfigError;
+
+    fn try_from(WorkerEntry { url, name, kv_events }: WorkerEntry) -> Result<Self, ConfigError> {
+        Ok(Self { kv_events: kv_events.map(Into::into).unwrap_or_default(), ..worker_config(&url, name)? })
+    }
+}
+
+/// Why the JSON of a worker cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    /// It is not what an entry of `workers:` is.
+    #[error("not a worker such as {{\"url\": \"http://10.0.0.7:8000\", \"name\": \"gpu7\"}}: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A value is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A worker as JSON, with the keys of an entry of `workers:`.
+pub(crate) fn parse_worker(json: &[u8]) -> Result<WorkerConfig, WorkerError> {
+    let worker = WorkerConfig::try_from(serde_json::from_slice::<WorkerEntry>(json)?)?;
+    worker.kv_events.validate()?;
+    Ok(worker)
 }
 
 /// A worker from its URL, named `host:port` unless told otherwise.

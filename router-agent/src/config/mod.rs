@@ -8,6 +8,7 @@ mod cidr;
 mod file;
 mod guard;
 mod kv_events;
+mod live;
 mod routing;
 mod tokenizers;
 mod worker_url;
@@ -16,12 +17,13 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
-pub use changes::needing_restart;
+pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
-pub(crate) use file::worker_config;
 pub use file::{File, load};
+pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::StatusCode;
 
-use super::{Shared, route::Route};
+use super::{
+    Shared,
+    cut::{Cut, Cuts},
+    route::Route,
+};
 use crate::{
     fleet::{Flight, Worker},
     kernel::{
@@ -64,6 +68,7 @@ pub(super) struct Attempt {
     flow: Option<Flow>,
     /// Ends with prefill.
     prediction: Option<Prediction>,
+    cut: Cut,
 }
 
 impl Attempt {
@@ -72,7 +77,9 @@ impl Attempt {
         flight: Flight,
         predicted_s: Option<f64>,
         prediction: Option<Prediction>,
+        cuts: &Cuts,
     ) -> Self {
+        let cut = cuts.list(flight.worker().clone());
         Self {
             shared,
             flight,
@@ -83,11 +90,17 @@ impl Attempt {
             is_event_stream: false,
             flow: None,
             prediction,
+            cut,
         }
     }
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
         self.flight.worker()
+    }
+
+    /// Tells when the request is cut off because its worker was dismissed.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -19,11 +19,12 @@ use super::{
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
+    snapshot::Snapshot,
     thread::ThreadContext,
     token_keys::MatchKind,
     tokens,
 };
-use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
+use crate::{config, fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
@@ -37,6 +38,7 @@ pub(super) async fn handle(
     client: Client,
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
+    let config = context.config();
     let (parts, body) = request.into_parts();
     let conforms = conformance::check(&parts);
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
@@ -45,21 +47,21 @@ pub(super) async fn handle(
     let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
-    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
+    let raw = raw && fastrand::f64() >= config.relay.sample;
     let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
+        hold: relays.map(|_| raw::hold(&config.relay)),
     };
 
     let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
     let answered = match (conforms, own) {
         (Err(error), _) => Err(error),
         (Ok(()), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(()), None) => answer(context, route, outgoing, body, &request_id)
+        (Ok(()), None) => answer(context, &config, route, outgoing, body, &request_id)
             .await
             .map(|answer| Answered::Worker(Box::new(answer))),
     };
@@ -70,7 +72,7 @@ pub(super) async fn handle(
         }
         Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
-            answer.relay(context, &client, relays, account)
+            answer.relay(context, &config.relay, &client, relays, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -129,23 +131,23 @@ struct Answer {
 
 async fn answer(
     context: &Rc<ThreadContext>,
+    config: &Snapshot,
     route: Route,
     mut outgoing: Outgoing,
     body: Incoming,
     request_id: &HeaderValue,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
-    let config = &shared.config;
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
+    let mut plan = choose::plan(shared, config, route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
-    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
@@ -164,7 +166,8 @@ async fn answer(
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
         let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
+        let mut attempt =
+            Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction, &context.cuts);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again = || {
@@ -174,32 +177,34 @@ async fn answer(
         };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason =
-            match upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request)
-                .await
-            {
-                Ok(sent) => {
-                    let status = sent.response.status();
-                    if is_load(status) || status.is_server_error() {
-                        choose::forget(shared, &plan, &decision, sent_blocks);
-                    }
-                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision, match_kind });
-                    }
-                    attempt.complete(status);
-                    if is_load(status) { "load" } else { "status" }
-                }
-                Err(error) => {
-                    attempt.fail(error.kind());
+        let sent = tokio::select! {
+            biased;
+            sent = upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request) => sent,
+            () = attempt.cut().cut() => Err(upstream::SendError::Removed),
+        };
+        let retry_reason = match sent {
+            Ok(sent) => {
+                let status = sent.response.status();
+                if is_load(status) || status.is_server_error() {
                     choose::forget(shared, &plan, &decision, sent_blocks);
-                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                    let harmless = repeatable || !error.may_have_been_processed();
-                    if !(harmless && may_try_again()) {
-                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
-                    }
-                    error.kind()
                 }
-            };
+                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                    return Ok(Answer { sent, attempt, decision, match_kind });
+                }
+                attempt.complete(status);
+                if is_load(status) { "load" } else { "status" }
+            }
+            Err(error) => {
+                attempt.fail(error.kind());
+                choose::forget(shared, &plan, &decision, sent_blocks);
+                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                let harmless = repeatable || !error.may_have_been_processed();
+                if !(harmless && may_try_again()) {
+                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                }
+                error.kind()
+            }
+        };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose(&tried)?;
@@ -238,6 +243,7 @@ impl Answer {
     fn relay(
         self,
         context: &ThreadContext,
+        config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
         account: RequestAccount,
@@ -248,7 +254,7 @@ impl Answer {
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(&context.shared.config.relay) == upstream::Hold::All;
+        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
@@ -268,8 +274,7 @@ impl Answer {
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((relays, plan)) => {
-                match RawRelay::new(plan, &context.shared.config.relay, relays, &client.socket, lease, ledger)
-                {
+                match RawRelay::new(plan, config, relays, &client.socket, lease, ledger) {
                     Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                     Err(refused) => refused,
                 }

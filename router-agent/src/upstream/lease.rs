@@ -19,7 +19,7 @@ use super::{
     pool::Parked,
     seam::{Hold, Seam, Taken},
 };
-use crate::{index::WorkerSlot, kernel::bypass::Ends, limits};
+use crate::{fleet::WorkerId, kernel::bypass::Ends, limits};
 
 /// A connection and the task that drives it; dropping it closes the socket at once.
 #[derive(Debug)]
@@ -65,14 +65,14 @@ impl Drop for Connection {
 #[derive(Debug)]
 pub struct Lease {
     pool: Pool,
-    slot: WorkerSlot,
+    worker: WorkerId,
     connection: Connection,
     reused: bool,
 }
 
 impl Lease {
-    pub(super) fn new(pool: Pool, slot: WorkerSlot, connection: Connection, reused: bool) -> Self {
-        Self { pool, slot, connection, reused }
+    pub(super) fn new(pool: Pool, worker: WorkerId, connection: Connection, reused: bool) -> Self {
+        Self { pool, worker, connection, reused }
     }
 
     /// Whether it served a request before: such a connection may turn out to be closed only when it is used.
@@ -108,13 +108,13 @@ impl Lease {
     /// answered before it had all of the request, for one.
     pub fn take_body(self) -> Result<RawBody, Self> {
         let Some(Taken { socket, early }) = self.connection.seam.take() else { return Err(self) };
-        Ok(RawBody { place: Place { pool: self.pool, slot: self.slot }, socket, early })
+        Ok(RawBody { place: Place { pool: self.pool, worker: self.worker }, socket, early })
     }
 
     /// The response has been read to its end: the connection may serve another request.
     pub fn put_back(self) {
-        let Self { pool, slot, connection, .. } = self;
-        pool.put(slot, Parked::Driven(connection));
+        let Self { pool, worker, connection, .. } = self;
+        pool.put(worker, Parked::Driven(connection));
     }
 }
 
@@ -132,8 +132,8 @@ pub struct RawBody {
 impl RawBody {
     /// The body has been read to its last byte: the connection may serve another request.
     pub fn put_back(self) {
-        let Self { place: Place { pool, slot }, socket, .. } = self;
-        pool.put(slot, Parked::Raw(RawConnection { socket }));
+        let Self { place: Place { pool, worker }, socket, .. } = self;
+        pool.put(worker, Parked::Raw(RawConnection { socket }));
     }
 
     /// Takes the connection out of this thread's reactor; its early bytes were taken before.
@@ -146,7 +146,7 @@ impl RawBody {
 #[derive(Debug)]
 pub struct Place {
     pool: Pool,
-    slot: WorkerSlot,
+    worker: WorkerId,
 }
 
 impl Place {

@@ -31,6 +31,9 @@ pub enum SendError {
     /// another response in it.
     #[error("the worker's response is malformed: {0}")]
     Malformed(&'static str),
+    /// The worker was removed from the fleet, without waiting for what was in flight.
+    #[error("the worker was removed while it had the request")]
+    Removed,
     /// The head did not come.
     #[error("no response head within {0:?}")]
     Timeout(Duration),
@@ -42,7 +45,7 @@ impl SendError {
         match self {
             Self::Connect(_) => false,
             Self::Broken { sent, .. } => *sent,
-            Self::Timeout(_) | Self::Malformed(_) => true,
+            Self::Timeout(_) | Self::Malformed(_) | Self::Removed => true,
         }
     }
 
@@ -53,6 +56,7 @@ impl SendError {
             Self::Broken { .. } => "broken",
             Self::Timeout(_) => "timeout",
             Self::Malformed(_) => "malformed",
+            Self::Removed => "removed",
         }
     }
 }
