@@ -6,6 +6,7 @@ mod command;
 mod conformance;
 mod controller;
 mod drain;
+mod early_answers;
 mod errors;
 mod failover;
 mod guard;

@@ -111,8 +111,8 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn request(&self, worker: &Worker) -> Request<Bytes> {
+        let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();

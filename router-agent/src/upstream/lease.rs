@@ -8,13 +8,14 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::Full;
+use http::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::AbortHandle};
 
 use super::{
     Pool,
+    outgoing::OutgoingBody,
     pool::Parked,
     seam::{Hold, Seam, Taken},
 };
@@ -23,14 +24,15 @@ use crate::{fleet::WorkerId, kernel::bypass::Ends, limits};
 /// A connection and the task that drives it; dropping it closes the socket at once.
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<OutgoingBody>,
     driver: AbortHandle,
     seam: Rc<Seam>,
 }
 
 impl Connection {
+    /// Whether it can serve another request.
     pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
+        !self.sender.is_closed() && !self.seam.progress().is_cut()
     }
 
     /// Gives a socket to hyper, and starts driving it on this thread.
@@ -78,13 +80,18 @@ impl Lease {
         self.reused
     }
 
-    pub(super) fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
+    pub(super) fn sender(&mut self) -> &mut SendRequest<OutgoingBody> {
         &mut self.connection.sender
     }
 
-    /// The response about to come stops after its head, until [`Lease::open_body`] or [`Lease::take_body`].
-    pub(super) fn hold_body(&self, hold: Hold) {
-        self.connection.seam.hold_after_head(hold);
+    /// Prepares the connection for `request`. With `hold`, the response about to come stops after its head, until
+    /// [`Lease::open_body`] or [`Lease::take_body`].
+    pub(super) fn begin(&self, request: Request<Bytes>, hold: Option<Hold>) -> Request<OutgoingBody> {
+        let seam = &self.connection.seam;
+        if let Some(hold) = hold {
+            seam.hold_after_head(hold);
+        }
+        request.map(|body| seam.progress().begin(body))
     }
 
     /// hyper may read the body.
@@ -97,7 +104,8 @@ impl Lease {
         self.connection.seam.ends()
     }
 
-    /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be.
+    /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be: the worker
+    /// answered before it had all of the request, for one.
     pub fn take_body(self) -> Result<RawBody, Self> {
         let Some(Taken { socket, early }) = self.connection.seam.take() else { return Err(self) };
         Ok(RawBody { place: Place { pool: self.pool, worker: self.worker }, socket, early })
