@@ -27,4 +27,5 @@ mod routing;
 mod tidy;
 mod timing;
 mod tokens;
+mod upgrade;
 mod workers;

@@ -50,8 +50,12 @@ pub struct Admin {
     pub members: Arc<Members>,
 }
 
-/// Serves on `listener` until the future is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::Result<()> {
+/// Serves on `listener` until the future is dropped, or a successor does.
+pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) {
+    let mut phase = admin.phase.clone();
+    let handed_over = async move {
+        let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
+    };
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
@@ -64,7 +68,9 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
         .with_state(admin);
-    axum::serve(listener, router).await
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(handed_over).await {
+        tracing::error!(%error, "the admin port is closed");
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -1,9 +1,11 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
 mod banner;
+mod doors;
 mod guard;
 mod maps;
 mod publish;
+mod run;
 mod serve;
 mod tokenize;
 

@@ -1,7 +1,8 @@
 //! One client connection, from accept to close.
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
+use std::{cell::Cell, convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
+use http::{HeaderValue, header};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -28,6 +29,9 @@ pub(super) async fn serve(
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
     let phases = Phases::new();
+    // A successor takes connections: the next response here says that it is the last.
+    let is_last = Cell::new(*phase.borrow() == Phase::HandOver);
+    let is_last = &is_last;
     let socket = ClientSocket::new(stream);
     let service = service_fn(|request| {
         let serving = phases.serve();
@@ -37,7 +41,11 @@ pub(super) async fn serve(
             let metrics = &context.shared.metrics;
             let handler = request::handle(&context, client, request);
             let response = contained(metrics, handler, GatewayBody::own).await;
-            Ok::<_, Infallible>(response.map(|body| Contained::new(body.hold(serving), metrics.clone())))
+            let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
+            if is_last.get() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
@@ -49,7 +57,8 @@ pub(super) async fn serve(
 
     let watchdog = tokio::time::sleep(context.config().timeouts.head);
     let mut watchdog = std::pin::pin!(watchdog);
-    let mut draining = *phase.borrow() != Phase::Serve;
+    let is_over = |phase: &watch::Receiver<Phase>| matches!(*phase.borrow(), Phase::Drain | Phase::Stop);
+    let mut draining = is_over(&phase);
     if draining {
         connection.as_mut().graceful_shutdown();
     }
@@ -63,8 +72,9 @@ pub(super) async fn serve(
                 return;
             }
             changed = phase.changed(), if !draining => {
-                draining = true;
-                if changed.is_ok() {
+                is_last.set(true);
+                draining = changed.is_err() || is_over(&phase);
+                if draining && changed.is_ok() {
                     connection.as_mut().graceful_shutdown();
                 }
             }

@@ -20,6 +20,7 @@ mod listen;
 mod lmcache;
 mod models;
 mod panics;
+mod pulse;
 mod raw;
 mod relay;
 pub mod request;
@@ -58,6 +59,7 @@ use decisions::DecisionCounters;
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
+pub use pulse::Pulses;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -120,6 +122,8 @@ pub struct Shared {
     lmcache_instances: lmcache::Instances,
     /// Decision counters.
     decisions: DecisionCounters,
+    /// Whether the data threads' event loops turn.
+    pub pulses: Arc<Pulses>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
@@ -145,6 +149,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
+            pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
             config,
             fleet,
