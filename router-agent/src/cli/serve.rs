@@ -343,7 +343,15 @@ fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
         let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
         let metrics = metrics.worker(&worker.name);
-        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))
+        Arc::new(Worker::new(
+            slot,
+            worker.name.clone(),
+            worker.url.clone(),
+            worker.authorization.clone(),
+            breaker,
+            metrics,
+            speed.clone(),
+        ))
     };
     Fleet::new(config.workers.iter().enumerate().map(worker).collect())
 }

@@ -26,6 +26,9 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         timeouts,
         guard,
         tokenizers,
+        keys: _,
+        keys_file: _,
+        trusted_proxies,
     } = old;
     let drain = timeouts.drain;
     let timeouts_differ = super::Timeouts { drain, ..new.timeouts } != *timeouts;
@@ -49,6 +52,7 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("timeouts", timeouts_differ),
         ("guard.interfaces", guard.interfaces != new.guard.interfaces),
         ("guard.mode", guard.mode != new.guard.mode),
+        ("trusted_proxies", *trusted_proxies != new.trusted_proxies),
         ("tokenizers", *tokenizers != new.tokenizers),
     ]
     .into_iter()

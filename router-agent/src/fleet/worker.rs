@@ -74,6 +74,8 @@ pub struct Worker {
     pub name_header: HeaderValue,
     /// `host:port`, ready for `Host`.
     pub host_header: HeaderValue,
+    /// Its own key, ready for `Authorization`.
+    pub authorization: Option<HeaderValue>,
     /// What this gateway has in flight on it.
     pub load: Load,
     /// Its circuit breaker.
@@ -108,6 +110,7 @@ impl Worker {
         slot: WorkerSlot,
         name: String,
         url: WorkerUrl,
+        authorization: Option<HeaderValue>,
         breaker: Breaker,
         metrics: WorkerMetrics,
         fleet_speed: Arc<FleetSpeed>,
@@ -120,6 +123,7 @@ impl Worker {
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
+            authorization,
             url,
             load: Load::default(),
             breaker,
@@ -191,6 +195,6 @@ impl Worker {
         let url: WorkerUrl = url.parse().expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
         let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
-        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, fleet_speed))
+        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, None, breaker, metrics, fleet_speed))
     }
 }

@@ -14,7 +14,9 @@ mod connection;
 mod decided;
 mod decisions;
 mod error;
+mod forwarded;
 mod headers;
+mod identify;
 mod listen;
 mod lmcache;
 mod models;
@@ -26,6 +28,7 @@ mod route;
 mod thread;
 mod token_keys;
 mod tokens;
+mod usage;
 mod verify;
 
 use std::sync::{
@@ -44,6 +47,7 @@ use crate::{
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tenants::Tenants,
     tokenize::Tokenizers,
 };
 
@@ -104,6 +108,8 @@ pub struct Shared {
     pub flows: Flows,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask.
+    pub tenants: Tenants,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -139,6 +145,7 @@ impl Shared {
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
             retries: RetryBudget::new(config.limits.retry_share),
+            tenants: Tenants::new(&config.keys, metrics.clone()),
             config,
             fleet,
             index: caches.indices.bytes,

@@ -12,7 +12,9 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{
+    GuardMetrics, KvEventMetrics, LmcacheMetrics, TenantFamilies, TokenizeMetrics, latency::LatencyCollector,
+};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -68,6 +70,8 @@ pub struct Metrics {
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
+    /// API keys.
+    pub tenants: TenantFamilies,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -412,6 +416,7 @@ impl Metrics {
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
+            tenants: TenantFamilies::new(&make)?,
             registry: make.0,
         }))
     }
