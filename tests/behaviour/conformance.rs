@@ -42,7 +42,7 @@ impl Worker {
         format!("http://{}", self.address)
     }
 
-    fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.requests.lock().unwrap())
     }
 }

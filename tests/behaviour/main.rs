@@ -11,6 +11,7 @@ mod failover;
 mod guard;
 mod hang_up;
 mod keep_alive;
+mod keys;
 mod kernel;
 mod kernel_relay;
 mod kv_events;

@@ -20,7 +20,7 @@ pub(super) struct Place {
 /// A string that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(transparent)]
-pub struct Hidden(pub(super) String);
+pub(super) struct Hidden(pub(super) String);
 
 impl std::fmt::Debug for Hidden {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
