@@ -264,8 +264,8 @@ async fn a_clients_key_ends_at_the_gateway_and_a_worker_is_sent_its_own() {
 
 #[tokio::test]
 async fn without_keys_in_the_configuration_clients_keys_are_the_workers_business() {
-    let sim = sim(SimConfig { api_key: Some(KEY.into()), ..SimConfig::default() }).await;
-    let gateway = Gateway::start(&urls(&[sim]), &[]).await;
+    let sims = [sim(SimConfig { api_key: Some(KEY.into()), ..SimConfig::default() }).await];
+    let gateway = Gateway::start(&urls(&sims), &[]).await;
     assert_eq!(ask(&gateway, &prompt(1)).await.status, 200);
     assert_eq!(post(&gateway, CHAT, &[], &prompt(1)).await.status, 401);
 }
