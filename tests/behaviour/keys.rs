@@ -118,7 +118,10 @@ async fn a_key_may_use_its_models_and_sees_no_others() {
     let reply = ask(&gateway, &named(None)).await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (400, &json!("model_not_named")));
     let key = [("x-api-key", KEY)];
-    assert_eq!(post(&gateway, "/tokenize", &key, &json!({"prompt": "x", "model": "large"})).await.status, 404);
+    assert_eq!(
+        post(&gateway, "/tokenize", &key, &json!({"prompt": "x", "model": "large"})).await.status,
+        404
+    );
     let models = request(gateway.address, "GET", "/v1/models", &key, "").await.json();
     let ids: Vec<_> = models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
     assert_eq!(ids, ["small-1"]);
@@ -131,7 +134,11 @@ async fn a_key_does_not_control_workers_unless_it_is_said_to() {
     let key = [("x-api-key", KEY)];
     for path in ["/reset_prefix_cache", "/sleep", "/v1/load_lora_adapter", "/v1/models/../../sleep"] {
         let reply = request(restricted.address, "POST", path, &key, "").await;
-        assert_eq!((reply.status, &reply.json()["error"]["code"]), (403, &json!("path_not_allowed")), "{path}");
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["code"]),
+            (403, &json!("path_not_allowed")),
+            "{path}"
+        );
     }
     assert_eq!(request(restricted.address, "GET", "/metrics", &key, "").await.status, 403);
     assert_eq!(request(restricted.address, "GET", "/version", &key, "").await.status, 200);
@@ -185,7 +192,8 @@ async fn requests_at_the_same_time_are_limited_and_a_client_that_leaves_frees_it
     })
     .await;
     let in_flight = "warmpath_tenant_in_flight_requests{tenant=\"a\"}";
-    eventually("nothing in flight", || async { (gateway.metric(in_flight).await == 0.0).then_some(()) }).await;
+    eventually("nothing in flight", || async { (gateway.metric(in_flight).await == 0.0).then_some(()) })
+        .await;
 }
 
 async fn tokens(gateway: &Gateway) -> f64 {

@@ -5,7 +5,6 @@ mod guard;
 mod key;
 mod maps;
 mod publish;
-mod reload;
 mod serve;
 mod tokenize;
 

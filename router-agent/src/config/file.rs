@@ -41,7 +41,8 @@ pub struct File {
     guard: Guard,
     tokenizers: Tokenizers,
     keys: Option<Vec<super::keys::Written>>,
-    keys_file: Option<PathBuf>,
+    #[serde(rename = "keys_file")]
+    more_keys: Option<PathBuf>,
     trusted_proxies: Option<Vec<String>>,
 }
 
@@ -268,11 +269,11 @@ impl File {
         set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
         set(&mut config.guard.syn_rate, self.guard.syn_rate);
         set(&mut config.guard.syn_burst, self.guard.syn_burst);
-        let from_file = self.keys_file.as_deref().map(super::keys::load).transpose()?;
+        let from_file = self.more_keys.as_deref().map(super::keys::load).transpose()?;
         if self.keys.is_some() || from_file.is_some() {
             let written = self.keys.into_iter().chain(from_file).flatten();
             config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
-            config.keys_file = self.keys_file;
+            config.keys_file = self.more_keys;
         }
         set(&mut config.trusted_proxies, ranges("trusted_proxies", self.trusted_proxies)?);
         set(&mut config.tokenizers.default, self.tokenizers.default);

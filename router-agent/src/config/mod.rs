@@ -10,6 +10,7 @@ mod file;
 mod guard;
 mod keys;
 mod kv_events;
+mod live;
 mod routing;
 mod secret;
 mod tokenizers;
@@ -25,7 +26,7 @@ use http::HeaderValue;
 
 use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
-pub use changes::needing_restart;
+pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
 pub use digest::{SecretDigest, SecretDigestError};
 pub(crate) use file::worker_config;
@@ -34,6 +35,7 @@ pub use guard::{Guard, GuardInterface, GuardMode};
 pub(crate) use keys::is_key_name;
 pub use keys::{AllowedModels, KeyConfig};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};

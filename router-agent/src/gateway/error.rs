@@ -5,7 +5,7 @@
 //! business but the operator's (addresses, system errors) go to the log only. Errors of workers are not errors here: their
 //! responses are relayed as they are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -56,7 +56,7 @@ pub enum GatewayError {
     PathNotAllowed,
     /// The key's limit is reached.
     #[error(transparent)]
-    OverLimit(#[from] Box<OverLimit>),
+    OverLimit(#[from] OverLimit),
     /// The key is not for this model, which may or may not exist.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     ModelNotAllowed(String),
@@ -164,7 +164,7 @@ impl GatewayError {
                 if let Some(after) = over.retry_after {
                     headers.insert(header::RETRY_AFTER, whole_seconds(after));
                 }
-                identify::set_standings(headers, over.standings);
+                identify::set_standings(headers, over.tenant.standings(Instant::now()));
             }
             _ if status == StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

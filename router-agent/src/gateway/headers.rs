@@ -113,7 +113,7 @@ pub(super) fn for_worker(mut headers: HeaderMap, sender: Sender) -> (HeaderMap, 
             id
         }
     };
-    let kept = |name: &str| sender.is_trusted && forwarded::NAMES.iter().any(|ours| *ours == name);
+    let kept = |name: &str| sender.is_trusted && forwarded::NAMES.contains(&name);
     remove_where(&mut headers, |name| {
         !kept(name) && ["x-forwarded-", "forwarded", "x-real-ip"].iter().any(|start| begins(name, start))
     });

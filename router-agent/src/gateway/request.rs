@@ -22,11 +22,12 @@ use super::{
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
+    snapshot::Snapshot,
     thread::ThreadContext,
     token_keys::MatchKind,
     tokens,
 };
-use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
+use crate::{config, fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
@@ -41,6 +42,7 @@ pub(super) async fn handle(
     client: Client,
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
+    let config = context.config();
     let (parts, body) = request.into_parts();
     let admitted = conformance::check(&parts).and_then(|()| identify(&context.shared.tenants, &parts));
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
@@ -49,26 +51,26 @@ pub(super) async fn handle(
     let sender = Sender {
         ip: client.address.ip(),
         is_tls: client.is_tls,
-        is_trusted: context.shared.config.is_trusted_proxy(client.address.ip()),
-        has_key: context.shared.tenants.need_keys(),
+        is_trusted: config.is_trusted_proxy(client.address.ip()),
+        has_key: admitted.as_ref().is_ok_and(|admission| admission.tenant().has_key),
     };
     let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
-    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
+    let raw = raw && fastrand::f64() >= config.relay.sample;
     let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
+        hold: relays.map(|_| raw::hold(&config.relay)),
     };
 
     let (mut tenant, mut may_go_on) = (None, true);
     let answered = match admitted {
         Err(error) => {
-            may_go_on = body::discard(body, context.shared.config.timeouts.body_idle).await;
+            may_go_on = body::discard(body, config.timeouts.body_idle).await;
             Err(error)
         }
         Ok(admission) => {
@@ -76,7 +78,7 @@ pub(super) async fn handle(
             account.admitted(admission);
             match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
                 Some(list) => Ok(Answered::Here(list)),
-                None => answer(context, route, outgoing, body, &request_id, &mut account)
+                None => answer(context, &config, route, outgoing, body, &request_id, &mut account)
                     .await
                     .map(|answer| Answered::Worker(Box::new(answer))),
             }
@@ -89,7 +91,7 @@ pub(super) async fn handle(
         }
         Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
-            answer.relay(context, &client, relays, account)
+            answer.relay(context, &config.relay, &client, relays, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -155,6 +157,7 @@ struct Answer {
 
 async fn answer(
     context: &Rc<ThreadContext>,
+    config: &Snapshot,
     route: Route,
     mut outgoing: Outgoing,
     body: Incoming,
@@ -162,19 +165,19 @@ async fn answer(
     account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
-    let config = &shared.config;
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
     let admission = account.admission().expect("only requests that were let in are answered");
-    let mut plan = choose::plan(shared, admission.tenant(), route, &outgoing.headers, &outgoing.body)?;
+    let mut plan =
+        choose::plan(shared, config, admission.tenant(), route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
     admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
-    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
@@ -267,6 +270,7 @@ impl Answer {
     fn relay(
         self,
         context: &ThreadContext,
+        config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
         mut account: RequestAccount,
@@ -277,7 +281,7 @@ impl Answer {
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(&context.shared.config.relay) == upstream::Hold::All;
+        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
@@ -298,8 +302,7 @@ impl Answer {
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((relays, plan)) => {
-                match RawRelay::new(plan, &context.shared.config.relay, relays, &client.socket, lease, ledger)
-                {
+                match RawRelay::new(plan, config, relays, &client.socket, lease, ledger) {
                     Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                     Err(refused) => refused,
                 }

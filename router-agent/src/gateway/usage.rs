@@ -15,17 +15,18 @@ pub(super) struct UsageTail {
 /// Tokens, by the names of OpenAI's APIs and of Anthropic's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(super) struct Usage {
-    total_tokens: Option<u64>,
-    #[serde(alias = "input_tokens")]
-    prompt_tokens: Option<u64>,
-    #[serde(alias = "output_tokens")]
-    completion_tokens: Option<u64>,
+    #[serde(rename = "total_tokens")]
+    total: Option<u64>,
+    #[serde(rename = "prompt_tokens", alias = "input_tokens")]
+    prompt: Option<u64>,
+    #[serde(rename = "completion_tokens", alias = "output_tokens")]
+    completion: Option<u64>,
 }
 
 impl Usage {
     /// Prompt and answer together; none if the prompt's are not said.
     pub(super) fn total(self) -> Option<u64> {
-        self.total_tokens.or_else(|| Some(self.prompt_tokens? + self.completion_tokens.unwrap_or(0)))
+        self.total.or_else(|| Some(self.prompt? + self.completion.unwrap_or(0)))
     }
 }
 

@@ -89,10 +89,11 @@ impl Tenants {
         let now = Instant::now();
         let (mut by_key, mut by_name) = (HashMap::new(), HashMap::new());
         for (number, key) in keys.iter().enumerate() {
-            let used = old.by_name.get(&key.name).map(|tenant| tenant.used().clone()).unwrap_or_else(|| {
+            let new = || {
                 let series = if number < limits::TENANT_SERIES_MAX { &key.name } else { OTHERS };
                 Used::new(self.metrics.tenants.of(series), now)
-            });
+            };
+            let used = old.by_name.get(&key.name).map_or_else(new, |tenant| tenant.used().clone());
             let tenant = Arc::new(Tenant::new(key, used));
             for digest in &key.digests {
                 by_key.insert(digest.prefix(), (*digest, tenant.clone()));
@@ -104,11 +105,6 @@ impl Tenants {
         }
         let everyone = old.everyone.clone();
         self.current.store(Arc::new(Directory { by_key, by_name, everyone }));
-    }
-
-    /// Whether keys are configured: then clients' keys end here.
-    pub fn need_keys(&self) -> bool {
-        !self.current.load().by_key.is_empty()
     }
 
     /// Whose key is in these headers.

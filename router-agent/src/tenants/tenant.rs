@@ -25,6 +25,8 @@ pub struct Tenant {
     pub priority: i64,
     /// Whether it may use every path that workers have.
     pub all_paths: bool,
+    /// Whether its requests come with a key, which is for this gateway only.
+    pub has_key: bool,
     models: AllowedModels,
     requests: Option<Rate>,
     tokens: Option<Rate>,
@@ -71,11 +73,11 @@ impl Limit {
 }
 
 /// Why a request is not taken now.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("Rate limit reached for {tenant} on {}: limit {limit}{}{}", kind.key(), asked(*requested), again(*retry_after))]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("Rate limit reached for {} on {}: limit {limit}{}{}", tenant.name, kind.key(), asked(*requested), again(*retry_after))]
 pub struct OverLimit {
     /// Whose limit.
-    pub tenant: Arc<str>,
+    pub tenant: Arc<Tenant>,
     /// Which one.
     pub kind: Limit,
     /// As configured.
@@ -84,8 +86,6 @@ pub struct OverLimit {
     pub requested: Option<u32>,
     /// When it would be taken. None: never, it asks for more than the limit at once.
     pub retry_after: Option<Duration>,
-    /// How its buckets stand.
-    pub standings: Standings,
 }
 
 fn asked(requested: Option<u32>) -> String {
@@ -119,6 +119,7 @@ impl Tenant {
             weight: 1,
             priority: 0,
             all_paths: true,
+            has_key: false,
             models: AllowedModels::All,
             requests: None,
             tokens: None,
@@ -135,6 +136,7 @@ impl Tenant {
             weight: config.weight,
             priority: config.priority,
             all_paths: config.all_paths,
+            has_key: true,
             models: config.models.clone(),
             requests: config.requests_per_second.map(requests),
             tokens: config.tokens_per_minute.map(tokens),
@@ -171,18 +173,18 @@ impl Tenant {
     }
 
     /// Counts a request in, if its limits allow one more.
-    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Admission, Box<OverLimit>> {
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Admission, OverLimit> {
         let Used { requests, in_flight, metrics, .. } = &*self.used;
         let limit = self.concurrent.unwrap_or(u32::MAX);
         let one_more = |count: u32| (count < limit).then_some(count + 1);
         if in_flight.fetch_update(Relaxed, Relaxed, one_more).is_err() {
-            return Err(self.over(Limit::Concurrent, f64::from(limit), None, Some(CONCURRENT_RETRY), now));
+            return Err(self.over(Limit::Concurrent, f64::from(limit), None, Some(CONCURRENT_RETRY)));
         }
         metrics.in_flight.inc();
         // From here on its drop counts the request out.
         let admission = Admission { tenant: self.clone(), charged: 0, served: false, used: None };
         if let Some(rate) = self.requests {
-            let over = |after| self.over(Limit::Requests, rate.per_second, None, after, now);
+            let over = |after| self.over(Limit::Requests, rate.per_second, None, after);
             requests.take(rate, 1.0, now).map_err(over)?;
         }
         metrics.admitted.inc();
@@ -190,23 +192,14 @@ impl Tenant {
     }
 
     fn over(
-        &self,
+        self: &Arc<Self>,
         kind: Limit,
         limit: f64,
         requested: Option<u32>,
         after: Option<Duration>,
-        now: Instant,
-    ) -> Box<OverLimit> {
+    ) -> OverLimit {
         self.used.metrics.refused(kind).inc();
-        let standings = self.standings(now);
-        Box::new(OverLimit {
-            tenant: self.name.clone(),
-            kind,
-            limit,
-            requested,
-            retry_after: after,
-            standings,
-        })
+        OverLimit { tenant: self.clone(), kind, limit, requested, retry_after: after }
     }
 }
 
@@ -228,10 +221,10 @@ impl Admission {
     }
 
     /// Takes the prompt's tokens out of the minute's, if they are there. The answer's are taken when they are known.
-    pub fn charge_prompt(&mut self, tokens: u32, now: Instant) -> Result<(), Box<OverLimit>> {
+    pub fn charge_prompt(&mut self, tokens: u32, now: Instant) -> Result<(), OverLimit> {
         let Tenant { tokens: rate, used, .. } = &*self.tenant;
         if let Some(rate) = *rate {
-            let over = |after| self.tenant.over(Limit::Tokens, rate.capacity, Some(tokens), after, now);
+            let over = |after| self.tenant.over(Limit::Tokens, rate.capacity, Some(tokens), after);
             // Even no tokens have to wait while there is a debt.
             used.tokens.take(rate, f64::from(tokens.max(1)), now).map_err(over)?;
             used.tokens.settle(rate, f64::from(tokens) - f64::from(tokens.max(1)), now);
