@@ -56,7 +56,9 @@ mod tests {
 
     fn total(pieces: &[&str]) -> Option<u64> {
         let mut tail = UsageTail::default();
-        pieces.iter().for_each(|piece| tail.push(piece.as_bytes()));
+        for piece in pieces {
+            tail.push(piece.as_bytes());
+        }
         tail.usage().and_then(Usage::total)
     }
 

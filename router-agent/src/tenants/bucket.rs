@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(bucket.take(RATE, 3.0, start), Err(Some(Duration::from_millis(1500))));
         assert_eq!(bucket.take(RATE, 3.0, start + Duration::from_millis(1500)), Ok(()));
         assert_eq!(bucket.take(RATE, 10.5, start), Err(None), "more than it ever holds");
-        assert_eq!(remaining(&bucket, start + Duration::from_mins(60)), 10, "and no more than it holds");
+        assert_eq!(remaining(&bucket, start + Duration::from_hours(1)), 10, "and no more than it holds");
     }
 
     #[test]
