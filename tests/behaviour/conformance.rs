@@ -34,7 +34,7 @@ impl Worker {
         Self { address, requests }
     }
 
-    async fn gateway(&self) -> Gateway {
+    pub(crate) async fn gateway(&self) -> Gateway {
         Gateway::start(&[self.url()], &[]).await
     }
 

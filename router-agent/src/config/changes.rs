@@ -72,7 +72,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
-    changes.fixed("workers", workers, &mut new.workers);
+    changes.live("workers", workers, &new.workers);
     changes.live("routing", routing, &new.routing);
     changes.fixed("threads", threads, &mut new.threads);
     changes.fixed("splice", splice, &mut new.splice);
@@ -91,7 +91,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         &index.worker_capacity_tokens,
         &new.index.worker_capacity_tokens,
     );
-    changes.fixed("kv_events", kv_events, &mut new.kv_events);
+    changes.live("kv_events", kv_events, &new.kv_events);
     changes.live("limits", limits, &new.limits);
     changes.live(
         "timeouts",

@@ -67,17 +67,6 @@ struct WorkerEntry {
     api_key_file: Option<PathBuf>,
 }
 
-impl WorkerEntry {
-    fn resolve(self) -> Result<WorkerConfig, ConfigError> {
-        let key = Place { key: "workers.api_key", value: self.api_key, file: self.api_key_file }.read()?;
-        Ok(WorkerConfig {
-            kv_events: self.kv_events.map(Into::into).unwrap_or_default(),
-            authorization: key.map(|key| key.bearer()),
-            ..worker_config(&self.url, self.name)?
-        })
-    }
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Health {
@@ -229,7 +218,7 @@ impl File {
                 .into_iter()
                 .map(|worker| match worker {
                     Worker::Url(url) => worker_config(&url, None),
-                    Worker::Full(entry) => entry.resolve(),
+                    Worker::Full(entry) => entry.try_into(),
                 })
                 .collect::<Result<_, _>>()?;
         }
@@ -289,6 +278,44 @@ impl File {
 fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
     let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
     texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
+}
+
+impl TryFrom<WorkerEntry> for WorkerConfig {
+    type Error = ConfigError;
+
+    fn try_from(entry: WorkerEntry) -> Result<Self, ConfigError> {
+        let key = Place { key: "workers.api_key", value: entry.api_key, file: entry.api_key_file }.read()?;
+        Ok(Self {
+            kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
+            authorization: key.map(|key| key.bearer()),
+            ..worker_config(&entry.url, entry.name)?
+        })
+    }
+}
+
+/// Why the JSON of a worker cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    /// It is not what an entry of `workers:` is.
+    #[error("not a worker such as {{\"url\": \"http://10.0.0.7:8000\", \"name\": \"gpu7\"}}: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A value is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A worker as JSON, with the keys of an entry of `workers:`. A secret is there or nowhere: whoever may add a worker shall
+/// not have files and environment of this process sent to it.
+pub(crate) fn parse_worker(json: &[u8]) -> Result<WorkerConfig, WorkerError> {
+    let entry = serde_json::from_slice::<WorkerEntry>(json)?;
+    if entry.api_key_file.is_some() || entry.api_key.as_ref().is_some_and(Hidden::is_elsewhere) {
+        let message =
+            "write the key itself here; a file or a variable is for the configuration file".to_owned();
+        return Err(ConfigError::Value { key: "api_key", message }.into());
+    }
+    let worker = WorkerConfig::try_from(entry)?;
+    worker.kv_events.validate()?;
+    Ok(worker)
 }
 
 /// A worker from its URL, named `host:port` unless told otherwise.

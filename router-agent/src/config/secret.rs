@@ -35,15 +35,13 @@ impl Place {
         let secret = match (self.value, self.file) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => return wrong("is given twice: by itself and by a file".to_owned()),
-            (Some(Hidden(written)), None) => {
-                match written.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) {
-                    None => written,
-                    Some(name) => match std::env::var(name) {
-                        Ok(value) => value,
-                        Err(_) => return wrong(format!("the environment has no variable {name}")),
-                    },
-                }
-            }
+            (Some(Hidden(written)), None) => match variable(&written) {
+                None => written,
+                Some(name) => match std::env::var(name) {
+                    Ok(value) => value,
+                    Err(_) => return wrong(format!("the environment has no variable {name}")),
+                },
+            },
             (None, Some(path)) => match fs::read_to_string(&path) {
                 Ok(text) => text.trim_end_matches(['\r', '\n']).to_owned(),
                 Err(error) => return wrong(format!("cannot read {}: {error}", path.display())),
@@ -56,7 +54,17 @@ impl Place {
     }
 }
 
+/// The name in `${NAME}`.
+fn variable(written: &str) -> Option<&str> {
+    written.strip_prefix("${")?.strip_suffix('}')
+}
+
 impl Hidden {
+    /// Whether this names a place and is no secret itself.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        variable(&self.0).is_some()
+    }
+
     /// As a bearer credential that no log shows.
     pub(super) fn bearer(&self) -> HeaderValue {
         let mut value =

@@ -175,6 +175,16 @@ fn wrong_keys_are_named_and_what_may_be_a_secret_is_not_repeated() {
     assert_eq!(config.workers[0].authorization.as_ref().unwrap(), format!("Bearer {secret}").as_str());
 }
 
+#[test]
+fn a_worker_added_over_the_admin_port_gets_no_secrets_of_this_host() {
+    let parse = |key: &str| parse_worker(format!("{{\"url\": \"http://a:1\", {key}}}").as_bytes());
+    assert!(parse("\"api_key\": \"k\"").unwrap().authorization.is_some());
+    for wrong in ["\"api_key_file\": \"/etc/shadow\"", "\"api_key\": \"${HOME}\""] {
+        let error = parse(wrong).unwrap_err().to_string();
+        assert!(error.contains("write the key itself"), "{error}");
+    }
+}
+
 /// The message an operator sees for `text` must hold each of `words`.
 fn fails_with(text: &str, words: &[&str]) {
     let message = apply(text).expect_err(text).to_string();

@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::{
     Shared,
+    cut::{Cut, Cuts},
     route::Route,
     usage::{Usage, UsageTail},
 };
@@ -108,6 +109,7 @@ pub(super) struct Attempt {
     flow: Option<Flow>,
     /// Ends with prefill.
     prediction: Option<Prediction>,
+    cut: Cut,
 }
 
 impl Attempt {
@@ -116,7 +118,9 @@ impl Attempt {
         flight: Flight,
         predicted_s: Option<f64>,
         prediction: Option<Prediction>,
+        cuts: &Cuts,
     ) -> Self {
+        let cut = cuts.list(flight.worker().clone());
         Self {
             shared,
             flight,
@@ -127,11 +131,17 @@ impl Attempt {
             is_event_stream: false,
             flow: None,
             prediction,
+            cut,
         }
     }
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
         self.flight.worker()
+    }
+
+    /// Tells when the request is cut off because its worker was dismissed.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

@@ -134,6 +134,7 @@ impl GatewayError {
                 SendError::Broken { .. } => "worker_failed",
                 SendError::Timeout(_) => "worker_timeout",
                 SendError::Malformed(_) => "worker_malformed",
+                SendError::Removed => "worker_removed",
             },
         }
     }

@@ -11,6 +11,7 @@ mod choose;
 mod client_io;
 mod conformance;
 mod connection;
+mod cut;
 mod decided;
 mod decisions;
 mod error;
@@ -32,9 +33,12 @@ mod tokens;
 mod usage;
 mod verify;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
@@ -43,7 +47,7 @@ use self::retry_budget::RetryBudget;
 use crate::{
     config::{Config, Live},
     fleet::Fleet,
-    index::PrefixIndex,
+    index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
@@ -94,7 +98,7 @@ pub struct Shared {
     /// The configuration in force. A request on a data thread has its own snapshot of it.
     pub config: Arc<Live>,
     /// The workers.
-    pub fleet: Fleet,
+    pub fleet: Arc<Fleet>,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
     /// Which worker holds which token blocks, by its own word.
@@ -130,7 +134,7 @@ impl Shared {
     /// Puts the parts together.
     pub fn new(
         config: Arc<Live>,
-        fleet: Fleet,
+        fleet: Arc<Fleet>,
         caches: CacheView,
         metrics: Arc<Metrics>,
         kernel: KernelSide,
@@ -180,6 +184,23 @@ impl Shared {
         }
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
+    }
+
+    /// Returns when every decision that began before has been made and counted.
+    pub fn wait_for_decisions(&self) {
+        drop(self.routers.lock());
+    }
+
+    /// Empties a place whose worker has left: what is known of the next one begins with nothing.
+    pub fn forget(&self, slot: WorkerSlot) {
+        self.index.remove_worker(slot);
+        self.token_index.remove_worker(slot);
+        self.flows.forget(slot.0.into());
+        self.lmcache_instances.rcu(|instances| {
+            let mut instances = HashMap::clone(instances);
+            instances.retain(|_, of| *of != slot);
+            instances
+        });
     }
 
     /// Takes a retry out of the budget; what is refused is counted.

@@ -137,8 +137,8 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn request(&self, worker: &Worker) -> Request<Bytes> {
+        let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
@@ -196,7 +196,8 @@ async fn answer(
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
         let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
+        let mut attempt =
+            Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction, &context.cuts);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again = || {
@@ -206,32 +207,34 @@ async fn answer(
         };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason =
-            match upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request)
-                .await
-            {
-                Ok(sent) => {
-                    let status = sent.response.status();
-                    if is_load(status) || status.is_server_error() {
-                        choose::forget(shared, &plan, &decision, sent_blocks);
-                    }
-                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision, match_kind });
-                    }
-                    attempt.complete(status);
-                    if is_load(status) { "load" } else { "status" }
-                }
-                Err(error) => {
-                    attempt.fail(error.kind());
+        let sent = tokio::select! {
+            biased;
+            sent = upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request) => sent,
+            () = attempt.cut().cut() => Err(upstream::SendError::Removed),
+        };
+        let retry_reason = match sent {
+            Ok(sent) => {
+                let status = sent.response.status();
+                if is_load(status) || status.is_server_error() {
                     choose::forget(shared, &plan, &decision, sent_blocks);
-                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                    let harmless = repeatable || !error.may_have_been_processed();
-                    if !(harmless && may_try_again()) {
-                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
-                    }
-                    error.kind()
                 }
-            };
+                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                    return Ok(Answer { sent, attempt, decision, match_kind });
+                }
+                attempt.complete(status);
+                if is_load(status) { "load" } else { "status" }
+            }
+            Err(error) => {
+                attempt.fail(error.kind());
+                choose::forget(shared, &plan, &decision, sent_blocks);
+                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                let harmless = repeatable || !error.may_have_been_processed();
+                if !(harmless && may_try_again()) {
+                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                }
+                error.kind()
+            }
+        };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose(&tried)?;

@@ -1,5 +1,6 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod by_worker;
 mod guard;
 mod kv_events;
 mod latency;
