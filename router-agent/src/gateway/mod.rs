@@ -15,7 +15,9 @@ mod cut;
 mod decided;
 mod decisions;
 mod error;
+mod forwarded;
 mod headers;
+mod identify;
 mod listen;
 mod lmcache;
 mod models;
@@ -28,6 +30,7 @@ mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
+mod usage;
 mod verify;
 
 use std::{
@@ -49,6 +52,7 @@ use crate::{
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tenants::Tenants,
     tokenize::Tokenizers,
 };
 
@@ -109,6 +113,8 @@ pub struct Shared {
     pub flows: Flows,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask.
+    pub tenants: Tenants,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -145,6 +151,7 @@ impl Shared {
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             retries: RetryBudget::new(started.limits.retry_share),
+            tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -171,6 +178,7 @@ impl Shared {
         let settings = config.routing.settings.clone();
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
+        self.tenants.replace(&config.keys);
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker.failures, config.breaker.open_for);
         }
