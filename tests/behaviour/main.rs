@@ -14,6 +14,7 @@ mod hang_up;
 mod keep_alive;
 mod kernel;
 mod kernel_relay;
+mod keys;
 mod kv_events;
 mod limits;
 mod models;

@@ -1,6 +1,6 @@
 //! A running gateway: put together, serving, and brought to its end.
 
-use std::{io, path::PathBuf, sync::Arc, time::Instant};
+use std::{io, sync::Arc, time::Instant};
 
 use tokio::{
     sync::watch,
@@ -26,14 +26,11 @@ use crate::{
     tokenize::Tokenizers,
 };
 
-/// From the configuration to the end of the process. `watch`: remembers what the configuration file said before it was read.
-pub(super) async fn serve(
-    args: ServeArgs,
-    config: Config,
-    watch: Option<(PathBuf, Watch)>,
-    started: Instant,
-) -> Result<(), ServeError> {
+/// From the configuration to the end of the process.
+pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), ServeError> {
     // Before anything that a second Ctrl-C could interrupt half-way.
+    let files = args.clone();
+    let watch = Watch::new(&files.files(&config));
     let signals = Signals::new().map_err(system("cannot listen for signals"))?;
     let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let mut doors = doors::open(&config)?;
@@ -159,9 +156,20 @@ pub(super) async fn serve(
     banner.announce(&shared.fleet);
     systemd::ready("serving");
 
-    Running { signals, succession, reload, watch, live, phase, threads, kernel, kv_events: Some(kv_events) }
-        .until_stopped()
-        .await?;
+    Running {
+        signals,
+        succession,
+        reload,
+        files,
+        watch,
+        live,
+        phase,
+        threads,
+        kernel,
+        kv_events: Some(kv_events),
+    }
+    .until_stopped()
+    .await?;
     tracing::info!("stopped");
     Ok(())
 }
@@ -171,7 +179,8 @@ struct Running {
     signals: Signals,
     succession: Succession,
     reload: Arc<Reload>,
-    watch: Option<(PathBuf, Watch)>,
+    files: ServeArgs,
+    watch: Watch,
     live: Arc<Live>,
     phase: watch::Sender<Phase>,
     threads: Vec<DataThread>,
@@ -236,8 +245,8 @@ impl Running {
                         }
                     }
                 },
-                () = changed(&mut self.watch) => {
-                    tracing::info!("the configuration file has changed");
+                () = self.watch.changed(|| self.files.files(&self.live.load())) => {
+                    tracing::info!("a file of the configuration has changed");
                     let _ = self.reload.run().await; // as above
                 }
                 release = self.succession.next() => return End::Successor(release),
@@ -264,13 +273,6 @@ impl Running {
         drop(self.kv_events.take()); // endpoints that it has bound
         systemd::main_process(pid);
         let _ = released.send(()); // the thread that waits for it may have lost its successor
-    }
-}
-
-async fn changed(watch: &mut Option<(PathBuf, Watch)>) {
-    match watch {
-        Some((path, watch)) => watch.changed(path).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -13,9 +13,7 @@ use super::{guard, run};
 use crate::{
     config::{self, Config, ConfigError, LogFormat, Splice},
     gateway::ListenError,
-    kernel,
-    lifecycle::Watch,
-    telemetry,
+    kernel, telemetry,
     tokenize::LoadError,
 };
 
@@ -104,6 +102,11 @@ pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError
 }
 
 impl ServeArgs {
+    /// The files that `config` was read from.
+    pub(super) fn files(&self, config: &Config) -> Vec<PathBuf> {
+        self.config.iter().chain(&config.keys_file).cloned().collect()
+    }
+
     /// The configuration that these flags, the environment and the file make.
     pub fn resolve(self) -> Result<Config, ConfigError> {
         fn set<T>(target: &mut T, value: Option<T>) {
@@ -145,10 +148,6 @@ impl ServeArgs {
 /// Runs the gateway until a signal ends it.
 pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
     let started = Instant::now();
-    let watch = args.config.clone().map(|path| {
-        let watch = Watch::new(&path);
-        (path, watch)
-    });
     let config = args.clone().resolve()?;
     guard::check_interfaces(&config.guard)?;
     telemetry::init_logging(config.log_format);
@@ -156,5 +155,5 @@ pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
         .enable_all()
         .build()
         .map_err(system("cannot start the control thread"))?;
-    runtime.block_on(run::serve(args, config, watch, started))
+    runtime.block_on(run::serve(args, config, started))
 }

@@ -66,6 +66,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         timeouts,
         guard,
         tokenizers,
+        keys,
+        keys_file,
+        trusted_proxies,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
@@ -95,6 +98,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("guard.interfaces", &guard.interfaces, &mut new.guard.interfaces);
     changes.fixed("guard.mode", &guard.mode, &mut new.guard.mode);
     changes.live("guard", guard, &new.guard);
+    changes.live("keys", keys, &new.keys);
+    changes.live("keys_file", keys_file, &new.keys_file);
+    changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes
 }

@@ -92,6 +92,8 @@ pub struct Worker {
     pub name_header: HeaderValue,
     /// `host:port`, ready for `Host`.
     pub host_header: HeaderValue,
+    /// Its own key, ready for `Authorization`.
+    pub authorization: Option<HeaderValue>,
     /// What this gateway has in flight on it.
     pub load: Load,
     /// Its circuit breaker.
@@ -136,12 +138,13 @@ impl Worker {
             HeaderValue::from_str(text)
                 .expect("names are checked to be printable, and a host comes from a URL")
         };
-        let WorkerConfig { url, name, kv_events } = config.clone();
+        let WorkerConfig { url, name, kv_events, authorization } = config.clone();
         Self {
             id: WorkerId::next(),
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
+            authorization,
             url,
             load: Load::default(),
             breaker,

@@ -9,6 +9,7 @@ use super::{
     Shared,
     cut::{Cut, Cuts},
     route::Route,
+    usage::{Usage, UsageTail},
 };
 use crate::{
     fleet::{Flight, Worker},
@@ -18,6 +19,7 @@ use crate::{
     },
     kv_events::Prediction,
     telemetry::Metrics,
+    tenants::Admission,
 };
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
@@ -26,11 +28,44 @@ pub(super) struct RequestAccount {
     route: Route,
     received_at: Instant,
     status: Option<StatusCode>,
+    /// None of a request that was refused.
+    admission: Option<Admission>,
+    /// The response's stream, whose events tell what it costs if nothing else does.
+    flow: Option<Flow>,
+    /// Where the worker may say what it costs.
+    usage: Option<UsageTail>,
 }
 
 impl RequestAccount {
     pub(super) fn new(shared: Arc<Shared>, route: Route) -> Self {
-        Self { shared, route, received_at: Instant::now(), status: None }
+        let received_at = Instant::now();
+        Self { shared, route, received_at, status: None, admission: None, flow: None, usage: None }
+    }
+
+    /// The request is within its tenant's limits.
+    pub(super) fn admitted(&mut self, admission: Admission) {
+        self.admission = Some(admission);
+    }
+
+    pub(super) fn admission(&mut self) -> Option<&mut Admission> {
+        self.admission.as_mut()
+    }
+
+    /// A worker's response is about to be passed on; `flow`, if it is an event stream.
+    pub(super) fn responding(&mut self, status: StatusCode, flow: Option<Flow>) {
+        let Some(admission) = &mut self.admission else { return };
+        if status.is_success() {
+            admission.served();
+            self.usage = admission.tenant().counts_tokens().then(UsageTail::default);
+            self.flow = flow;
+        }
+    }
+
+    /// Body data that this process passes on.
+    pub(super) fn body_data(&mut self, data: &[u8]) {
+        if let Some(usage) = &mut self.usage {
+            usage.push(data);
+        }
     }
 
     /// The response is complete, as far as this gateway could make it so.
@@ -41,6 +76,12 @@ impl RequestAccount {
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            match self.usage.as_ref().and_then(UsageTail::usage).and_then(Usage::total) {
+                Some(tokens) => admission.used(tokens),
+                None => admission.generated(self.flow.as_ref().map_or(0, Flow::events)),
+            }
+        }
         let metrics = &self.shared.metrics;
         let is_panic = std::thread::panicking();
         if self.status.is_none() && !is_panic {

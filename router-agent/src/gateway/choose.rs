@@ -26,6 +26,7 @@ use crate::{
     kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
+    tenants::Tenant,
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -54,6 +55,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Of all its prompts, as far as they are known.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
+    }
+
     /// What [`super::tokens::learn`] needs; to be asked for once.
     pub(super) fn ask_tokens(&mut self) -> AskTokens {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
@@ -92,10 +98,12 @@ pub(super) struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// Reads the prompt, and what else of the request a decision needs. A model that no worker serves is refused here.
+/// Reads the prompt, and what else of the request a decision needs. A model that no worker
+/// serves, or that the tenant may not use, is refused here.
 pub(super) fn plan(
     shared: &Shared,
     config: &Config,
+    tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
     body: &Bytes,
@@ -103,6 +111,10 @@ pub(super) fn plan(
     let serve = |model: Option<&str>| {
         let key = model.map(model_key);
         match model {
+            Some(model) if !tenant.allows(Some(model)) => {
+                Err(GatewayError::ModelNotAllowed(model.to_owned()))
+            }
+            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
             Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
             _ => Ok(key),
         }

@@ -2,8 +2,8 @@
 
 use std::{cell::Cell, convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
-use http::{HeaderValue, header};
-use hyper::{server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::watch};
@@ -13,6 +13,7 @@ use super::{
     panics::{Contained, contained},
     relay::GatewayBody,
     request,
+    route::Route,
     thread::{Phase, ThreadContext},
 };
 use crate::limits;
@@ -33,14 +34,15 @@ pub(super) async fn serve(
     let is_last = Cell::new(*phase.borrow() == Phase::HandOver);
     let is_last = &is_last;
     let socket = ClientSocket::new(stream);
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         let serving = phases.serve();
         let (context, socket) = (context.clone(), socket.clone());
         async move {
-            let client = request::Client { address: client, socket };
+            let client = request::Client { address: client, socket, is_tls: false };
             let metrics = &context.shared.metrics;
+            let route = Route::of(request.method(), request.uri().path());
             let handler = request::handle(&context, client, request);
-            let response = contained(metrics, handler, GatewayBody::own).await;
+            let response = contained(metrics, route, handler, GatewayBody::own).await;
             let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
             if is_last.get() {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

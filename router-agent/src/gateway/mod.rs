@@ -15,7 +15,9 @@ mod cut;
 mod decided;
 mod decisions;
 mod error;
+mod forwarded;
 mod headers;
+mod identify;
 mod listen;
 mod lmcache;
 mod models;
@@ -30,6 +32,7 @@ mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
+mod usage;
 mod verify;
 
 use std::{
@@ -51,6 +54,7 @@ use crate::{
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tenants::Tenants,
     tokenize::Tokenizers,
 };
 
@@ -112,6 +116,8 @@ pub struct Shared {
     pub flows: Flows,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask.
+    pub tenants: Tenants,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -151,6 +157,7 @@ impl Shared {
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
+            tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -177,6 +184,7 @@ impl Shared {
         let settings = config.routing.settings.clone();
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
+        self.tenants.replace(&config.keys);
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker.failures, config.breaker.open_for);
         }

@@ -14,12 +14,13 @@ use http::Response;
 use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::GatewayError;
+use super::{GatewayError, route::Route};
 use crate::telemetry::Metrics;
 
 /// What a request's handler answers; 500 if it panics.
 pub(super) async fn contained<B>(
     metrics: &Metrics,
+    route: Route,
     handler: impl Future<Output = Response<B>>,
     own: impl FnOnce(Full<Bytes>) -> B,
 ) -> Response<B> {
@@ -36,7 +37,7 @@ pub(super) async fn contained<B>(
     metrics.panics.inc();
     let error = GatewayError::Panicked;
     metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
-    error.response().map(own)
+    error.response(route).map(own)
 }
 
 /// A response body that breaks off where it would panic.
@@ -145,7 +146,7 @@ mod tests {
         let service = service_fn(move |request| {
             let metrics = metrics.clone();
             async move {
-                let response = contained(&metrics, handle(request), Full::boxed_unsync).await;
+                let response = contained(&metrics, Route::Other, handle(request), Full::boxed_unsync).await;
                 Ok::<_, Infallible>(response.map(|body| Contained::new(body, metrics)))
             }
         });

@@ -138,6 +138,7 @@ impl Relay {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.attempt.body_data(data);
+                    self.account.body_data(data);
                     if self.is_event_stream {
                         self.at_event_boundary = data.ends_with(b"\n\n");
                         if data.starts_with(b"data: {\"error\":") {

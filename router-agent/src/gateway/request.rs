@@ -15,7 +15,10 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    conformance, headers, models,
+    conformance,
+    headers::{self, Sender},
+    identify::{identify, set_standings},
+    models,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
@@ -30,6 +33,7 @@ use crate::{config, fleet::Worker, index::WorkerSlot, kernel::Relays, routing::D
 pub(super) struct Client {
     pub(super) address: SocketAddr,
     pub(super) socket: Rc<ClientSocket>,
+    pub(super) is_tls: bool,
 }
 
 /// Answers one request, always: an error becomes an OpenAI error object.
@@ -40,11 +44,17 @@ pub(super) async fn handle(
 ) -> Response<GatewayBody> {
     let config = context.config();
     let (parts, body) = request.into_parts();
-    let conforms = conformance::check(&parts);
+    let admitted = conformance::check(&parts).and_then(|()| identify(&context.shared.tenants, &parts));
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
-    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
+    let sender = Sender {
+        ip: client.address.ip(),
+        is_tls: client.is_tls,
+        is_trusted: config.is_trusted_proxy(client.address.ip()),
+        has_key: admitted.as_ref().is_ok_and(|admission| admission.tenant().has_key),
+    };
+    let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
     let raw = raw && fastrand::f64() >= config.relay.sample;
@@ -57,13 +67,22 @@ pub(super) async fn handle(
         hold: relays.map(|_| raw::hold(&config.relay)),
     };
 
-    let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
-    let answered = match (conforms, own) {
-        (Err(error), _) => Err(error),
-        (Ok(()), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(()), None) => answer(context, &config, route, outgoing, body, &request_id)
-            .await
-            .map(|answer| Answered::Worker(Box::new(answer))),
+    let (mut tenant, mut may_go_on) = (None, true);
+    let answered = match admitted {
+        Err(error) => {
+            may_go_on = body::discard(body, config.timeouts.body_idle).await;
+            Err(error)
+        }
+        Ok(admission) => {
+            let asking = tenant.insert(admission.tenant().clone());
+            account.admitted(admission);
+            match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
+                Some(list) => Ok(Answered::Here(list)),
+                None => answer(context, &config, route, outgoing, body, &request_id, &mut account)
+                    .await
+                    .map(|answer| Answered::Worker(Box::new(answer))),
+            }
+        }
     };
     let mut response = match answered {
         Ok(Answered::Here(response)) => {
@@ -82,10 +101,17 @@ pub(super) async fn handle(
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
             account.answered(error.status());
-            error.response().map(GatewayBody::own)
+            error.response(route).map(GatewayBody::own)
         }
     };
-    response.headers_mut().insert(headers::REQUEST_ID, request_id);
+    let headers = response.headers_mut();
+    headers.insert(headers::REQUEST_ID, request_id);
+    if let Some(tenant) = tenant {
+        set_standings(headers, tenant.standings(Instant::now()));
+    }
+    if !may_go_on {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -116,7 +142,7 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        headers::set_host(request.headers_mut(), worker);
+        headers::set_worker(request.headers_mut(), worker);
         request
     }
 }
@@ -136,17 +162,21 @@ async fn answer(
     mut outgoing: Outgoing,
     body: Incoming,
     request_id: &HeaderValue,
+    account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let mut plan = choose::plan(shared, config, route, &outgoing.headers, &outgoing.body)?;
+    let admission = account.admission().expect("only requests that were let in are answered");
+    let mut plan =
+        choose::plan(shared, config, admission.tenant(), route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
     let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
+    admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
@@ -246,7 +276,7 @@ impl Answer {
         config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
-        account: RequestAccount,
+        mut account: RequestAccount,
     ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
@@ -270,6 +300,7 @@ impl Answer {
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
+        account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {
             None => (lease, ledger),

@@ -172,7 +172,7 @@ fn tokenize_request(worker: &Worker, body: Bytes) -> Request<Bytes> {
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static("/tokenize");
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers::set_host(request.headers_mut(), worker);
+    headers::set_worker(request.headers_mut(), worker);
     request
 }
 

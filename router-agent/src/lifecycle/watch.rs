@@ -1,18 +1,18 @@
-//! Sees that the configuration file says something else.
+//! Sees that the configuration's files say something else.
 //!
-//! The file is read twice a second and compared by content. That sees what notifications of the kernel's miss or tell in
+//! They are read twice a second and compared by content. That sees what notifications of the kernel's miss or tell in
 //! many ways: a file that is written in place, one that is renamed over it, a symbolic link above it that is changed
 //! (Kubernetes' mounted ConfigMaps), a file on a network file system. A change counts once two looks have seen the same, so
 //! that a file is not read while it is being written.
 
-use std::{path::Path, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What is remembered of a file.
+/// What is remembered of the files.
 #[derive(Debug)]
 pub struct Watch {
     /// What has been reported, or was there at the start.
@@ -21,19 +21,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Remembers what the file says now: to be called before it is read.
-    pub fn new(path: &Path) -> Self {
-        let now = digest(path);
+    /// Remembers what the files say now.
+    pub fn new(paths: &[PathBuf]) -> Self {
+        let now = digest(paths);
         Self { known: now, last: now }
     }
 
-    /// Completes when the file says something else than it did, and goes on saying it.
-    pub async fn changed(&mut self, path: &Path) {
+    /// Completes when the files say something else than they did, and go on saying it. `paths`: those in use now.
+    pub async fn changed(&mut self, paths: impl Fn() -> Vec<PathBuf>) {
         let mut looks = interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            if self.look(digest(path)) {
+            if self.look(digest(&paths())) {
                 return;
             }
         }
@@ -50,8 +50,15 @@ impl Watch {
     }
 }
 
-fn digest(path: &Path) -> Option<u64> {
-    std::fs::read(path).ok().map(|bytes| xxh3_64(&bytes))
+/// Of all of them; none while one cannot be read.
+fn digest(paths: &[PathBuf]) -> Option<u64> {
+    let mut digest = Xxh3::new();
+    for path in paths {
+        let bytes = std::fs::read(path).ok()?;
+        digest.update(&(bytes.len() as u64).to_le_bytes());
+        digest.update(&bytes);
+    }
+    Some(digest.digest())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics,
+    GuardMetrics, KvEventMetrics, LmcacheMetrics, TenantFamilies, TokenizeMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
 };
@@ -74,6 +74,8 @@ pub struct Metrics {
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
+    /// API keys.
+    pub tenants: TenantFamilies,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -439,6 +441,7 @@ impl Metrics {
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
+            tenants: TenantFamilies::new(&make)?,
             by_worker: make.by_worker.into_inner(),
             registry: make.registry,
         }))

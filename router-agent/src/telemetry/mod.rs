@@ -7,6 +7,7 @@ mod latency;
 mod lmcache;
 mod logging;
 mod metrics;
+mod tenants;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
@@ -14,4 +15,5 @@ pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tokenize::{TokenizeMetrics, TokensFrom};

@@ -370,9 +370,10 @@ impl Task {
 
     /// Passes bytes on, up to the end of the body.
     async fn pass(&mut self, bytes: &[u8]) -> Result<Step, RawError> {
-        let Ledger { attempt, is_event_stream, .. } = &mut self.ledger;
+        let Ledger { attempt, account, is_event_stream, .. } = &mut self.ledger;
         let count = self.framing.advance_with(bytes, |data| {
             attempt.body_data(data);
+            account.body_data(data);
             if *is_event_stream && data.starts_with(ERROR_EVENT) {
                 attempt.fail("error_event"); // the engine died; vLLM says so in the stream
             }
