@@ -25,6 +25,7 @@ mod privileges;
 mod relay_stress;
 mod reload;
 mod routing;
+mod systemd;
 mod tidy;
 mod timing;
 mod tokens;

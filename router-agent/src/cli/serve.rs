@@ -115,8 +115,12 @@ impl ServeArgs {
             }
         }
         let mut config = Config::default();
+        let in_file = |error: ConfigError| match &self.config {
+            Some(path) => error.in_file(path),
+            None => error,
+        };
         if let Some(path) = &self.config {
-            config::load(path)?.apply(&mut config)?;
+            config::load(path)?.apply(&mut config).map_err(in_file)?;
         }
         set(&mut config.listen, self.listen);
         set(&mut config.admin, self.admin);
@@ -140,7 +144,7 @@ impl ServeArgs {
         if config.workers.is_empty() {
             config.sim_workers = self.sim_workers;
         }
-        config.validate()?;
+        config.validate().map_err(in_file)?;
         Ok(config)
     }
 }

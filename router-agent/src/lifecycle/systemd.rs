@@ -49,13 +49,7 @@ pub async fn feed_watchdog(pulses: Arc<Pulses>) {
     loop {
         rounds.tick().await;
         let now = pulses.look();
-        let hung: Vec<usize> = seen
-            .iter()
-            .zip(&now)
-            .enumerate()
-            .filter(|(_, (one, other))| one == other)
-            .map(|(at, _)| at)
-            .collect();
+        let hung = silent(&seen, &now);
         if hung.is_empty() {
             notify(&[NotifyState::Watchdog]);
         } else if !is_silent {
@@ -63,5 +57,22 @@ pub async fn feed_watchdog(pulses: Arc<Pulses>) {
         }
         is_silent = !hung.is_empty();
         seen = now;
+    }
+}
+
+/// The threads whose count has not gone on from one look to the next.
+fn silent(before: &[u64], now: &[u64]) -> Vec<usize> {
+    let pairs = before.iter().zip(now).enumerate();
+    pairs.filter(|(_, (before, now))| before == now).map(|(thread, _)| thread).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thread_that_stands_still_is_enough() {
+        assert_eq!(silent(&[1, 7, 3], &[2, 7, 9]), [1]);
+        assert!(silent(&[1, 7], &[2, 8]).is_empty());
     }
 }
