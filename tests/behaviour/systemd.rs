@@ -119,7 +119,7 @@ async fn activated(workers: &[String], names: &str) -> (Gateway, [std::net::TcpL
         "--listen",
         "127.0.0.1:1",
         "--admin",
-        "127.0.0.1:1",
+        "127.0.0.1:2",
         "--threads",
         "2",
     ]);
