@@ -14,6 +14,7 @@
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
 //! | [`kv_events`] | what workers say of their KV caches |
+//! | [`tls`] | certificates and keys from files |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
@@ -50,6 +51,8 @@ pub mod routing;
 pub mod telemetry;
 #[forbid(unsafe_code)]
 pub mod tenants;
+#[forbid(unsafe_code)]
+pub mod tls;
 #[forbid(unsafe_code)]
 pub mod tokenize;
 #[forbid(unsafe_code)]

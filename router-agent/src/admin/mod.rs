@@ -8,9 +8,13 @@
 //! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
 //! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
+//!
+//! Who may ask: `access.rs`.
 
+mod access;
 mod guard;
 mod reload;
+mod tls;
 mod workers;
 
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -29,6 +34,7 @@ use crate::{
     gateway::{Phase, Shared},
     kernel::{Guard, Steering},
     lifecycle::{Members, Reload},
+    tls::ServerTls,
 };
 
 /// What the admin port reads.
@@ -50,8 +56,15 @@ pub struct Admin {
     pub members: Arc<Members>,
 }
 
-/// Serves on `listener` until the future is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::Result<()> {
+/// What the port offers by ALPN.
+pub const ALPN: &[&[u8]] = &[b"http/1.1"];
+
+/// Serves on `listener`, over TLS where there is a certificate, until the future is dropped.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    tls: Option<Arc<ServerTls>>,
+    admin: Admin,
+) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
@@ -63,8 +76,12 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/admin/reload", post(reload::run))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
+        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
         .with_state(admin);
-    axum::serve(listener, router).await
+    match tls {
+        None => axum::serve(listener, router).await,
+        Some(tls) => axum::serve(tls::TlsListener::new(listener, tls), router).await,
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

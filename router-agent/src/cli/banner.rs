@@ -37,8 +37,13 @@ impl Banner<'_> {
             return;
         }
         println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
-        println!("  clients   http://{listen}   ({policy} policy, {threads} data threads)");
-        println!("  admin     http://{admin}   (/metrics /health /ready /workers /guard)");
+        let scheme = |tls: bool| if tls { "https" } else { "http" };
+        let clients = scheme(self.config.tls.is_some());
+        println!("  clients   {clients}://{listen}   ({policy} policy, {threads} data threads)");
+        println!(
+            "  admin     {}://{admin}   (/metrics /health /ready /workers /guard)",
+            scheme(self.config.admin_tls.is_some())
+        );
         let simulated = if self.simulated > 0 {
             format!(", {} simulated ones started here", self.simulated)
         } else {
@@ -57,17 +62,17 @@ impl Banner<'_> {
             println!("  kernel    {name:<12} {capability}");
         }
         println!("try it:");
-        println!("  curl -s http://{listen}/v1/models");
-        println!("{}", self.curl());
+        println!("  curl -s {clients}://{listen}/v1/models");
+        println!("{}", self.curl(clients));
         println!("Ctrl-C stops everything.");
     }
 
     /// A command that works when pasted into another terminal: no model is named, the worker takes its own.
-    fn curl(&self) -> String {
+    fn curl(&self, scheme: &str) -> String {
         format!(
-            "  curl -sN http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+            "  curl -sN {}://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}],\"stream\":true,\"max_tokens\":16}}'",
-            self.listen
+            scheme, self.listen
         )
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     kv_events::{self, Indices, Predictions},
     lifecycle::{Members, Reload},
     telemetry::{self, Metrics, RelayPath},
+    tls::{self, ServerTls, TlsError},
     tokenize::{LoadError, Tokenizers},
 };
 
@@ -97,6 +98,14 @@ pub enum ServeError {
     #[cfg(feature = "sim")]
     #[error("simulated worker: {0}")]
     Sim(#[from] vllm_sim::StartError),
+    /// A certificate or a key cannot be used.
+    #[error("{key}: {source}")]
+    Tls {
+        /// The key of the configuration.
+        key: &'static str,
+        /// What is wrong, and in which file.
+        source: TlsError,
+    },
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),
@@ -126,6 +135,9 @@ impl ServeArgs {
         }
         set(&mut config.listen, self.listen);
         set(&mut config.admin, self.admin);
+        if let Some(token) = config::admin_token_of_environment()? {
+            config.admin_token = Some(token);
+        }
         set(&mut config.threads, self.threads);
         set(&mut config.splice, self.splice);
         set(&mut config.log_format, self.log_format);
@@ -167,6 +179,8 @@ pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
 async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), ServeError> {
     // Before anything that a second Ctrl-C could interrupt half-way.
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
+    let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
     let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let listeners = Listeners::open(config.listen, config.threads)?;
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
@@ -215,7 +229,12 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
         metrics,
         KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
         tokenizers,
+        tls.clone(),
     ));
+    let certificates = {
+        let (ports, metrics) = (tls.into_iter().chain(admin_tls.clone()).collect(), shared.metrics.clone());
+        tokio::spawn(async move { tls::watch(ports, |ok| metrics.tls.reloaded(ok)).await })
+    };
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
@@ -249,6 +268,7 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
         Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), members.clone(), guarding));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
+        admin_tls,
         Admin {
             shared: shared.clone(),
             phase: phases.clone(),
@@ -295,6 +315,7 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
     monitors.abort();
     seeing_off.abort();
     admin.abort();
+    certificates.abort();
     verifier.abort();
     lmcache.abort();
     for publisher in publisher.into_iter().chain(sampler) {
@@ -381,6 +402,16 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         fleet.admit(worker);
     }
     fleet
+}
+
+/// The certificate of a port, if one is configured.
+fn load_tls(
+    key: &'static str,
+    config: Option<&config::ServerTls>,
+    protocols: &'static [&'static [u8]],
+) -> Result<Option<Arc<ServerTls>>, ServeError> {
+    let load = |config| ServerTls::load(config, protocols);
+    config.map(load).transpose().map_err(|source| ServeError::Tls { key, source })
 }
 
 fn start_threads(

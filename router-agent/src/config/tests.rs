@@ -205,7 +205,7 @@ fn bad_values_say_what_would_be_right() {
         "routing: {policy: fastest}\nworkers: ['http://a:1']",
         &["policy", "fastest", "warm", "round_robin"],
     );
-    fails_with("workers: ['https://a:1']", &["https", "http://"]);
+    fails_with("workers: ['ftp://a:1']", &["ftp", "http://", "https://"]);
     fails_with("workers: ['a:1']", &["a:1", "http://HOST:PORT"]);
     fails_with("workers: ['http://a:1/v1']", &["/v1", "path"]);
     fails_with("workers: ['http://a:1', 'http://a:1']", &["twice"]);

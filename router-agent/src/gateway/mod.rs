@@ -17,10 +17,13 @@ mod decisions;
 mod error;
 mod forwarded;
 mod headers;
+mod http2;
 mod identify;
 mod listen;
 mod lmcache;
 mod models;
+mod phases;
+mod protocol;
 mod raw;
 mod relay;
 pub mod request;
@@ -53,6 +56,7 @@ use crate::{
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
+    tls::ServerTls,
     tokenize::Tokenizers,
 };
 
@@ -61,6 +65,7 @@ use decisions::DecisionCounters;
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
+pub use protocol::ALPN;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -115,6 +120,8 @@ pub struct Shared {
     pub tokenizers: Tokenizers,
     /// Who may ask.
     pub tenants: Tenants,
+    /// The data port's certificate, if it has one.
+    pub tls: Option<Arc<ServerTls>>,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -139,6 +146,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         kernel: KernelSide,
         tokenizers: Tokenizers,
+        tls: Option<Arc<ServerTls>>,
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
@@ -151,6 +159,7 @@ impl Shared {
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             retries: RetryBudget::new(started.limits.retry_share),
+            tls,
             tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::LocalSet,
     time::{Instant, MissedTickBehavior},
 };
@@ -28,6 +28,7 @@ use router_common::limits::CORE_REPORT_EVERY_MS;
 
 use crate::{
     kernel::Core,
+    limits,
     upstream::{Pool, PoolSettings},
 };
 
@@ -61,6 +62,8 @@ pub(super) struct ThreadContext {
     snapshots: Snapshots,
     /// Requests in flight, to be cut off if need be.
     pub(super) cuts: Cuts,
+    /// Turns to shake hands.
+    pub(super) handshakes: Semaphore,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
@@ -117,6 +120,7 @@ async fn run(
         scratch: RefCell::default(),
         snapshots,
         cuts: Cuts::default(),
+        handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
@@ -177,7 +181,10 @@ fn accept(
     context.shared.metrics.accepted.inc();
     if !context.shared.enter() {
         context.shared.metrics.refused.inc();
-        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        // In clear text it would be no TLS.
+        if context.shared.tls.is_none() {
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        }
         return;
     }
     let open = OpenConnection::count(context.clone());

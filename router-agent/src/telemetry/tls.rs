@@ -1,0 +1,39 @@
+//! Metrics of TLS on the data port.
+
+use prometheus::{IntCounter, IntCounterVec};
+
+use super::metrics::{Maker, Result};
+
+/// See the module.
+#[derive(Debug)]
+pub struct TlsMetrics {
+    handshakes: IntCounterVec,
+    reloads: IntCounterVec,
+}
+
+impl TlsMetrics {
+    pub(super) fn new(make: &Maker) -> Result<Self> {
+        Ok(Self {
+            handshakes: make.counters(
+                "warmpath_tls_handshakes_total",
+                "TLS handshakes with clients, by result: ok, failed, timeout.",
+                &["result"],
+            )?,
+            reloads: make.counters(
+                "warmpath_tls_certificate_reloads_total",
+                "Certificates read again because their files had changed, by result: ok, failed (the old one stays).",
+                &["result"],
+            )?,
+        })
+    }
+
+    /// A handshake has ended so.
+    pub fn handshake(&self, result: &str) -> IntCounter {
+        self.handshakes.with_label_values(&[result])
+    }
+
+    /// A certificate was read again, or could not be.
+    pub fn reloaded(&self, ok: bool) {
+        self.reloads.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+    }
+}

@@ -1,0 +1,1 @@
+//! Pairs, files that change, and what is said of wrong ones.
