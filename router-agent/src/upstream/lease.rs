@@ -31,9 +31,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Whether it can serve another request.
     pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed() && !self.seam.progress().is_cut()
+        !self.sender.is_closed()
     }
 
     /// Gives a socket to hyper, and starts driving it on this thread.
@@ -112,10 +111,12 @@ impl Lease {
         Ok(RawBody { place: Place { pool: self.pool, worker: self.worker }, socket, early })
     }
 
-    /// The response has been read to its end: the connection may serve another request.
+    /// The response has been read to its end: the connection may serve another request, if the worker has all of this one.
     pub fn put_back(self) {
         let Self { pool, worker, connection, .. } = self;
-        pool.put(worker, Parked::Driven(connection));
+        if connection.seam.progress().is_whole() {
+            pool.put(worker, Parked::Driven(connection));
+        }
     }
 }
 

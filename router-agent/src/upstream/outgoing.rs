@@ -5,7 +5,7 @@
 //! * its answer counts: what is left of the request is thrown away instead of failing, so that hyper reads on
 //!   ([`Progress::written`]);
 //! * its connection does not: what the worker would take for the next request's first byte is this one's body
-//!   ([`Progress::is_whole`], [`Progress::is_cut`]).
+//!   ([`Progress::is_whole`]).
 
 use std::{
     cell::Cell,
@@ -48,11 +48,6 @@ impl Progress {
     /// Whether all of the request is in the socket.
     pub(super) fn is_whole(&self) -> bool {
         self.stage.get() == Stage::Whole
-    }
-
-    /// Whether the worker closed its end before it had all of the request.
-    pub(super) fn is_cut(&self) -> bool {
-        self.stage.get() == Stage::Cut
     }
 
     /// What hyper is told of a write of `len` bytes: where the worker has closed its end in the middle of the request, that
@@ -145,6 +140,6 @@ mod tests {
         assert!(progress.written(Poll::Ready(Ok(20)), 20).is_ready());
         assert!(matches!(progress.written(closed(), 7), Poll::Ready(Ok(7))));
         progress.flushed();
-        assert!(progress.is_cut() && !progress.is_whole());
+        assert!(!progress.is_whole());
     }
 }

@@ -48,7 +48,7 @@ pub(super) struct Vitals {
 const OPEN: [&str; 3] = [
     "warmpath_worker_in_flight_requests",
     "warmpath_worker_queued_prefill_tokens",
-    "warmpath_client_connections",
+    "warmpath_connections",
 ];
 
 impl Gateway {
