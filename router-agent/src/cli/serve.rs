@@ -233,7 +233,8 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
     ));
     let certificates = {
         let (ports, metrics) = (tls.into_iter().chain(admin_tls.clone()).collect(), shared.metrics.clone());
-        tokio::spawn(async move { tls::watch(ports, |ok| metrics.tls.reloaded(ok)).await })
+        let reloads = live.changes();
+        tokio::spawn(async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await })
     };
 
     let (phase, phases) = watch::channel(Phase::Serve);

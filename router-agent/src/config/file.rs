@@ -21,6 +21,7 @@ use crate::tls::WorkerTls;
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "the fields are the keys")]
 pub struct File {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -44,8 +45,7 @@ pub struct File {
     guard: Guard,
     tokenizers: Tokenizers,
     keys: Option<Vec<super::keys::Written>>,
-    #[serde(rename = "keys_file")]
-    more_keys: Option<PathBuf>,
+    keys_file: Option<PathBuf>,
     trusted_proxies: Option<Vec<String>>,
     admin_token: Option<Hidden>,
     admin_token_file: Option<PathBuf>,
@@ -267,11 +267,11 @@ impl File {
         set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
         set(&mut config.guard.syn_rate, self.guard.syn_rate);
         set(&mut config.guard.syn_burst, self.guard.syn_burst);
-        let from_file = self.more_keys.as_deref().map(super::keys::load).transpose()?;
+        let from_file = self.keys_file.as_deref().map(super::keys::load).transpose()?;
         if self.keys.is_some() || from_file.is_some() {
             let written = self.keys.into_iter().chain(from_file).flatten();
             config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
-            config.keys_file = self.more_keys;
+            config.keys_file = self.keys_file;
         }
         let token =
             Place { key: "admin_token", value: self.admin_token, file: self.admin_token_file }.read()?;

@@ -29,7 +29,7 @@ pub enum TlsError {
         /// The key's.
         key: PathBuf,
         /// rustls's word.
-        source: rustls::Error,
+        source: Box<rustls::Error>,
     },
     /// A worker cannot be asked for by this name.
     #[error("{0:?} is no host name or address that a certificate could be for")]
@@ -39,5 +39,11 @@ pub enum TlsError {
     NoRoots,
     /// A defect of this program, or of its cryptography.
     #[error("TLS: {0}")]
-    Other(#[from] rustls::Error),
+    Other(Box<rustls::Error>),
+}
+
+impl From<rustls::Error> for TlsError {
+    fn from(error: rustls::Error) -> Self {
+        Self::Other(Box::new(error))
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::{ServerConfig, crypto::ring::Ticketer, server::WebPkiClientVerifier, version};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::{PROVIDER, TlsError, pem};
@@ -113,7 +113,7 @@ fn build(config: &config::ServerTls, protocols: &[&[u8]]) -> Result<Arc<ServerCo
     let mut built = builder.with_single_cert(chain, private).map_err(|source| TlsError::Pair {
         certificate: certificate.clone(),
         key: key.clone(),
-        source,
+        source: Box::new(source),
     })?;
     built.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     // New with each certificate: no session goes on that was begun by another one, or under another client CA.
@@ -121,12 +121,16 @@ fn build(config: &config::ServerTls, protocols: &[&[u8]]) -> Result<Arc<ServerCo
     Ok(Arc::new(built))
 }
 
-/// Looks at the files again and again; says in the log, and by `tell`, what came of it.
-pub async fn watch(ports: Vec<Arc<ServerTls>>, tell: impl Fn(bool)) {
+/// Looks at the files again and again, and at once when something says `now`; says in the log, and by `tell`, what came of
+/// it.
+pub async fn watch(ports: Vec<Arc<ServerTls>>, mut now: watch::Receiver<()>, tell: impl Fn(bool)) {
     let mut looks = tokio::time::interval(limits::CERTIFICATE_CHECK_INTERVAL);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        looks.tick().await;
+        tokio::select! {
+            _ = looks.tick() => {}
+            Ok(()) = now.changed() => {}
+        }
         for port in &ports {
             match port.refresh() {
                 Ok(false) => {}

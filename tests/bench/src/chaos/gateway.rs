@@ -45,11 +45,8 @@ pub(super) struct Vitals {
 }
 
 /// Gauges of what is going on: zero when nothing is.
-const OPEN: [&str; 3] = [
-    "warmpath_worker_in_flight_requests",
-    "warmpath_worker_queued_prefill_tokens",
-    "warmpath_connections",
-];
+const OPEN: [&str; 3] =
+    ["warmpath_worker_in_flight_requests", "warmpath_worker_queued_prefill_tokens", "warmpath_connections"];
 
 impl Gateway {
     /// Starts a gateway in front of the workers.
