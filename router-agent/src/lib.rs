@@ -17,6 +17,7 @@
 //! | [`tls`] | certificates and keys from files |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
+//! | [`privileges`] | what this process gives up before it serves |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
 //!
@@ -43,6 +44,8 @@ pub mod kv_events;
 pub mod lifecycle;
 #[forbid(unsafe_code)]
 pub mod limits;
+#[forbid(unsafe_code)]
+pub mod privileges;
 #[forbid(unsafe_code)]
 pub mod prompt;
 #[forbid(unsafe_code)]

@@ -66,10 +66,12 @@ async fn many_requests_share_a_connection_and_each_has_its_whole_answer() {
         assert!(response.headers().contains_key("x-warmpath-worker"));
         let text = text(response).await.unwrap();
         assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
-        text.matches("\"text\":").count()
+        assert!(
+            text.contains(&format!("\"completion_tokens\":{tokens}")),
+            "its own length, {tokens}: {text}"
+        );
     };
-    let counts = join_all((1..=40).map(ask)).await;
-    assert!(counts.windows(2).all(|pair| pair[0] < pair[1]), "each its own length: {counts:?}");
+    join_all((1..=40).map(ask)).await;
     assert!((gateway.metric("warmpath_connections_accepted_total").await - 1.0).abs() < f64::EPSILON);
     gateway.idle().await;
 }

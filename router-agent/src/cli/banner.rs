@@ -6,6 +6,7 @@ use crate::{
     config::{Config, LogFormat},
     fleet::{Fleet, Health},
     kernel::Capabilities,
+    privileges::Kept,
 };
 
 pub(super) struct Banner<'a> {
@@ -15,6 +16,8 @@ pub(super) struct Banner<'a> {
     /// Where operators connect.
     pub(super) admin: SocketAddr,
     pub(super) capabilities: &'a Capabilities,
+    /// What the process may still do.
+    pub(super) rights: &'a Kept,
     /// Simulated workers that this process started.
     pub(super) simulated: usize,
     pub(super) started: Instant,
@@ -33,6 +36,7 @@ impl Banner<'_> {
             for (name, capability) in self.capabilities.iter() {
                 tracing::info!(capability = name, state = %capability, "kernel");
             }
+            tracing::info!(rights = %self.rights, "privileges");
             tracing::info!(%listen, %admin, %policy, threads, workers = workers.len(), healthy, elapsed_ms, "ready");
             return;
         }
@@ -61,6 +65,7 @@ impl Banner<'_> {
         for (name, capability) in self.capabilities.iter() {
             println!("  kernel    {name:<12} {capability}");
         }
+        println!("  rights    capabilities kept: {}", self.rights);
         println!("try it:");
         println!("  curl -s {clients}://{listen}/v1/models");
         println!("{}", self.curl(clients));

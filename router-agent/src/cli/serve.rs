@@ -24,6 +24,7 @@ use crate::{
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, Predictions},
     lifecycle::{Members, Reload},
+    privileges::{self, Account, Kept, PrivilegeError},
     telemetry::{self, Metrics, RelayPath},
     tls::{self, ServerTls, TlsError},
     tokenize::{LoadError, Tokenizers},
@@ -106,6 +107,9 @@ pub enum ServeError {
         /// What is wrong, and in which file.
         source: TlsError,
     },
+    /// Privileges cannot be given up.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),
@@ -181,14 +185,11 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
     let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
     let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
-    let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let listeners = Listeners::open(config.listen, config.threads)?;
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .map_err(|source| Listeners::explain(config.admin, "admin", source))?;
     let admin_address = admin_listener.local_addr().map_err(system("cannot read the admin address"))?;
-
-    let (config, simulated) = simulate(config)?;
 
     let metrics = Metrics::new()?;
     // Held until the end: its pins go with it.
@@ -213,6 +214,11 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
         metrics.guard.set_interfaces(guard.interfaces());
         guard::say(guard);
     }
+
+    // What needs privileges is open; every thread that serves is started from here on.
+    let rights = drop_privileges(config.user.as_deref(), &mut kernel)?;
+    let (config, simulated) = simulate(config)?;
+    let tokenizers = Tokenizers::load(&config.tokenizers)?;
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let indices =
@@ -288,6 +294,7 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
         listen: listeners.address,
         admin: admin_address,
         capabilities: &capabilities,
+        rights: &rights,
         simulated: simulated.len(),
         started,
     };
@@ -403,6 +410,16 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         fleet.admit(worker);
     }
     fleet
+}
+
+/// Becomes the user of the configuration, and keeps no capability that serving does not need.
+fn drop_privileges(user: Option<&str>, kernel: &mut Kernel) -> Result<Kept, PrivilegeError> {
+    let account = user.map(Account::find).transpose()?;
+    if let Some(account) = &account {
+        let (uid, gid) = account.ids();
+        kernel.give_pins_to(uid, gid);
+    }
+    privileges::drop(account.as_ref(), || kernel.can_use_maps())
 }
 
 /// The certificate of a port, if one is configured.

@@ -47,6 +47,7 @@ pub struct File {
     keys: Option<Vec<super::keys::Written>>,
     keys_file: Option<PathBuf>,
     trusted_proxies: Option<Vec<String>>,
+    user: Option<String>,
     admin_token: Option<Hidden>,
     admin_token_file: Option<PathBuf>,
     admin_open_metrics: Option<bool>,
@@ -277,6 +278,9 @@ impl File {
             Place { key: "admin_token", value: self.admin_token, file: self.admin_token_file }.read()?;
         if token.is_some() {
             config.admin_token = token.map(|token| token.digest());
+        }
+        if self.user.is_some() {
+            config.user = self.user;
         }
         set(&mut config.admin_open_metrics, self.admin_open_metrics);
         if self.tls.is_some() {

@@ -231,6 +231,8 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// Where some of `keys` come from.
     pub keys_file: Option<PathBuf>,
+    /// Whom the process becomes when it serves; none: nobody else.
+    pub user: Option<String>,
     /// What operators have to show; none: nothing.
     pub admin_token: Option<SecretDigest>,
     /// `/metrics` is for everyone all the same.
@@ -352,6 +354,7 @@ impl Default for Config {
             tokenizers: Tokenizers::default(),
             keys: Vec::new(),
             keys_file: None,
+            user: None,
             admin_token: None,
             admin_open_metrics: false,
             tls: None,

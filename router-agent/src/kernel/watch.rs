@@ -19,6 +19,7 @@ use router_common::flows::FLOWS_MAX;
 use tokio::sync::Notify;
 
 use super::epoll::{Epoll, Interest};
+use crate::privileges;
 
 /// How soon the thread notices that nobody is left to wake.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -41,6 +42,9 @@ impl Watch {
         let over = Arc::new(AtomicBool::new(false));
         let (wait, waiters, stop) = (epoll.clone(), slots.clone(), over.clone());
         std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
+            if let Err(error) = privileges::drop_in_this_thread() {
+                tracing::warn!(%error, "a thread that waits for the kernel");
+            }
             let wake = |slot: u64| {
                 if let Some(waiter) = usize::try_from(slot).ok().and_then(|slot| waiters.get(slot)) {
                     waiter.notify_one();

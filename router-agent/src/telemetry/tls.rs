@@ -13,7 +13,7 @@ pub struct TlsMetrics {
 
 impl TlsMetrics {
     pub(super) fn new(make: &Maker) -> Result<Self> {
-        Ok(Self {
+        let metrics = Self {
             handshakes: make.counters(
                 "warmpath_tls_handshakes_total",
                 "TLS handshakes with clients, by result: ok, failed, timeout.",
@@ -24,7 +24,15 @@ impl TlsMetrics {
                 "Certificates read again because their files had changed, by result: ok, failed (the old one stays).",
                 &["result"],
             )?,
-        })
+        };
+        // There from the start, at zero.
+        for result in ["ok", "failed", "timeout"] {
+            metrics.handshake(result);
+        }
+        for result in ["ok", "failed"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
+        Ok(metrics)
     }
 
     /// A handshake has ended so.
