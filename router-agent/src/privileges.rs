@@ -2,14 +2,20 @@
 //!
 //! Opening the kernel side, low ports and keys that only root can read take privileges; serving does not. So they are given
 //! up behind that, and before the threads that serve are started: capabilities, uid and gid belong to a thread, and a new one
-//! has those of the thread that starts it. Threads that were started before give theirs up for themselves
-//! ([`drop_in_this_thread`]).
+//! has those of the thread that starts it. Threads that were started before follow within a turn of their loop
+//! ([`Follower`]).
 //!
 //! What serving needs of the kernel side is looking up and changing its maps, and running one program, all by descriptors
 //! that are open. Linux 5.19 and later let any process do that; before, one with `CAP_BPF`, unless
 //! `kernel.unprivileged_bpf_disabled` is 0. It is tried, and kept only where it is needed.
 
-use std::{fmt, io};
+use std::{
+    fmt,
+    sync::atomic::{
+        AtomicBool,
+        Ordering::{Acquire, Release},
+    },
+};
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::{
@@ -109,10 +115,11 @@ pub fn drop(account: Option<&Account>, can_serve: impl FnOnce() -> bool) -> Resu
     let kept: CapsHashSet = bpf.then_some(Capability::CAP_BPF).into_iter().collect();
     caps::set(None, CapSet::Permitted, &kept)?;
     caps::set(None, CapSet::Effective, &kept)?;
+    DROPPED.store(true, Release);
     Ok(Kept { uid: unistd::getuid().as_raw(), had_any, bpf })
 }
 
-/// All threads of this process.
+/// In all threads of this process: the C library sees to that, and ends the process if one of them may not.
 fn become_account(account: &Account) -> nix::Result<()> {
     if unistd::getuid() == account.uid && unistd::getgid() == account.gid {
         return Ok(());
@@ -122,18 +129,30 @@ fn become_account(account: &Account) -> nix::Result<()> {
     unistd::setresuid(account.uid, account.uid, account.uid)
 }
 
-/// For a thread that was started before [`drop`] and needs no privilege: it gives up all of them. An error is for the log:
-/// the thread does the same either way.
-pub fn drop_in_this_thread() -> Result<(), PrivilegeError> {
-    prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)?;
+/// A thread has called [`drop`].
+static DROPPED: AtomicBool = AtomicBool::new(false);
+
+/// For a thread that was started before [`drop`] and needs no privilege.
+#[derive(Debug, Default)]
+pub struct Follower {
+    has_followed: bool,
+}
+
+impl Follower {
+    /// Gives up everything, once the process has. To be called again and again; costs a look at a flag.
+    pub fn follow(&mut self) {
+        if !self.has_followed && DROPPED.load(Acquire) {
+            self.has_followed = true;
+            if let Err(error) = drop_in_this_thread() {
+                tracing::warn!(%error, "a thread keeps privileges that it has no use for");
+            }
+        }
+    }
+}
+
+fn drop_in_this_thread() -> Result<(), PrivilegeError> {
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
         caps::clear(None, set)?;
     }
-    Ok(())
-}
-
-impl From<PrivilegeError> for io::Error {
-    fn from(error: PrivilegeError) -> Self {
-        Self::other(error)
-    }
+    prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)
 }

@@ -27,6 +27,7 @@ mod privileges;
 mod relay_stress;
 mod reload;
 mod routing;
+mod secrets;
 mod tidy;
 mod timing;
 mod tls;

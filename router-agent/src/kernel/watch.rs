@@ -19,7 +19,7 @@ use router_common::flows::FLOWS_MAX;
 use tokio::sync::Notify;
 
 use super::epoll::{Epoll, Interest};
-use crate::privileges;
+use crate::privileges::Follower;
 
 /// How soon the thread notices that nobody is left to wake.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -42,15 +42,14 @@ impl Watch {
         let over = Arc::new(AtomicBool::new(false));
         let (wait, waiters, stop) = (epoll.clone(), slots.clone(), over.clone());
         std::thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            if let Err(error) = privileges::drop_in_this_thread() {
-                tracing::warn!(%error, "a thread that waits for the kernel");
-            }
             let wake = |slot: u64| {
                 if let Some(waiter) = usize::try_from(slot).ok().and_then(|slot| waiters.get(slot)) {
                     waiter.notify_one();
                 }
             };
+            let mut privileges = Follower::default();
             while !stop.load(Relaxed) {
+                privileges.follow();
                 wait.wait(PATIENCE, |token| {
                     if token != RING {
                         return wake(token);
