@@ -15,6 +15,7 @@
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
+//! | [`window`] | sums over the last while |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
 //!
 //! A module knows those below it only: `index` and `routing` know no HTTP, `gateway` knows no BPF map, `kernel` knows no
@@ -48,3 +49,5 @@ pub mod telemetry;
 pub mod tokenize;
 #[forbid(unsafe_code)]
 pub mod upstream;
+#[forbid(unsafe_code)]
+pub mod window;

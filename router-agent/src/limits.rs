@@ -41,6 +41,12 @@ pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
+/// A worker that has requests may be silent for this long before it is asked for a token, however it is as a rule.
+pub const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// How long that token may take, beside what the worker's queue is expected to take.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a worker's answer to a probe: one token, and whatever else it says of it.
+pub const PROBE_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
 pub const TOKENIZE_THREADS: usize = 2;
 /// As many as may be asked for.

@@ -101,6 +101,10 @@ struct WorkerView {
     url: String,
     health: &'static str,
     breaker: &'static str,
+    /// `live`, `suspect` (silent for longer than usual) or `hung`.
+    engine: &'static str,
+    /// Left out because it stands out from the others.
+    ejected: bool,
     in_flight_requests: u32,
     queued_prefill_tokens: u64,
     engine_running_requests: u32,
@@ -121,6 +125,8 @@ impl WorkerView {
             url: worker.url.to_string(),
             health: worker.health().label(),
             breaker: worker.breaker.state().label(),
+            engine: worker.liveness.pulse().label(),
+            ejected: worker.standing.is_ejected(),
             in_flight_requests: worker.load.in_flight(),
             queued_prefill_tokens: worker.load.queued_prefill_tokens(),
             engine_running_requests: engine.running.load(Relaxed),

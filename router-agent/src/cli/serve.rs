@@ -340,7 +340,7 @@ fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError>
 fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
     let speed = Arc::new(FleetSpeed::default());
     let worker = |(number, worker): (usize, &config::WorkerConfig)| {
-        let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
+        let breaker = fleet::Breaker::new(config.breaker);
         let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
         let metrics = metrics.worker(&worker.name);
         Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))

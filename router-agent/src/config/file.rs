@@ -6,7 +6,9 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use super::{
-    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, kv_events,
+    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig,
+    faults::{BreakerFile, HealthFile, OutliersFile},
+    kv_events,
 };
 
 /// The file as written. Every key is optional; an unknown one is an error.
@@ -25,8 +27,9 @@ pub struct File {
     drain_timeout: Option<Duration>,
     #[serde(with = "humantime_serde")]
     scrape_interval: Option<Duration>,
-    health: Health,
-    breaker: Breaker,
+    health: HealthFile,
+    breaker: BreakerFile,
+    outliers: OutliersFile,
     relay: Relay,
     index: Index,
     kv_events: KvEvents,
@@ -53,25 +56,6 @@ struct WorkerEntry {
     url: String,
     name: Option<String>,
     kv_events: Option<kv_events::Written>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Health {
-    #[serde(with = "humantime_serde")]
-    interval: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    timeout: Option<Duration>,
-    unhealthy_after: Option<u32>,
-    healthy_after: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Breaker {
-    failures: Option<u32>,
-    #[serde(with = "humantime_serde")]
-    open_for: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -192,12 +176,9 @@ impl File {
                 })
                 .collect::<Result<_, _>>()?;
         }
-        set(&mut config.health.interval, self.health.interval);
-        set(&mut config.health.timeout, self.health.timeout);
-        set(&mut config.health.unhealthy_after, self.health.unhealthy_after);
-        set(&mut config.health.healthy_after, self.health.healthy_after);
-        set(&mut config.breaker.failures, self.breaker.failures);
-        set(&mut config.breaker.open_for, self.breaker.open_for);
+        self.health.apply(&mut config.health);
+        self.breaker.apply(&mut config.breaker);
+        self.outliers.apply(&mut config.outliers);
         set(&mut config.relay.bypass, self.relay.bypass);
         set(&mut config.relay.splice, self.relay.splice);
         set(&mut config.relay.copy, self.relay.copy);

@@ -5,6 +5,7 @@
 
 mod changes;
 mod cidr;
+mod faults;
 mod file;
 mod guard;
 mod kv_events;
@@ -18,6 +19,7 @@ use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
 pub use changes::needing_restart;
 pub use cidr::{Cidr, CidrError};
+pub use faults::{Breaker, Health, Outliers};
 pub(crate) use file::worker_config;
 pub use file::{File, load};
 pub use guard::{Guard, GuardInterface, GuardMode};
@@ -98,28 +100,6 @@ pub struct WorkerConfig {
     pub kv_events: WorkerKvEvents,
 }
 
-/// Active health checks: `GET /health` on every worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// Pause between two checks of one worker.
-    pub interval: Duration,
-    /// How long one check may take.
-    pub timeout: Duration,
-    /// Failed checks in a row that make a worker unhealthy.
-    pub unhealthy_after: u32,
-    /// Passed checks in a row that make it healthy again.
-    pub healthy_after: u32,
-}
-
-/// The circuit breaker of each worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Breaker {
-    /// Worker faults in a row that open it.
-    pub failures: u32,
-    /// How long it stays open before one request is let through as a probe.
-    pub open_for: Duration,
-}
-
 /// The prefix index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Index {
@@ -188,6 +168,8 @@ pub struct Config {
     pub health: Health,
     /// Circuit breaker.
     pub breaker: Breaker,
+    /// Outlier detection.
+    pub outliers: Outliers,
     /// Pause between two scrapes of a worker's `/metrics`.
     pub scrape_interval: Duration,
     /// Prefix index.
@@ -273,13 +255,9 @@ impl Default for Config {
             },
             log_format: LogFormat::default(),
             instance: DEFAULT_INSTANCE.to_owned(),
-            health: Health {
-                interval: Duration::from_secs(2),
-                timeout: Duration::from_secs(2),
-                unhealthy_after: 2,
-                healthy_after: 1,
-            },
-            breaker: Breaker { failures: 5, open_for: Duration::from_secs(5) },
+            health: Health::default(),
+            breaker: Breaker::default(),
+            outliers: Outliers::default(),
             scrape_interval: Duration::from_secs(1),
             index: Index {
                 block_bytes: crate::prompt::BLOCK_BYTES,
@@ -367,13 +345,12 @@ impl Config {
                 format!("{:?}: 1 to 32 letters, digits, '-' or '_' (it names a directory)", self.instance),
             );
         }
+        faults::validate(&self.health, &self.breaker, &self.outliers)?;
         self.guard.validate()?;
         self.routing.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         for (key, duration) in [
-            ("health.interval", self.health.interval),
-            ("health.timeout", self.health.timeout),
             ("scrape_interval", self.scrape_interval),
             ("timeouts.connect", self.timeouts.connect),
             ("timeouts.response_head", self.timeouts.response_head),

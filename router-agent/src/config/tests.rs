@@ -16,8 +16,9 @@ fn every_key_has_its_effect() {
     let config = apply(
         "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
          routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
-         scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
-         breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
+         scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2, silence: 6s, probe_timeout: 7s}\n\
+         breaker: {failures: 7, window: 20s, volume: 8, error_share: 0.25, open_for: 9s}\n\
+         outliers: {share_max: 0.25, volume: 3, errors: 0.5, slowness: 4, eject_for: 3s, eject_max: 30s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
          limits: {connections: 10, body_bytes: 1MiB, tries: 2, retry_share: 0.5}\n\
          timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
@@ -37,9 +38,30 @@ fn every_key_has_its_effect() {
     assert_eq!(config.scrape_interval, ms(250));
     assert_eq!(
         config.health,
-        Health { interval: ms(1000), timeout: ms(300), unhealthy_after: 4, healthy_after: 2 }
+        Health {
+            interval: ms(1000),
+            timeout: ms(300),
+            unhealthy_after: 4,
+            healthy_after: 2,
+            silence: ms(6000),
+            probe_timeout: ms(7000),
+        }
     );
-    assert_eq!(config.breaker, Breaker { failures: 7, open_for: ms(9000) });
+    assert_eq!(
+        config.breaker,
+        Breaker { failures: 7, window: ms(20_000), volume: 8, error_share: 0.25, open_for: ms(9000) }
+    );
+    assert_eq!(
+        config.outliers,
+        Outliers {
+            share_max: 0.25,
+            volume: 3,
+            errors: 0.5,
+            slowness: 4.0,
+            eject_for: ms(3000),
+            eject_max: ms(30_000),
+        }
+    );
     assert_eq!(
         config.relay,
         Relay {
@@ -125,6 +147,18 @@ fn bad_values_say_what_would_be_right() {
         "breaker: {open_for: 5s}\ntimeouts: {connect: 0s}\nworkers: ['http://a:1']",
         &["timeouts.connect"],
     );
+}
+
+#[test]
+fn wrong_bounds_of_faults_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("breaker: {error_share: 0}", &["breaker.error_share", "up to 1"]);
+    wrong("breaker: {window: 0s}", &["breaker.window"]);
+    wrong("health: {silence: 0s}", &["health.silence"]);
+    wrong("outliers: {share_max: 2}", &["outliers.share_max", "0 (nobody is left out) to 1"]);
+    wrong("outliers: {slowness: 1}", &["outliers.slowness", "above 1"]);
+    wrong("outliers: {errors: -1}", &["outliers.errors"]);
+    wrong("outliers: {eject_for: 10m}", &["outliers.eject_max", "outliers.eject_for"]);
 }
 
 #[test]

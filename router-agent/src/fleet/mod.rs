@@ -5,9 +5,11 @@
 
 mod breaker;
 mod kv_cache;
+mod liveness;
 mod load;
 mod models;
 mod monitor;
+mod outliers;
 mod row;
 mod scrape;
 mod speed;
@@ -17,11 +19,13 @@ use std::{sync::Arc, time::Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-pub use breaker::{Breaker, BreakerState};
+pub use breaker::{Breaker, BreakerState, Outcome, Role};
 pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
+pub use liveness::{Liveness, Pulse};
 pub use load::{Flight, Load};
 pub use models::{Models, model_key};
 pub use monitor::{check_all, spawn as spawn_monitors};
+pub use outliers::{Standing, Standout};
 pub use row::row;
 pub use speed::{FleetSpeed, WorkerSpeed};
 pub use worker::{Engine, Health, Worker};

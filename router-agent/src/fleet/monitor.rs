@@ -9,14 +9,14 @@
 use std::{
     io,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::StatusCode;
 use router_common::latency::LatencyKind;
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use super::{Fleet, Health, Models, Worker, model_key, scrape, speed};
+use super::{Fleet, Health, Models, Worker, liveness, model_key, outliers, scrape, speed};
 use crate::{
     config::Config,
     index::PrefixIndex,
@@ -44,6 +44,7 @@ struct History {
 #[derive(Debug, Clone)]
 struct Settings {
     health: crate::config::Health,
+    outliers: crate::config::Outliers,
     scrape_interval: Duration,
     block_tokens: u64,
     default_capacity_tokens: u64,
@@ -53,6 +54,7 @@ impl Settings {
     fn of(config: &Config) -> Self {
         Self {
             health: config.health,
+            outliers: config.outliers,
             scrape_interval: config.scrape_interval,
             block_tokens: (config.index.block_bytes / crate::prompt::BYTES_PER_TOKEN).max(1) as u64,
             default_capacity_tokens: config.index.worker_capacity_tokens,
@@ -87,6 +89,7 @@ pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Co
         tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), settings.clone()));
     }
     tasks.spawn(level(fleet.workers().to_vec(), settings.scrape_interval));
+    tasks.spawn(compare(fleet.workers().to_vec(), settings.outliers));
     tasks
 }
 
@@ -100,7 +103,26 @@ async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
     }
 }
 
+/// Pause between two looks for outliers.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks for outliers again and again.
+async fn compare(workers: Vec<Arc<Worker>>, settings: crate::config::Outliers) {
+    let mut rounds = tokio::time::interval(COMPARE_EVERY);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        outliers::sweep(&workers, &settings, Instant::now());
+    }
+}
+
 async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
+    let health = settings.health;
+    let pulse = liveness::watch(worker.clone(), flows.clone(), move || health);
+    tokio::join!(check_and_scrape(worker, index, flows, settings), pulse);
+}
+
+async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
     index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
     let mut history = History::default();
     // The first check was made before the gateway said that it is ready; the first scrape was not.

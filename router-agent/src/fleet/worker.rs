@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Breaker, FleetSpeed, KvCache, Load, Models, WorkerSpeed};
+use super::{Breaker, FleetSpeed, KvCache, Liveness, Load, Models, Pulse, Standing, WorkerSpeed};
 use crate::{config::WorkerUrl, index::WorkerSlot, routing::Adapter, telemetry::WorkerMetrics};
 
 /// What active health checks say of a worker.
@@ -78,6 +78,10 @@ pub struct Worker {
     pub load: Load,
     /// Its circuit breaker.
     pub breaker: Breaker,
+    /// How it does beside the others.
+    pub standing: Standing,
+    /// Whether its engine works.
+    pub liveness: Liveness,
     /// What its engine says.
     pub engine: Engine,
     /// How fast it is.
@@ -123,6 +127,8 @@ impl Worker {
             url,
             load: Load::default(),
             breaker,
+            standing: Standing::default(),
+            liveness: Liveness::default(),
             engine: Engine::default(),
             speed: WorkerSpeed::new(fleet_speed),
             identity: xxh3_64(name.as_bytes()),
@@ -148,9 +154,10 @@ impl Worker {
         self.health.store(health as u8, Relaxed);
     }
 
-    /// Whether a request may be sent to it now.
+    /// Whether a request may be sent to it now. Of several such workers, those that are not left out as outliers
+    /// ([`Standing::is_ejected`]) come first.
     pub fn is_routable(&self, now: Instant) -> bool {
-        self.health() != Health::Unhealthy && self.breaker.admits(now)
+        self.health() != Health::Unhealthy && self.liveness.pulse() != Pulse::Hung && self.breaker.admits(now)
     }
 
     /// The models that it serves; none while it has not told them.
@@ -190,7 +197,7 @@ impl Worker {
     pub(crate) fn for_tests_in(url: &str, fleet_speed: Arc<FleetSpeed>) -> Arc<Self> {
         let url: WorkerUrl = url.parse().expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
-        let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
+        let breaker = Breaker::new(super::breaker::settings_for_tests());
         Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, fleet_speed))
     }
 }

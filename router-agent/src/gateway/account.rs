@@ -111,6 +111,7 @@ impl Attempt {
         if let Some(flow) = &self.flow {
             flow.data(data);
         }
+        self.flight.said_something();
         self.first_byte();
     }
 
@@ -120,7 +121,7 @@ impl Attempt {
             self.prediction = None;
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
-                self.flight.first_token(self.sent_ns, first_ns);
+                self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
                 let metrics = &self.worker().metrics;
                 metrics.time_to_first_token.observe(seconds);
@@ -137,10 +138,13 @@ impl Attempt {
     pub(super) fn complete(&mut self, status: StatusCode) {
         if is_load(status) {
             self.reject();
-        } else if status.is_server_error() {
+        } else if is_fault(status) {
             self.fail("status");
         } else if !std::mem::replace(&mut self.ended, true) {
-            self.flight.succeeded();
+            // A 4xx is the client's, and says nothing of the worker.
+            if status.is_success() || status.is_redirection() {
+                self.flight.succeeded();
+            }
             self.worker().metrics.completed.inc();
         }
     }
@@ -168,6 +172,13 @@ impl Drop for Attempt {
             self.worker().metrics.cancelled.inc();
         }
     }
+}
+
+/// Statuses by which a worker says that it failed. 501 and 505 are about what was asked for.
+pub(super) fn is_fault(status: StatusCode) -> bool {
+    status.is_server_error()
+        && !is_load(status)
+        && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED)
 }
 
 /// Statuses that speak of load, not of a fault (429: Too Many Requests, 503: vLLM's queue is full).

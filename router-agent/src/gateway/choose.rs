@@ -196,13 +196,17 @@ pub(super) fn choose(
         }
     };
     let routable = |worker: &&Arc<Worker>| is_candidate(worker, plan, tried, now);
+    let in_good_standing = |worker: &&Arc<Worker>| routable(worker) && !worker.standing.is_ejected();
     let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
     let (flight, decision) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(workers.iter().filter(routable).map(candidate));
+        candidates.extend(workers.iter().filter(in_good_standing).map(candidate));
+        if candidates.is_empty() {
+            candidates.extend(workers.iter().filter(routable).map(candidate)); // better than nobody
+        }
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
         let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
             router.decide_by(Policy::Warm, &ask, candidates)?

@@ -12,7 +12,10 @@ use prometheus::{
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, WorkerFaultMetrics,
+    latency::LatencyCollector,
+};
 use crate::{
     fleet::Worker,
     kernel::{Flows, relay::Stop},
@@ -60,6 +63,8 @@ pub struct Metrics {
     pub panics: IntCounter,
     /// Who moves response bodies.
     pub relay: RelayMetrics,
+    /// What takes workers out of the fleet.
+    pub faults: FaultMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
     /// The LMCache controller.
@@ -211,6 +216,8 @@ pub struct WorkerMetrics {
     pub cancelled: IntCounter,
     /// Scrapes of its `/metrics` that gave nothing.
     pub scrape_failures: IntCounter,
+    /// What took it out of the fleet.
+    pub faults: WorkerFaultMetrics,
 }
 
 /// Registers each metric where it is made, so that none can be forgotten.
@@ -408,6 +415,7 @@ impl Metrics {
                 &["result"],
             )?,
             relay: RelayMetrics::new(&make)?,
+            faults: FaultMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
@@ -432,6 +440,7 @@ impl Metrics {
             rejected: self.worker_requests.with_label_values(&[name, "rejected"]),
             cancelled: self.worker_requests.with_label_values(&[name, "cancelled"]),
             scrape_failures: self.worker_scrape_failures.with_label_values(&[name]),
+            faults: self.faults.worker(name),
         }
     }
 
@@ -479,6 +488,7 @@ impl Metrics {
         let rate = worker.speed.get().map_or(0.0, |speed| 1.0 / speed.token_s);
         self.worker_prefill_rate.with_label_values(&[name]).set(rate);
         self.worker_decode_slope.with_label_values(&[name]).set(worker.speed.decode_slope_s());
+        self.faults.refresh(worker);
         let health = worker.health();
         for state in Health::ALL {
             let is = i64::from(state == health);

@@ -1,5 +1,6 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod faults;
 mod guard;
 mod kv_events;
 mod latency;
@@ -8,6 +9,7 @@ mod logging;
 mod metrics;
 mod tokenize;
 
+pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
