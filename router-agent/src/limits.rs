@@ -15,6 +15,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Bytes of one request body; more is answered with 413.
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of all request bodies that are in memory, over all connections; beyond it one is answered with 503.
+pub const BODIES_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// How long a request body may pause between two reads; longer is answered with 408.
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
@@ -23,6 +25,17 @@ pub const WORKERS_MAX: usize = 256;
 pub const TRIES_MAX: usize = 3;
 /// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
 pub const RETRY_SHARE: f64 = 0.2;
+/// Requests that wait for a worker, over all tenants; one more is answered with 429, or pushes out one of a tenant that has
+/// more than its share.
+pub const QUEUE_MAX: usize = 1_024;
+/// How long a request waits for a worker; then it is answered with 429, or with 503 where none is routable.
+pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the head of a stream waits for the stream's first byte, so that another worker can be tried until then.
+pub const HOLD_HEAD: Duration = Duration::from_secs(30);
+/// What a retry waits beside the `Retry-After` that it was told: up to this, at random, doubled at each wait.
+pub const BACKOFF_BASE: Duration = Duration::from_millis(100);
+/// As often as it is doubled.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker and data thread.
 pub const IDLE_CONNECTIONS_MAX: usize = 256;
 /// How long an idle worker connection is kept. vLLM closes after 5.0 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), so stay below.

@@ -9,6 +9,7 @@ use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig,
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
+    limits::{LimitsFile, TimeoutsFile},
 };
 
 /// The file as written. Every key is optional; an unknown one is an error.
@@ -33,8 +34,8 @@ pub struct File {
     relay: Relay,
     index: Index,
     kv_events: KvEvents,
-    limits: Limits,
-    timeouts: Timeouts,
+    limits: LimitsFile,
+    timeouts: TimeoutsFile,
     guard: Guard,
     tokenizers: Tokenizers,
 }
@@ -81,30 +82,6 @@ struct Index {
 struct KvEvents {
     mode: Option<kv_events::Switch>,
     hash_seed: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Limits {
-    connections: Option<usize>,
-    body_bytes: Option<ByteSize>,
-    tries: Option<usize>,
-    retry_share: Option<f64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Timeouts {
-    #[serde(with = "humantime_serde")]
-    head: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    body_idle: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    keep_alive: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    connect: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    response_head: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -191,15 +168,8 @@ impl File {
         if self.kv_events.hash_seed.is_some() {
             config.kv_events.hash_seed = self.kv_events.hash_seed;
         }
-        set(&mut config.limits.connections, self.limits.connections);
-        set(&mut config.limits.body_bytes, self.limits.body_bytes.map(|b| b.as_u64() as usize));
-        set(&mut config.limits.tries, self.limits.tries);
-        set(&mut config.limits.retry_share, self.limits.retry_share);
-        set(&mut config.timeouts.head, self.timeouts.head);
-        set(&mut config.timeouts.body_idle, self.timeouts.body_idle);
-        set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);
-        set(&mut config.timeouts.connect, self.timeouts.connect);
-        set(&mut config.timeouts.response_head, self.timeouts.response_head);
+        self.limits.apply(&mut config.limits);
+        self.timeouts.apply(&mut config.timeouts);
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;

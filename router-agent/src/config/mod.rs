@@ -9,14 +9,16 @@ mod faults;
 mod file;
 mod guard;
 mod kv_events;
+mod limits;
 mod routing;
 mod tokenizers;
 mod worker_url;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{limits, prompt::BLOCK_BYTES_MAX};
+use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX};
 
+pub use self::limits::{Limits, Timeouts};
 pub use changes::needing_restart;
 pub use cidr::{Cidr, CidrError};
 pub use faults::{Breaker, Health, Outliers};
@@ -109,36 +111,6 @@ pub struct Index {
     pub bytes_max: usize,
     /// KV capacity assumed for a worker that does not say it in `vllm:cache_config_info`, tokens.
     pub worker_capacity_tokens: u64,
-}
-
-/// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Client connections open at once.
-    pub connections: usize,
-    /// Bytes of one request body.
-    pub body_bytes: usize,
-    /// Tries of one request, the first included.
-    pub tries: usize,
-    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
-    pub retry_share: f64,
-}
-
-/// How long things may take; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// A request head, first byte to last.
-    pub head: Duration,
-    /// A pause inside a request body.
-    pub body_idle: Duration,
-    /// A client connection between requests.
-    pub keep_alive: Duration,
-    /// Connecting to a worker.
-    pub connect: Duration,
-    /// A worker's response head.
-    pub response_head: Duration,
-    /// In-flight requests after SIGTERM.
-    pub drain: Duration,
 }
 
 /// Everything `warmpath serve` needs, with every default filled in.
@@ -250,8 +222,8 @@ impl Default for Config {
                 bypass: RelayMode::Auto,
                 splice: RelayMode::Auto,
                 copy: RelayMode::Auto,
-                min_bytes: limits::RELAY_MIN_BYTES,
-                sample: limits::RELAY_SAMPLE,
+                min_bytes: bounds::RELAY_MIN_BYTES,
+                sample: bounds::RELAY_SAMPLE,
             },
             log_format: LogFormat::default(),
             instance: DEFAULT_INSTANCE.to_owned(),
@@ -261,24 +233,12 @@ impl Default for Config {
             scrape_interval: Duration::from_secs(1),
             index: Index {
                 block_bytes: crate::prompt::BLOCK_BYTES,
-                bytes_max: limits::INDEX_BYTES_MAX,
+                bytes_max: bounds::INDEX_BYTES_MAX,
                 worker_capacity_tokens: 524_288,
             },
             kv_events: KvEvents { is_on: true, hash_seed: None },
-            limits: Limits {
-                connections: limits::CONNECTIONS_MAX,
-                body_bytes: limits::BODY_BYTES_MAX,
-                tries: limits::TRIES_MAX,
-                retry_share: limits::RETRY_SHARE,
-            },
-            timeouts: Timeouts {
-                head: limits::HEAD_TIMEOUT,
-                body_idle: limits::BODY_IDLE_TIMEOUT,
-                keep_alive: limits::KEEP_ALIVE_TIMEOUT,
-                connect: limits::CONNECT_TIMEOUT,
-                response_head: limits::RESPONSE_HEAD_TIMEOUT,
-                drain: Duration::from_secs(30),
-            },
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
             guard: Guard::default(),
             tokenizers: Tokenizers::default(),
         }
@@ -292,10 +252,10 @@ impl Config {
         if self.workers.is_empty() && self.sim_workers == 0 {
             return Err(ConfigError::NoWorkers);
         }
-        if self.workers.len() > limits::WORKERS_MAX {
+        if self.workers.len() > bounds::WORKERS_MAX {
             return value(
                 "workers",
-                format!("{} workers, at most {} are possible", self.workers.len(), limits::WORKERS_MAX),
+                format!("{} workers, at most {} are possible", self.workers.len(), bounds::WORKERS_MAX),
             );
         }
         for (i, worker) in self.workers.iter().enumerate() {
@@ -329,15 +289,6 @@ impl Config {
         if !(0.0..=1.0).contains(&self.relay.sample) {
             return value("relay.sample", format!("{} is no share of responses: 0 to 1", self.relay.sample));
         }
-        if self.limits.tries == 0 {
-            return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
-        }
-        if !(0.0..=1.0).contains(&self.limits.retry_share) {
-            return value(
-                "limits.retry_share",
-                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
-            );
-        }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
             return value(
@@ -350,17 +301,10 @@ impl Config {
         self.routing.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
-        for (key, duration) in [
-            ("scrape_interval", self.scrape_interval),
-            ("timeouts.connect", self.timeouts.connect),
-            ("timeouts.response_head", self.timeouts.response_head),
-            ("timeouts.head", self.timeouts.head),
-            ("timeouts.body_idle", self.timeouts.body_idle),
-            ("timeouts.keep_alive", self.timeouts.keep_alive),
-        ] {
-            if duration.is_zero() {
-                return value(key, "0s: must be longer than zero".to_owned());
-            }
+        self.limits.validate()?;
+        self.timeouts.validate()?;
+        if self.scrape_interval.is_zero() {
+            return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }
         Ok(())
     }

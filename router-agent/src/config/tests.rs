@@ -19,8 +19,9 @@ fn every_key_has_its_effect() {
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2, silence: 6s, probe_timeout: 7s}\n\
          breaker: {failures: 7, window: 20s, volume: 8, error_share: 0.25, open_for: 9s}\n\
          outliers: {share_max: 0.25, volume: 3, errors: 0.5, slowness: 4, eject_for: 3s, eject_max: 30s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
-         limits: {connections: 10, body_bytes: 1MiB, tries: 2, retry_share: 0.5}\n\
-         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
+         limits: {connections: 10, body_bytes: 1MiB, bodies_bytes: 8MiB, tries: 2, retry_share: 0.5, worker_concurrency: 12,\n\
+         \x20 worker_queued_tokens: 13, queue: 14}\n\
+         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s, first_byte: 6s, hold_head: 7s, queue: 8s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
          tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
@@ -73,7 +74,19 @@ fn every_key_has_its_effect() {
         }
     );
     assert_eq!(config.index, Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 });
-    assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2, retry_share: 0.5 });
+    assert_eq!(
+        config.limits,
+        Limits {
+            connections: 10,
+            body_bytes: 1 << 20,
+            bodies_bytes: 8 << 20,
+            tries: 2,
+            retry_share: 0.5,
+            worker_concurrency: Some(12),
+            worker_queued_tokens: Some(13),
+            queue: 14,
+        }
+    );
     assert_eq!(
         config.timeouts,
         Timeouts {
@@ -82,6 +95,9 @@ fn every_key_has_its_effect() {
             keep_alive: ms(3000),
             connect: ms(4000),
             response_head: ms(5000),
+            first_byte: Some(ms(6000)),
+            hold_head: ms(7000),
+            queue: ms(8000),
             drain: ms(5000),
         }
     );
@@ -162,6 +178,16 @@ fn wrong_bounds_of_faults_are_named() {
 }
 
 #[test]
+fn wrong_limits_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("limits: {worker_concurrency: 0}", &["limits.worker_concurrency", "leave it out"]);
+    wrong("limits: {worker_queued_tokens: 0}", &["limits.worker_queued_tokens", "leave it out"]);
+    wrong("limits: {bodies_bytes: 1MiB}", &["limits.bodies_bytes", "1048576", "67108864"]);
+    wrong("timeouts: {first_byte: 1m}", &["timeouts.first_byte", "timeouts.hold_head"]);
+    wrong("timeouts: {first_byte: 0s}", &["timeouts.first_byte", "longer than zero"]);
+}
+
+#[test]
 fn wrong_rules_of_the_guard_are_named() {
     let guard =
         |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\nguard: {text}"), words);
@@ -179,7 +205,7 @@ fn wrong_rules_of_the_guard_are_named() {
     guard("{syn_rate: -1}", &["syn_rate"]);
     guard("{denyy: []}", &["denyy"]);
     let many: Vec<String> =
-        (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
+        (0..=crate::limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
     guard(&format!("{{deny: [{}]}}", many.join(", ")), &["4097", "4096"]);
 }
 
