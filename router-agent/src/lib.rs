@@ -14,6 +14,7 @@
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
+//! | [`lifecycle`] | reloads of the configuration |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`window`] | sums over the last while |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
@@ -37,6 +38,8 @@ pub mod index;
 pub mod kernel;
 #[forbid(unsafe_code)]
 pub mod kv_events;
+#[forbid(unsafe_code)]
+pub mod lifecycle;
 #[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]

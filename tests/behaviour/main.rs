@@ -21,6 +21,7 @@ mod passthrough;
 mod policies;
 mod privileges;
 mod relay_stress;
+mod reload;
 mod routing;
 mod tidy;
 mod timing;

@@ -6,9 +6,11 @@
 //! | `GET /health` | 200 while the process runs |
 //! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
 //! | `GET /workers` | the fleet as JSON |
+//! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
 
 mod guard;
+mod reload;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -26,6 +28,7 @@ use crate::{
     fleet::Worker,
     gateway::{Phase, Shared},
     kernel::{Guard, Steering},
+    lifecycle::Reload,
 };
 
 /// What the admin port reads.
@@ -41,6 +44,8 @@ pub struct Admin {
     pub guard: Option<Guard>,
     /// Why there is none, or that there is.
     pub guard_state: Arc<str>,
+    /// What SIGHUP does, too.
+    pub reload: Arc<Reload>,
 }
 
 /// Serves on `listener` until the future is dropped.
@@ -50,6 +55,7 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/workers", get(workers))
+        .route("/admin/reload", post(reload::run))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
         .with_state(admin);

@@ -4,7 +4,6 @@ mod banner;
 mod guard;
 mod maps;
 mod publish;
-mod reload;
 mod serve;
 mod tokenize;
 

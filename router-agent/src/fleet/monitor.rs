@@ -9,16 +9,19 @@
 use std::{
     io,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::StatusCode;
 use router_common::latency::LatencyKind;
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
+};
 
 use super::{Fleet, Health, Models, Worker, liveness, model_key, outliers, scrape, speed};
 use crate::{
-    config::Config,
+    config::{Config, Live},
     index::PrefixIndex,
     kernel::Flows,
     limits,
@@ -40,11 +43,10 @@ struct History {
     emptied: Option<u64>,
 }
 
-/// What the monitors need, cloned into each of them.
-#[derive(Debug, Clone)]
+/// What the monitors need of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Settings {
     health: crate::config::Health,
-    outliers: crate::config::Outliers,
     scrape_interval: Duration,
     block_tokens: u64,
     default_capacity_tokens: u64,
@@ -54,11 +56,17 @@ impl Settings {
     fn of(config: &Config) -> Self {
         Self {
             health: config.health,
-            outliers: config.outliers,
             scrape_interval: config.scrape_interval,
             block_tokens: (config.index.block_bytes / crate::prompt::BYTES_PER_TOKEN).max(1) as u64,
             default_capacity_tokens: config.index.worker_capacity_tokens,
         }
+    }
+
+    /// Bounds what the index believes of the worker: by its own word, or by what is assumed while it gives none.
+    fn bound(&self, worker: &Worker, index: &PrefixIndex) {
+        let own = Some(worker.engine.kv_capacity_tokens.load(Relaxed)).filter(|tokens| *tokens > 0);
+        let tokens = own.unwrap_or(self.default_capacity_tokens);
+        index.set_capacity_blocks(worker.slot, (tokens / self.block_tokens).max(1));
     }
 }
 
@@ -82,24 +90,22 @@ pub async fn check_all(fleet: &Fleet, config: &Config) {
 }
 
 /// Starts a task for every worker, and one that compares their speeds; they end with the returned set.
-pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Config) -> JoinSet<()> {
-    let settings = Settings::of(config);
+pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Arc<Live>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     for worker in fleet.workers().iter() {
-        tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), settings.clone()));
+        tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), config.clone()));
     }
-    tasks.spawn(level(fleet.workers().to_vec(), settings.scrape_interval));
-    tasks.spawn(compare(fleet.workers().to_vec(), settings.outliers));
+    tasks.spawn(level(fleet.workers().to_vec(), config.clone()));
+    tasks.spawn(compare(fleet.workers().to_vec(), config.clone()));
     tasks
 }
 
 /// Compares the workers' speeds again and again.
-async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
-    let mut rounds = tokio::time::interval(every);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn level(workers: Vec<Arc<Worker>>, config: Arc<Live>) {
     loop {
-        rounds.tick().await;
         speed::level(&workers);
+        let every = config.load().scrape_interval;
+        sleep(every).await;
     }
 }
 
@@ -107,30 +113,30 @@ async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks for outliers again and again.
-async fn compare(workers: Vec<Arc<Worker>>, settings: crate::config::Outliers) {
-    let mut rounds = tokio::time::interval(COMPARE_EVERY);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn compare(workers: Vec<Arc<Worker>>, config: Arc<Live>) {
     loop {
-        rounds.tick().await;
-        outliers::sweep(&workers, &settings, Instant::now());
+        sleep(COMPARE_EVERY).await;
+        outliers::sweep(&workers, &config.load().outliers, std::time::Instant::now());
     }
 }
 
-async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
-    let health = settings.health;
-    let pulse = liveness::watch(worker.clone(), flows.clone(), move || health);
-    tokio::join!(check_and_scrape(worker, index, flows, settings), pulse);
+/// Watches one worker: its health, what it says of itself, and whether it says anything.
+async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
+    let settings = config.clone();
+    let pulse = liveness::watch(worker.clone(), flows.clone(), move || settings.load().health);
+    tokio::join!(check_and_scrape(worker, index, flows, config), pulse);
 }
 
-async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
-    index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
+/// Checks and scrapes one worker for as long as it is watched, and at another pace when the configuration says so.
+async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
+    let mut changes = config.changes();
+    let mut settings = Settings::of(&config.load());
+    settings.bound(&worker, &index);
     let mut history = History::default();
     // The first check was made before the gateway said that it is ready; the first scrape was not.
-    let interval = settings.health.interval;
-    let mut checks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-    let mut scrapes = tokio::time::interval(settings.scrape_interval);
-    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    scrapes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = rounds(settings.health.interval);
+    let mut scrapes = rounds(settings.scrape_interval);
+    scrapes.reset_immediately();
     loop {
         tokio::select! {
             _ = checks.tick() => check(&worker, &index, &settings, &mut history).await,
@@ -140,8 +146,27 @@ async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: F
                     learn(&worker, &flows, &mut history);
                 }
             }
+            Ok(()) = changes.changed() => {
+                let before = std::mem::replace(&mut settings, Settings::of(&config.load()));
+                if settings.health.interval != before.health.interval {
+                    checks = rounds(settings.health.interval);
+                }
+                if settings.scrape_interval != before.scrape_interval {
+                    scrapes = rounds(settings.scrape_interval);
+                }
+                if settings != before {
+                    settings.bound(&worker, &index);
+                }
+            }
         }
     }
+}
+
+/// Ticks, the first one after a whole interval.
+fn rounds(interval: Duration) -> Interval {
+    let mut rounds = interval_at(Instant::now() + interval, interval);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
 }
 
 async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, history: &mut History) {
@@ -223,7 +248,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     if let Some(tokens) = scrape.kv_capacity_tokens.filter(|t| *t > 0)
         && engine.kv_capacity_tokens.swap(tokens, Relaxed) != tokens
     {
-        index.set_capacity_blocks(worker.slot, (tokens / settings.block_tokens).max(1));
+        settings.bound(worker, index);
     }
     if let Some(start) = scrape.process_start {
         if history.process_start.is_some_and(|known| known.to_bits() != start.to_bits()) {

@@ -23,21 +23,25 @@ mod relay;
 pub mod request;
 mod retry_budget;
 mod route;
+mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
 mod verify;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
 
 use self::retry_budget::RetryBudget;
 use crate::{
-    config::Config,
+    config::{Config, Live},
     fleet::Fleet,
     index::PrefixIndex,
     kernel::{Decisions, Flows, Relays},
@@ -86,8 +90,8 @@ pub struct CacheView {
 
 /// What all data threads share.
 pub struct Shared {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration in force. A request on a data thread has its own snapshot of it.
+    pub config: Arc<Live>,
     /// The workers.
     pub fleet: Fleet,
     /// Which worker holds which prefix.
@@ -122,7 +126,7 @@ pub struct Shared {
 impl Shared {
     /// Puts the parts together.
     pub fn new(
-        config: Config,
+        config: Arc<Live>,
         fleet: Fleet,
         caches: CacheView,
         metrics: Arc<Metrics>,
@@ -131,14 +135,15 @@ impl Shared {
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
+        let started = config.get();
         Self {
             routers: Mutex::new(ByKind {
-                by_prefix: router(config.routing.settings.clone()),
+                by_prefix: router(started.routing.settings.clone()),
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
-            decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
-            retries: RetryBudget::new(config.limits.retry_share),
+            decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
+            retries: RetryBudget::new(started.limits.retry_share),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -154,6 +159,24 @@ impl Shared {
         }
     }
 
+    /// The configuration now, to look something up; see [`Live::load`].
+    pub fn config(&self) -> arc_swap::Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    /// Puts another configuration in force: for new requests at once, for what runs at its next look. What only a restart
+    /// can change must be as it was ([`crate::config::settle`]).
+    pub fn reconfigure(&self, config: Config) {
+        let settings = config.routing.settings.clone();
+        self.decisions.expect(settings.policy);
+        self.retries.set_share(config.limits.retry_share);
+        for worker in self.fleet.workers().iter() {
+            worker.breaker.configure(config.breaker, Instant::now());
+        }
+        self.config.replace(config);
+        self.routers.lock().by_prefix.configure(settings);
+    }
+
     /// Takes a retry out of the budget; what is refused is counted.
     fn may_retry(&self) -> bool {
         let may = self.retries.take();
@@ -165,7 +188,7 @@ impl Shared {
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.
     fn enter(&self) -> bool {
-        let limit = self.config.limits.connections;
+        let limit = self.config().limits.connections;
         self.connections.fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1)).is_ok()
     }
 

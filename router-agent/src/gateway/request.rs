@@ -19,11 +19,12 @@ use super::{
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
+    snapshot::Snapshot,
     thread::ThreadContext,
     token_keys::MatchKind,
     tokens,
 };
-use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
+use crate::{config, fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
@@ -37,6 +38,7 @@ pub(super) async fn handle(
     client: Client,
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
+    let config = context.config();
     let (parts, body) = request.into_parts();
     let conforms = conformance::check(&parts);
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
@@ -45,21 +47,21 @@ pub(super) async fn handle(
     let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
-    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
+    let raw = raw && fastrand::f64() >= config.relay.sample;
     let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
+        hold: relays.map(|_| raw::hold(&config.relay)),
     };
 
     let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
     let answered = match (conforms, own) {
         (Err(error), _) => Err(error),
         (Ok(()), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(()), None) => answer(context, route, outgoing, body, &request_id)
+        (Ok(()), None) => answer(context, &config, route, outgoing, body, &request_id)
             .await
             .map(|answer| Answered::Worker(Box::new(answer))),
     };
@@ -70,7 +72,7 @@ pub(super) async fn handle(
         }
         Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
-            answer.relay(context, &client, relays, account)
+            answer.relay(context, &config.relay, &client, relays, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -129,23 +131,23 @@ struct Answer {
 
 async fn answer(
     context: &Rc<ThreadContext>,
+    config: &Snapshot,
     route: Route,
     mut outgoing: Outgoing,
     body: Incoming,
     request_id: &HeaderValue,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
-    let config = &shared.config;
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
+    let mut plan = choose::plan(shared, config, route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
-    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
@@ -238,6 +240,7 @@ impl Answer {
     fn relay(
         self,
         context: &ThreadContext,
+        config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
         account: RequestAccount,
@@ -248,7 +251,7 @@ impl Answer {
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(&context.shared.config.relay) == upstream::Hold::All;
+        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
@@ -268,8 +271,7 @@ impl Answer {
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((relays, plan)) => {
-                match RawRelay::new(plan, &context.shared.config.relay, relays, &client.socket, lease, ledger)
-                {
+                match RawRelay::new(plan, config, relays, &client.socket, lease, ledger) {
                     Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                     Err(refused) => refused,
                 }

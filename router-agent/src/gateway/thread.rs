@@ -21,7 +21,7 @@ use super::{
     Shared,
     choose::Scratch,
     connection::{self, OpenConnection},
-    lmcache::Controller,
+    snapshot::{Snapshot, Snapshots},
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
 
@@ -57,11 +57,18 @@ pub(super) struct ThreadContext {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
-    pub(super) lmcache: Option<Controller>,
+    snapshots: Snapshots,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
     pub(super) empty: Notify,
+}
+
+impl ThreadContext {
+    /// The configuration now.
+    pub(super) fn config(&self) -> Rc<Snapshot> {
+        self.snapshots.newest(&self.shared.config, &self.pool)
+    }
 }
 
 /// A running data thread.
@@ -99,13 +106,13 @@ async fn run(
     mut phase: watch::Receiver<Phase>,
     core: Option<Core>,
 ) -> io::Result<()> {
-    let pool = Pool::new(PoolSettings { connect_timeout: shared.config.timeouts.connect });
-    let lmcache = Controller::new(&shared.config);
+    let pool = Pool::new(PoolSettings { connect_timeout: shared.config().timeouts.connect });
+    let snapshots = Snapshots::new(&shared.config);
     let context = Rc::new(ThreadContext {
         shared,
         pool,
         scratch: RefCell::default(),
-        lmcache,
+        snapshots,
         connections: Cell::new(0),
         empty: Notify::new(),
     });

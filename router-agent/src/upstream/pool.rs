@@ -4,7 +4,7 @@
 //! vLLM's keep-alive time (5.0 s): a connection that the worker is about to close is not worth the race.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
     time::{Duration, Instant},
@@ -58,14 +58,19 @@ impl Parked {
 /// The pools of one data thread. Cloning gives another handle on the same pools.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    settings: PoolSettings,
+    settings: Rc<Cell<PoolSettings>>,
     idle: Rc<RefCell<HashMap<WorkerSlot, Vec<Idle>>>>,
 }
 
 impl Pool {
     /// Empty pools.
     pub fn new(settings: PoolSettings) -> Self {
-        Self { settings, idle: Rc::default() }
+        Self { settings: Rc::new(Cell::new(settings)), idle: Rc::default() }
+    }
+
+    /// For the connections to come.
+    pub fn configure(&self, settings: PoolSettings) {
+        self.settings.set(settings);
     }
 
     /// A connection that was used before and is still good, if there is one.
@@ -85,7 +90,7 @@ impl Pool {
 
     /// A new connection. Needs a `LocalSet`: the connection is driven by a task on this thread.
     pub async fn connect(&self, worker: &Worker) -> Result<Lease, ConnectError> {
-        let stream = connect(worker, self.settings.connect_timeout).await?;
+        let stream = connect(worker, self.settings.get().connect_timeout).await?;
         Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream), false))
     }
 
