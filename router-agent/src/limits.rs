@@ -93,6 +93,8 @@ pub const KV_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 pub const KV_RANKS_MAX: usize = 64;
 /// Predictions whose requests have not been prefilled, over all workers; beyond it none is made.
 pub const KV_PREDICTIONS_MAX: usize = 16_384;
+/// What is read of a worker's response and not passed on yet, where hyper reads it; also the longest response head.
+pub const WORKER_BUFFER_BYTES: usize = 64 * 1024;
 /// Buffer of a raw body's relay while user space moves it.
 pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// A stream goes to the kernel (again) when no more than this waits for the client.

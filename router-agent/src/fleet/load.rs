@@ -20,6 +20,8 @@ pub struct Load {
     pending: AtomicU32,
     queued_prefill_tokens: AtomicU64,
     chunks: AtomicU64,
+    reserved: AtomicU32,
+    reserved_tokens: AtomicU64,
 }
 
 impl Load {
@@ -38,9 +40,45 @@ impl Load {
         self.queued_prefill_tokens.load(Relaxed)
     }
 
+    /// Requests and prompt tokens that are there or have a place there: (in flight and reserved, queued and reserved).
+    pub fn taken(&self) -> (u32, u64) {
+        (
+            self.in_flight().saturating_add(self.reserved.load(Relaxed)),
+            self.queued_prefill_tokens().saturating_add(self.reserved_tokens.load(Relaxed)),
+        )
+    }
+
     /// Pieces of response bodies that have gone through this process so far.
     pub fn chunks(&self) -> u64 {
         self.chunks.load(Relaxed)
+    }
+}
+
+/// A place on a worker that nobody else may take, for a request that has not been sent yet.
+#[derive(Debug)]
+pub struct Reservation {
+    worker: Arc<Worker>,
+    tokens: u64,
+}
+
+impl Reservation {
+    /// Takes a place for a request of so many prompt tokens.
+    pub fn new(worker: Arc<Worker>, tokens: u64) -> Self {
+        worker.load.reserved.fetch_add(1, Relaxed);
+        worker.load.reserved_tokens.fetch_add(tokens, Relaxed);
+        Self { worker, tokens }
+    }
+
+    /// The requests and tokens that it holds on `worker`.
+    pub fn on(&self, worker: &Worker) -> Option<(u32, u64)> {
+        (self.worker.slot == worker.slot).then_some((1, self.tokens))
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.worker.load.reserved.fetch_sub(1, Relaxed);
+        self.worker.load.reserved_tokens.fetch_sub(self.tokens, Relaxed);
     }
 }
 

@@ -22,7 +22,7 @@ use arc_swap::{ArcSwap, Guard};
 pub use breaker::{Breaker, BreakerState, Outcome, Role};
 pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
 pub use liveness::{Liveness, Pulse};
-pub use load::{Flight, Load};
+pub use load::{Flight, Load, Reservation};
 pub use models::{Models, model_key};
 pub use monitor::{check_all, spawn as spawn_monitors};
 pub use outliers::{Standing, Standout};

@@ -49,10 +49,21 @@ impl Drop for RequestAccount {
     }
 }
 
+/// Tells those who wait for a worker that there may be a place.
+struct Freed(Arc<Shared>);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        self.0.admission.freed(&self.0);
+    }
+}
+
 /// One try of a request on one worker. Dropped without an outcome, the client has left.
 pub(super) struct Attempt {
     shared: Arc<Shared>,
     flight: Flight,
+    /// Behind the flight: what it had is free when this is dropped.
+    _freed: Freed,
     /// [`now_ns`].
     sent_ns: u64,
     /// What the decision expected of the time to the first token, seconds.
@@ -73,9 +84,11 @@ impl Attempt {
         predicted_s: Option<f64>,
         prediction: Option<Prediction>,
     ) -> Self {
+        let freed = Freed(shared.clone());
         Self {
             shared,
             flight,
+            _freed: freed,
             sent_ns: now_ns(),
             predicted_s,
             has_body: false,
@@ -131,6 +144,7 @@ impl Attempt {
             } else {
                 self.flight.prefilled();
             }
+            self.shared.admission.freed(&self.shared); // of what waits to be prefilled there is less now
         }
     }
 

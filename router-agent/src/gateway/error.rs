@@ -25,6 +25,17 @@ pub enum GatewayError {
         /// Bytes.
         limit: usize,
     },
+    /// The bodies of all requests are too long.
+    #[error(
+        "this gateway holds request bodies of {limit} bytes, its limit (limits.bodies_bytes); try again shortly"
+    )]
+    BodiesTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// A header of this gateway's own says something else than it may.
+    #[error("malformed header {0}")]
+    Header(&'static str),
     /// The body stopped coming.
     #[error("request body paused for longer than {0:?} (timeouts.body_idle)")]
     BodyTimeout(Duration),
@@ -51,6 +62,17 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// The workers have too much to do.
+    #[error("the workers of this gateway have too much to do: {}; try again later", overload.why())]
+    Overloaded {
+        /// What of the queue.
+        overload: Overload,
+        /// When it is worth while again; zero where that is not known.
+        retry_after: Duration,
+    },
+    /// The client's own deadline passed before a worker began to answer.
+    #[error("no worker has begun to answer within the time that the client gave (x-warmpath-timeout)")]
+    Deadline,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -61,19 +83,61 @@ pub enum GatewayError {
     },
 }
 
+/// Why a request may not wait, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overload {
+    /// The queue is full.
+    QueueFull,
+    /// It was, and another tenant had less than its share of it.
+    PushedOut,
+    /// It waited for as long as it may.
+    Waited,
+    /// At the pace of the last seconds it would wait for longer than it may.
+    TooLate,
+}
+
+impl Overload {
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::PushedOut => "pushed_out",
+            Self::Waited => "queue_timeout",
+            Self::TooLate => "too_late",
+        }
+    }
+
+    fn why(self) -> &'static str {
+        match self {
+            Self::QueueFull => "the queue is full (limits.queue)",
+            Self::PushedOut => "the queue is full, and other clients have fewer requests in it",
+            Self::Waited => "none had room for this request in time (timeouts.queue, x-warmpath-timeout)",
+            Self::TooLate => {
+                "this request would wait for longer than it may (timeouts.queue, x-warmpath-timeout)"
+            }
+        }
+    }
+}
+
 impl GatewayError {
     /// The status that says whose fault it is.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) | Self::Header(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) => StatusCode::NOT_FOUND,
-            Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoWorker | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
     }
@@ -82,7 +146,9 @@ impl GatewayError {
     pub fn source_label(&self) -> &'static str {
         match self {
             Self::Failed { .. } => "worker",
-            Self::NoWorker => "gateway",
+            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::Overloaded { .. } | Self::Deadline => {
+                "gateway"
+            }
             _ => "client",
         }
     }
@@ -100,10 +166,15 @@ impl GatewayError {
             Self::Connect => "method_not_supported",
             Self::NoSuchModel(_) => "model_not_found",
             Self::NoWorker => "no_worker_available",
+            Self::BodiesTooLarge { .. } => "bodies_too_large",
+            Self::Header(_) => "malformed_header",
+            Self::Overloaded { overload, .. } => overload.label(),
+            Self::Deadline => "deadline_exceeded",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
-                SendError::Broken { .. } => "worker_failed",
-                SendError::Timeout(_) => "worker_timeout",
+                SendError::Broken { .. } | SendError::Empty(_) => "worker_failed",
+                SendError::Timeout(_) | SendError::Silent(_) => "worker_timeout",
+                SendError::Hung => "worker_hung",
                 SendError::Malformed(_) => "worker_malformed",
             },
         }
@@ -121,17 +192,19 @@ impl GatewayError {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(seconds) = self.retry_after_s() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         let leaves_bytes = matches!(
             self,
             Self::BodyTooLarge { .. }
+                | Self::BodiesTooLarge { .. }
                 | Self::BodyTimeout(_)
                 | Self::BodyBroken
                 | Self::Malformed(_)
                 | Self::TransferCoding
                 | Self::Expectation
+                | Self::Header(_)
         );
         if leaves_bytes {
             // What remains of the body is not read, so the connection cannot carry another request.
@@ -140,6 +213,23 @@ impl GatewayError {
         response
     }
 }
+
+impl GatewayError {
+    /// When to come again, in whole seconds; `None` where that would not help.
+    fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::Overloaded { retry_after, .. } => {
+                let seconds = retry_after.as_secs() + u64::from(retry_after.subsec_nanos() > 0);
+                Some(seconds.clamp(1, RETRY_AFTER_MAX_S))
+            }
+            Self::NoWorker | Self::BodiesTooLarge { .. } => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// A client that is told to come in an hour is told to go.
+const RETRY_AFTER_MAX_S: u64 = 120;
 
 /// OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(serde::Serialize)]

@@ -5,6 +5,8 @@
 //! way of one request; everything else here is what it calls.
 
 mod account;
+mod admission;
+mod bodies;
 mod body;
 mod bytes_per_token;
 mod choose;
@@ -13,11 +15,13 @@ mod conformance;
 mod connection;
 mod decided;
 mod decisions;
+mod eligible;
 mod error;
 mod headers;
 mod listen;
 mod lmcache;
 mod models;
+mod outgoing;
 mod raw;
 mod relay;
 pub mod request;
@@ -27,7 +31,9 @@ mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
+mod tries;
 mod verify;
+mod wishes;
 
 use std::{
     sync::{
@@ -39,7 +45,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use self::retry_budget::RetryBudget;
+use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::Fleet,
@@ -53,7 +59,7 @@ use crate::{
 
 use decisions::DecisionCounters;
 
-pub use error::GatewayError;
+pub use error::{GatewayError, Overload};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use thread::{DataThread, Phase, start};
@@ -121,6 +127,12 @@ pub struct Shared {
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
+    /// Who waits for a worker.
+    admission: Admission,
+    /// The memory of request bodies.
+    bodies: Arc<Bodies>,
+    /// The tenant of requests without a key.
+    everyone: Arc<str>,
 }
 
 impl Shared {
@@ -156,6 +168,9 @@ impl Shared {
             bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
+            admission: Admission::default(),
+            bodies: Arc::default(),
+            everyone: "default".into(),
         }
     }
 
@@ -175,6 +190,14 @@ impl Shared {
         }
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
+    }
+
+    /// Copies the queue's figures of this moment into its gauges.
+    pub fn refresh_queue_metrics(&self) {
+        let queue = &self.metrics.queue;
+        queue.length.set(self.admission.waiting() as i64);
+        queue.drain_rate.set(self.admission.drain_rate());
+        queue.body_bytes.set(self.bodies.bytes() as i64);
     }
 
     /// Takes a retry out of the budget; what is refused is counted.

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, admission,
     choose::Scratch,
     connection::{self, OpenConnection},
     snapshot::{Snapshot, Snapshots},
@@ -117,6 +117,7 @@ async fn run(
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
+    tokio::task::spawn_local(look_for_places(context.clone()));
     if let Some(core) = core.clone() {
         tokio::task::spawn_local(beat(context.clone(), core));
     }
@@ -193,6 +194,14 @@ async fn sweep(context: Rc<ThreadContext>) {
     loop {
         ticks.tick().await;
         context.pool.sweep();
+    }
+}
+
+/// Finds places for those who wait that became free without an event: a worker is well again, a breaker's time is over.
+async fn look_for_places(context: Rc<ThreadContext>) {
+    loop {
+        tokio::time::sleep(admission::LOOK_EVERY).await;
+        context.shared.admission.freed(&context.shared);
     }
 }
 

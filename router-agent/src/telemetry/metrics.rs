@@ -13,8 +13,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, WorkerFaultMetrics,
-    latency::LatencyCollector,
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TokenizeMetrics,
+    WorkerFaultMetrics, latency::LatencyCollector,
 };
 use crate::{
     fleet::Worker,
@@ -65,6 +65,8 @@ pub struct Metrics {
     pub relay: RelayMetrics,
     /// What takes workers out of the fleet.
     pub faults: FaultMetrics,
+    /// What waits for a worker.
+    pub queue: QueueMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
     /// The LMCache controller.
@@ -248,7 +250,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
+    pub(super) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
         let metric = IntGauge::new(name, help)?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -416,6 +418,7 @@ impl Metrics {
             )?,
             relay: RelayMetrics::new(&make)?,
             faults: FaultMetrics::new(&make)?,
+            queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,

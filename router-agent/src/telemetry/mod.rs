@@ -7,6 +7,7 @@ mod latency;
 mod lmcache;
 mod logging;
 mod metrics;
+mod queue;
 mod tokenize;
 
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
@@ -15,4 +16,5 @@ pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use queue::QueueMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};

@@ -37,7 +37,7 @@ impl Connection {
     pub(super) fn start(socket: TcpStream) -> Self {
         let seam = Seam::new(socket);
         let mut builder = http1::Builder::new();
-        builder.max_headers(limits::HEADERS_MAX).writev(true);
+        builder.max_headers(limits::HEADERS_MAX).max_buf_size(limits::WORKER_BUFFER_BYTES).writev(true);
         let handshake = pin!(builder.handshake(TokioIo::new(seam.io())));
         let Poll::Ready(Ok((sender, driver))) = handshake.poll(&mut Context::from_waker(Waker::noop()))
         else {
@@ -85,6 +85,11 @@ impl Lease {
     /// The response about to come stops after its head, until [`Lease::open_body`] or [`Lease::take_body`].
     pub(super) fn hold_body(&self, hold: Hold) {
         self.connection.seam.hold_after_head(hold);
+    }
+
+    /// Ready when a byte of a held body is here; an error if there will be none.
+    pub(super) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.seam.poll_first_byte(cx)
     }
 
     /// hyper may read the body.

@@ -4,7 +4,7 @@
 //! the request goes again, once, over a new connection. RFC 9112 section 9.3.1 allows this only where the request is
 //! idempotent or was certainly not processed, so [`Replay`] says which it is.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header};
@@ -31,6 +31,15 @@ pub enum SendError {
     /// The head says two things about the body's end: another reader might find another response in it.
     #[error("the worker's response is malformed: {0}")]
     Malformed(&'static str),
+    /// The stream ended behind its head.
+    #[error("the worker ended the stream before its first byte: {0}")]
+    Empty(io::Error),
+    /// The stream's first byte did not come.
+    #[error("no first byte of the stream within {0:?}")]
+    Silent(Duration),
+    /// The worker's engine was found to hang while the request waited there.
+    #[error("the worker's engine hangs")]
+    Hung,
     /// The head did not come.
     #[error("no response head within {0:?}")]
     Timeout(Duration),
@@ -42,7 +51,7 @@ impl SendError {
         match self {
             Self::Connect(_) => false,
             Self::Broken { sent, .. } => *sent,
-            Self::Timeout(_) | Self::Malformed(_) => true,
+            Self::Timeout(_) | Self::Malformed(_) | Self::Empty(_) | Self::Silent(_) | Self::Hung => true,
         }
     }
 
@@ -50,8 +59,9 @@ impl SendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
-            Self::Broken { .. } => "broken",
-            Self::Timeout(_) => "timeout",
+            Self::Broken { .. } | Self::Empty(_) => "broken",
+            Self::Timeout(_) | Self::Silent(_) => "timeout",
+            Self::Hung => "hung",
             Self::Malformed(_) => "malformed",
         }
     }
@@ -66,6 +76,14 @@ pub struct Sent {
     pub lease: Lease,
 }
 
+impl Sent {
+    /// Completes when a byte of the body is here, or the connection ends: then there is none. At once where hyper has read
+    /// more than the head; see [`send`].
+    pub async fn first_byte(&self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.lease.poll_first_byte(cx)).await
+    }
+}
+
 /// Sends `request` (made anew by the closure for each try) and waits for the response head.
 ///
 /// `repeatable`: the request may be processed twice without harm. `hold`: which bodies are not read before
@@ -74,7 +92,7 @@ pub async fn send(
     pool: &Pool,
     worker: &Worker,
     repeatable: bool,
-    hold: Option<Hold>,
+    hold: Hold,
     head_timeout: Duration,
     request: impl Fn() -> Request<Full<Bytes>>,
 ) -> Result<Sent, SendError> {
@@ -92,16 +110,14 @@ pub async fn send(
 
 async fn exchange(
     mut lease: Lease,
-    hold: Option<Hold>,
+    hold: Hold,
     head_timeout: Duration,
     request: Request<Full<Bytes>>,
 ) -> Result<Sent, SendError> {
     let exchange = async {
         let sender = lease.sender();
         sender.ready().await.map_err(|source| SendError::Broken { source, sent: false })?;
-        if let Some(hold) = hold {
-            lease.hold_body(hold);
-        }
+        lease.hold_body(hold);
         let sender = lease.sender();
         sender.try_send_request(request).await.map_err(|mut error| {
             let sent = error.take_message().is_none();
@@ -113,6 +129,11 @@ async fn exchange(
         .map_err(|_| SendError::Timeout(head_timeout))??;
     check_framing(response.headers()).map_err(SendError::Malformed)?;
     Ok(Sent { response, lease })
+}
+
+/// Whether the response is a stream of server-sent events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// hyper refuses lengths that differ and chunks that are none; beside chunks it overlooks a length (RFC 9112 section 6.1).
