@@ -7,6 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
+//! | [`tenants`] | API keys: who asks, and how much they may |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
 //! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
@@ -48,6 +49,8 @@ pub mod prompt;
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod telemetry;
+#[forbid(unsafe_code)]
+pub mod tenants;
 #[forbid(unsafe_code)]
 pub mod tokenize;
 #[forbid(unsafe_code)]

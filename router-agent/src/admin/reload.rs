@@ -9,9 +9,8 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use serde_json::json;
 
-use super::Admin;
+use super::{Admin, refuse};
 use crate::lifecycle::ReloadError;
 
 pub(super) async fn run(State(admin): State<Admin>) -> Response {
@@ -19,10 +18,10 @@ pub(super) async fn run(State(admin): State<Admin>) -> Response {
         Ok(changes) => Json(changes).into_response(),
         Err(error) => {
             let status = match error {
-                ReloadError::Config(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                ReloadError::Config(_) | ReloadError::Members(_) => StatusCode::UNPROCESSABLE_ENTITY,
                 ReloadError::Guard(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };
-            (status, Json(json!({ "error": error.to_string() }))).into_response()
+            refuse(status, error)
         }
     }
 }

@@ -18,12 +18,12 @@ use super::{banner::Banner, guard, publish};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, ConfigError, Live, LogFormat, Splice},
-    fleet::{self, Fleet, FleetSpeed, Worker},
+    fleet::{self, Fleet},
     gateway::{self, CacheView, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
-    index::{PrefixIndex, WorkerSlot},
+    index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, Predictions},
-    lifecycle::Reload,
+    lifecycle::{Members, Reload},
     telemetry::{self, Metrics, RelayPath},
     tokenize::{LoadError, Tokenizers},
 };
@@ -204,11 +204,9 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
     let indices =
         Indices { tokens: Arc::new(PrefixIndex::new(config.index.bytes_max)), bytes: index.clone() };
     let (predictions, ended_predictions) = Predictions::new(indices.tokens.clone(), metrics.clone());
-    let fleet = build_fleet(&config, &metrics);
-    fleet::check_all(&fleet, &config).await;
+    let fleet = Arc::new(build_fleet(&config, &metrics).await);
     let flows = kernel.flows()?;
-    let names = fleet.workers().iter().map(|worker| (worker.slot.0.into(), worker.name.clone())).collect();
-    metrics.show_latency(flows.clone(), names)?;
+    metrics.show_latency(flows.clone(), fleet.list())?;
     let live = Arc::new(Live::new(config.clone()));
     let shared = Arc::new(Shared::new(
         live.clone(),
@@ -221,10 +219,20 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
-    let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, &live);
+    let monitors = {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            fleet::monitor(&shared.fleet, &shared.index, &shared.flows, &shared.config).await;
+        })
+    };
+    let members = Arc::new(Members::new(shared.clone()));
+    let seeing_off = {
+        let members = members.clone();
+        tokio::spawn(async move { members.see_off().await })
+    };
     let lmcache = tokio::spawn(gateway::watch_lmcache(shared.clone()));
     let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
-    let kv_events = kv_events::start(&config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
+    let kv_events = kv_events::start(&live, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
@@ -237,7 +245,8 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
         Ok(config)
     };
     let guarding = guard.clone().map(|guard| (guard, guard::settings as _));
-    let reload = Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), guarding));
+    let reload =
+        Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), members.clone(), guarding));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
         Admin {
@@ -250,6 +259,7 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
                 Capability::Unavailable(why) => why.as_str().into(),
             },
             reload: reload.clone(),
+            members,
         },
     ));
     let banner = Banner {
@@ -281,7 +291,9 @@ async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), 
             joined.await
         }
     };
-    drop((monitors, kv_events));
+    drop(kv_events);
+    monitors.abort();
+    seeing_off.abort();
     admin.abort();
     verifier.abort();
     lmcache.abort();
@@ -358,15 +370,17 @@ fn simulate(config: Config) -> Result<(Config, Vec<()>), ServeError> {
     Ok((config, Vec::new()))
 }
 
-fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
-    let speed = Arc::new(FleetSpeed::default());
-    let worker = |(number, worker): (usize, &config::WorkerConfig)| {
-        let breaker = fleet::Breaker::new(config.breaker);
-        let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
-        let metrics = metrics.worker(&worker.name);
-        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))
-    };
-    Fleet::new(config.workers.iter().enumerate().map(worker).collect())
+/// The fleet as configured, its health known.
+async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
+    let fleet = Fleet::default();
+    let make = |worker: &config::WorkerConfig| fleet.make(worker, config.breaker, metrics);
+    let workers: Vec<_> = config.workers.iter().filter_map(make).collect();
+    assert_eq!(workers.len(), config.workers.len(), "validated: at most 256 workers");
+    fleet::check_all(&workers, config).await;
+    for worker in &workers {
+        fleet.admit(worker);
+    }
+    fleet
 }
 
 fn start_threads(

@@ -67,10 +67,13 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         timeouts,
         guard,
         tokenizers,
+        keys,
+        keys_file,
+        trusted_proxies,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
-    changes.fixed("workers", workers, &mut new.workers);
+    changes.live("workers", workers, &new.workers);
     changes.live("routing", routing, &new.routing);
     changes.fixed("threads", threads, &mut new.threads);
     changes.fixed("splice", splice, &mut new.splice);
@@ -90,7 +93,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         &index.worker_capacity_tokens,
         &new.index.worker_capacity_tokens,
     );
-    changes.fixed("kv_events", kv_events, &mut new.kv_events);
+    changes.live("kv_events", kv_events, &new.kv_events);
     changes.live("limits", limits, &new.limits);
     changes.live(
         "timeouts",
@@ -100,6 +103,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("guard.interfaces", &guard.interfaces, &mut new.guard.interfaces);
     changes.fixed("guard.mode", &guard.mode, &mut new.guard.mode);
     changes.live("guard", guard, &new.guard);
+    changes.live("keys", keys, &new.keys);
+    changes.live("keys_file", keys_file, &new.keys_file);
+    changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes
 }

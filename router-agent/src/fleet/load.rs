@@ -135,7 +135,7 @@ impl Flight {
         }
         if let Some(predicted_s) = predicted_s {
             let observed_s = first_ns.saturating_sub(sent_ns) as f64 / 1e9;
-            self.worker.standing.first_token(Instant::now(), observed_s, predicted_s);
+            self.worker.record.first_token(Instant::now(), observed_s, predicted_s);
         }
         self.prefilled();
     }

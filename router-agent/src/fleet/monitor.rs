@@ -1,4 +1,4 @@
-//! Active health checks and scrapes, one task per worker on the control thread.
+//! Active health checks and scrapes, one task per worker on the control thread, for as long as it is in the fleet.
 //!
 //! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
 //! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
@@ -7,6 +7,7 @@
 //! that passes, says which models a worker serves; one that does not say (another answer than a list) is taken to serve any.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -15,11 +16,13 @@ use std::{
 use http::StatusCode;
 use router_common::latency::LatencyKind;
 use tokio::{
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
 };
 
-use super::{Fleet, Health, Models, Worker, liveness, model_key, outliers, scrape, speed};
+use super::{
+    Fleet, Health, Models, Worker, WorkerId, WorkerList, liveness, model_key, outliers, scrape, speed,
+};
 use crate::{
     config::{Config, Live},
     index::PrefixIndex,
@@ -70,10 +73,10 @@ impl Settings {
     }
 }
 
-/// Checks every worker once, at the same time: what the gateway knows before it says that it is ready.
-pub async fn check_all(fleet: &Fleet, config: &Config) {
+/// Checks these workers once, at the same time: what the gateway knows of them before it chooses among them.
+pub async fn check_all(workers: &[Arc<Worker>], config: &Config) {
     let mut checks = JoinSet::new();
-    for worker in fleet.workers().iter().cloned() {
+    for worker in workers.iter().cloned() {
         let timeout = config.health.timeout;
         checks.spawn(async move {
             let passed = probe(&worker, timeout).await;
@@ -89,21 +92,38 @@ pub async fn check_all(fleet: &Fleet, config: &Config) {
     checks.join_all().await;
 }
 
-/// Starts a task for every worker, and one that compares their speeds; they end with the returned set.
-pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Arc<Live>) -> JoinSet<()> {
+/// Watches every worker, those that come included, and compares their speeds. For ever; dropped, all of it ends.
+pub async fn watch(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Arc<Live>) {
+    let mut changes = fleet.changes();
     let mut tasks = JoinSet::new();
-    for worker in fleet.workers().iter() {
-        tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), config.clone()));
+    let mut watched: HashMap<WorkerId, AbortHandle> = HashMap::new();
+    tasks.spawn(level(fleet.list(), config.clone()));
+    tasks.spawn(compare(fleet.list(), config.clone()));
+    loop {
+        let workers: Vec<_> = fleet.workers().to_vec();
+        watched.retain(|id, task| {
+            let stays = workers.iter().any(|worker| worker.id == *id);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for worker in workers {
+            watched.entry(worker.id).or_insert_with(|| {
+                tasks.spawn(watch_one(worker, index.clone(), flows.clone(), config.clone()))
+            });
+        }
+        while tasks.try_join_next().is_some() {} // those of workers that have left
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
-    tasks.spawn(level(fleet.workers().to_vec(), config.clone()));
-    tasks.spawn(compare(fleet.workers().to_vec(), config.clone()));
-    tasks
 }
 
 /// Compares the workers' speeds again and again.
-async fn level(workers: Vec<Arc<Worker>>, config: Arc<Live>) {
+async fn level(workers: WorkerList, config: Arc<Live>) {
     loop {
-        speed::level(&workers);
+        speed::level(&workers.load());
         let every = config.load().scrape_interval;
         sleep(every).await;
     }
@@ -113,21 +133,21 @@ async fn level(workers: Vec<Arc<Worker>>, config: Arc<Live>) {
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
 
 /// Looks for outliers again and again.
-async fn compare(workers: Vec<Arc<Worker>>, config: Arc<Live>) {
+async fn compare(workers: WorkerList, config: Arc<Live>) {
     loop {
         sleep(COMPARE_EVERY).await;
-        outliers::sweep(&workers, &config.load().outliers, std::time::Instant::now());
+        outliers::sweep(&workers.load(), &config.load().outliers, std::time::Instant::now());
     }
 }
 
 /// Watches one worker: its health, what it says of itself, and whether it says anything.
-async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
+async fn watch_one(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
     let settings = config.clone();
     let pulse = liveness::watch(worker.clone(), flows.clone(), move || settings.load().health);
     tokio::join!(check_and_scrape(worker, index, flows, config), pulse);
 }
 
-/// Checks and scrapes one worker for as long as it is watched, and at another pace when the configuration says so.
+/// Checks and scrapes one worker, and at another pace when the configuration says so.
 async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
     let mut changes = config.changes();
     let mut settings = Settings::of(&config.load());

@@ -60,7 +60,7 @@ struct Figures {
 
 /// What one worker's first tokens took, and whether it is ejected.
 #[derive(Debug)]
-pub struct Standing {
+pub struct Record {
     /// Read for every candidate of every decision.
     is_ejected: AtomicBool,
     /// First tokens; microseconds that they took and that were predicted.
@@ -76,14 +76,14 @@ struct Ejection {
     times: u32,
 }
 
-impl Default for Standing {
+impl Default for Record {
     fn default() -> Self {
         let pace = Mutex::new(Window::new(PACE_SPAN, Instant::now()));
         Self { is_ejected: AtomicBool::new(false), pace, ejection: Mutex::default() }
     }
 }
 
-impl Standing {
+impl Record {
     /// Whether it is left out now.
     pub fn is_ejected(&self) -> bool {
         self.is_ejected.load(Relaxed)
@@ -127,16 +127,16 @@ impl Standing {
 /// Ends ejections whose time is over, and ejects who stands out. Called once a second, off the data threads.
 pub(super) fn sweep(workers: &[Arc<Worker>], settings: &Settings, now: Instant) {
     for worker in workers {
-        if worker.standing.end_if_over(now, settings) {
+        if worker.record.end_if_over(now, settings) {
             tracing::info!(worker = %worker.name, "worker is no longer left out as an outlier");
         }
     }
-    let out = workers.iter().filter(|worker| worker.standing.is_ejected()).count();
+    let out = workers.iter().filter(|worker| worker.record.is_ejected()).count();
     let allowed = (workers.len() as f64 * settings.share_max) as usize;
     let figures: Vec<Figures> = workers.iter().map(|worker| figures(worker, now)).collect();
     for (at, why) in standouts(&figures, settings).into_iter().take(allowed.saturating_sub(out)) {
         let worker = &workers[at];
-        let out_for = worker.standing.eject(now, settings);
+        let out_for = worker.record.eject(now, settings);
         worker.metrics.faults.ejected(why);
         tracing::warn!(worker = %worker.name, reason = why.label(), ?out_for, "worker stands out: it is left out");
     }
@@ -144,11 +144,11 @@ pub(super) fn sweep(workers: &[Arc<Worker>], settings: &Settings, now: Instant) 
 
 /// Of a worker that is out already: nothing.
 fn figures(worker: &Worker, now: Instant) -> Figures {
-    if worker.standing.is_ejected() {
+    if worker.record.is_ejected() {
         return Figures::default();
     }
     let (requests, faults) = worker.breaker.counts(now);
-    let [first_tokens, observed_us, predicted_us] = worker.standing.pace.lock().sums(now);
+    let [first_tokens, observed_us, predicted_us] = worker.record.pace.lock().sums(now);
     let seconds = |us: u64| us as f64 / 1e6;
     Figures {
         requests,
@@ -256,11 +256,11 @@ mod tests {
                 }
             }
             // The middle one of three: half of 2 others is the failing one, so only one can stand out at a time.
-            workers[1].standing.eject(now, &settings);
+            workers[1].record.eject(now, &settings);
             sweep(&workers, &settings, now);
-            assert_eq!(workers.iter().filter(|worker| worker.standing.is_ejected()).count(), 1);
+            assert_eq!(workers.iter().filter(|worker| worker.record.is_ejected()).count(), 1);
             let started = now;
-            while workers[1].standing.is_ejected() {
+            while workers[1].record.is_ejected() {
                 now += Duration::from_secs(1);
                 sweep(&workers, &settings, now);
             }

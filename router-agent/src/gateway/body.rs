@@ -13,6 +13,7 @@ use super::{
     GatewayError,
     bodies::{Bodies, Collected, Held},
 };
+use crate::limits;
 
 /// Up to here, room is made for four times what has come; then for twice.
 const QUICK_GROWTH_BYTES: usize = 256 * 1024;
@@ -78,6 +79,19 @@ pub(super) async fn collect(
             None => return Ok(Collected { bytes: all.into(), held }),
         }
     }
+}
+
+/// Reads the body of a request that is refused, if it is short; whether the connection can carry another request.
+pub(super) async fn discard(mut body: Incoming, idle_timeout: Duration) -> bool {
+    let mut bytes = 0;
+    while !body.is_end_stream() {
+        match next(&mut body, idle_timeout).await {
+            Ok(Some(data)) if bytes + data.len() <= limits::REFUSED_BODY_BYTES_MAX => bytes += data.len(),
+            Ok(None) => return true,
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// The next piece of data; trailers are passed over.

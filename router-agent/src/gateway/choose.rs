@@ -27,6 +27,7 @@ use crate::{
     kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
+    tenants::Tenant,
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -100,10 +101,12 @@ pub(super) struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// Reads the prompt, and what else of the request a decision needs. A model that no worker serves is refused here.
+/// Reads the prompt, and what else of the request a decision needs. A model that no worker
+/// serves, or that the tenant may not use, is refused here.
 pub(super) fn plan(
     shared: &Shared,
     config: &Config,
+    tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
     body: &Bytes,
@@ -111,6 +114,10 @@ pub(super) fn plan(
     let serve = |model: Option<&str>| {
         let key = model.map(model_key);
         match model {
+            Some(model) if !tenant.allows(Some(model)) => {
+                Err(GatewayError::ModelNotAllowed(model.to_owned()))
+            }
+            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
             Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
             _ => Ok(key),
         }

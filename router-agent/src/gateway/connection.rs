@@ -31,7 +31,7 @@ pub(super) async fn serve(
         let serving = phases.serve();
         let (context, socket) = (context.clone(), socket.clone());
         async move {
-            let client = request::Client { address: client, socket };
+            let client = request::Client { address: client, socket, is_tls: false };
             Ok::<_, Infallible>(
                 request::handle(&context, client, request).await.map(|body| body.hold(serving)),
             )

@@ -64,12 +64,11 @@ impl Wanted<'_> {
         now: Instant,
         own: Option<&Reservation>,
     ) -> impl Iterator<Item = &'w Arc<Worker>> {
-        let in_good_standing =
-            |worker: &Arc<Worker>| !worker.standing.is_ejected() && self.suits(worker, now);
+        let in_good_standing = |worker: &Arc<Worker>| !worker.record.is_ejected() && self.suits(worker, now);
         let no_outliers = workers.iter().any(in_good_standing);
         workers.iter().filter(move |worker| {
             self.suits(worker, now)
-                && !(no_outliers && worker.standing.is_ejected())
+                && !(no_outliers && worker.record.is_ejected())
                 && self.bounds.room(worker, own)
         })
     }

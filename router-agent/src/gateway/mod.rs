@@ -13,11 +13,14 @@ mod choose;
 mod client_io;
 mod conformance;
 mod connection;
+mod cut;
 mod decided;
 mod decisions;
 mod eligible;
 mod error;
+mod forwarded;
 mod headers;
+mod identify;
 mod listen;
 mod lmcache;
 mod models;
@@ -32,10 +35,12 @@ mod thread;
 mod token_keys;
 mod tokens;
 mod tries;
+mod usage;
 mod verify;
 mod wishes;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -49,11 +54,12 @@ use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::Fleet,
-    index::PrefixIndex,
+    index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tenants::Tenants,
     tokenize::Tokenizers,
 };
 
@@ -99,7 +105,7 @@ pub struct Shared {
     /// The configuration in force. A request on a data thread has its own snapshot of it.
     pub config: Arc<Live>,
     /// The workers.
-    pub fleet: Fleet,
+    pub fleet: Arc<Fleet>,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
     /// Which worker holds which token blocks, by its own word.
@@ -114,6 +120,8 @@ pub struct Shared {
     pub flows: Flows,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask.
+    pub tenants: Tenants,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -131,15 +139,13 @@ pub struct Shared {
     admission: Admission,
     /// The memory of request bodies.
     bodies: Arc<Bodies>,
-    /// The tenant of requests without a key.
-    everyone: Arc<str>,
 }
 
 impl Shared {
     /// Puts the parts together.
     pub fn new(
         config: Arc<Live>,
-        fleet: Fleet,
+        fleet: Arc<Fleet>,
         caches: CacheView,
         metrics: Arc<Metrics>,
         kernel: KernelSide,
@@ -156,6 +162,7 @@ impl Shared {
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             retries: RetryBudget::new(started.limits.retry_share),
+            tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -170,7 +177,6 @@ impl Shared {
             connections: AtomicUsize::new(0),
             admission: Admission::default(),
             bodies: Arc::default(),
-            everyone: "default".into(),
         }
     }
 
@@ -185,6 +191,7 @@ impl Shared {
         let settings = config.routing.settings.clone();
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
+        self.tenants.replace(&config.keys);
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }
@@ -198,6 +205,23 @@ impl Shared {
         queue.length.set(self.admission.waiting() as i64);
         queue.drain_rate.set(self.admission.drain_rate());
         queue.body_bytes.set(self.bodies.bytes() as i64);
+    }
+
+    /// Returns when every decision that began before has been made and counted.
+    pub fn wait_for_decisions(&self) {
+        drop(self.routers.lock());
+    }
+
+    /// Empties a place whose worker has left: what is known of the next one begins with nothing.
+    pub fn forget(&self, slot: WorkerSlot) {
+        self.index.remove_worker(slot);
+        self.token_index.remove_worker(slot);
+        self.flows.forget(slot.0.into());
+        self.lmcache_instances.rcu(|instances| {
+            let mut instances = HashMap::clone(instances);
+            instances.retain(|_, of| *of != slot);
+            instances
+        });
     }
 
     /// Takes a retry out of the budget; what is refused is counted.

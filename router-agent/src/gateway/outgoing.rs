@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri};
-use http_body_util::Full;
 
-use super::headers;
+use super::{headers, wishes::Wishes};
 use crate::{fleet::Worker, upstream};
 
 /// The same bytes for every try.
@@ -13,6 +12,7 @@ pub(super) struct Outgoing {
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    pub(super) wishes: Wishes,
     /// Of which bodies hyper does not read more than the head, until it is decided who moves them.
     pub(super) hold: upstream::Hold,
 }
@@ -22,12 +22,12 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    pub(super) fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    pub(super) fn request(&self, worker: &Worker) -> Request<Bytes> {
+        let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        headers::set_host(request.headers_mut(), worker);
+        headers::set_worker(request.headers_mut(), worker);
         request
     }
 }

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Uri, Version, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
@@ -15,7 +15,10 @@ use super::{
     bodies::Collected,
     body, choose,
     client_io::ClientSocket,
-    conformance, headers, models,
+    conformance,
+    headers::{self, Sender},
+    identify::{identify, set_standings},
+    models,
     outgoing::Outgoing,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
@@ -32,6 +35,7 @@ use crate::{config, kernel::Relays, routing::Decision, upstream};
 pub(super) struct Client {
     pub(super) address: SocketAddr,
     pub(super) socket: Rc<ClientSocket>,
+    pub(super) is_tls: bool,
 }
 
 /// Answers one request, always: an error becomes an OpenAI error object.
@@ -42,11 +46,19 @@ pub(super) async fn handle(
 ) -> Response<GatewayBody> {
     let config = context.config();
     let (parts, body) = request.into_parts();
-    let wishes = conformance::check(&parts).and_then(|()| Wishes::read(&parts.headers, Instant::now()));
+    let admitted = conformance::check(&parts)
+        .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
+        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)));
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
-    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
+    let sender = Sender {
+        ip: client.address.ip(),
+        is_tls: client.is_tls,
+        is_trusted: config.is_trusted_proxy(client.address.ip()),
+        has_key: admitted.as_ref().is_ok_and(|(_, admission)| admission.tenant().has_key),
+    };
+    let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
     let raw = raw && fastrand::f64() >= config.relay.sample;
@@ -56,16 +68,26 @@ pub(super) async fn handle(
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
+        wishes: admitted.as_ref().map(|(wishes, _)| *wishes).unwrap_or_default(),
         hold: relays.map_or(upstream::Hold::EventStreams, |_| raw::hold(&config.relay)),
     };
 
-    let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
-    let answered = match (wishes, own) {
-        (Err(error), _) => Err(error),
-        (Ok(_), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(wishes), None) => answer(context, &config, route, outgoing, body, &request_id, wishes)
-            .await
-            .map(|answer| Answered::Worker(Box::new(answer))),
+    let (mut tenant, mut may_go_on) = (None, true);
+    let answered = match admitted {
+        Err(error) => {
+            may_go_on = body::discard(body, config.timeouts.body_idle).await;
+            Err(error)
+        }
+        Ok((_, admission)) => {
+            let asking = tenant.insert(admission.tenant().clone());
+            account.admitted(admission);
+            match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
+                Some(list) => Ok(Answered::Here(list)),
+                None => answer(context, &config, route, outgoing, body, &request_id, &mut account)
+                    .await
+                    .map(|answer| Answered::Worker(Box::new(answer))),
+            }
+        }
     };
     let mut response = match answered {
         Ok(Answered::Here(response)) => {
@@ -84,10 +106,17 @@ pub(super) async fn handle(
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
             account.answered(error.status());
-            error.response().map(GatewayBody::own)
+            error.response(route).map(GatewayBody::own)
         }
     };
-    response.headers_mut().insert(headers::REQUEST_ID, request_id);
+    let headers = response.headers_mut();
+    headers.insert(headers::REQUEST_ID, request_id);
+    if let Some(tenant) = tenant {
+        set_standings(headers, tenant.standings(Instant::now()));
+    }
+    if !may_go_on {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -105,7 +134,7 @@ async fn answer(
     mut outgoing: Outgoing,
     body: Incoming,
     request_id: &HeaderValue,
-    wishes: Wishes,
+    account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
     let bounds = body::Bounds {
@@ -122,23 +151,26 @@ async fn answer(
     outgoing.body = bytes;
 
     let began = Instant::now();
-    let mut plan = choose::plan(shared, config, route, &outgoing.headers, &outgoing.body)?;
+    let admission = account.admission().expect("only requests that were let in are answered");
+    let tenant = admission.tenant().clone();
+    let mut plan = choose::plan(shared, config, &tenant, route, &outgoing.headers, &outgoing.body)?;
     let planning = began.elapsed();
     let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
+    admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let bid = Bid {
-        tenant: shared.everyone.clone(),
-        weight: 1,
-        priority: wishes.priority.or(plan.priority).unwrap_or(0),
+        tenant: tenant.name.clone(),
+        weight: tenant.weight,
+        priority: tenant.priority_of(outgoing.wishes.priority.or(plan.priority)),
         cost: u64::from(plan.prompt_tokens().max(1)),
     };
     let (outgoing, plan) = (&outgoing, &plan);
-    Tries { context, config, route, outgoing, plan, planning, request_id, wishes, bid, began: Instant::now() }
+    Tries { context, config, route, outgoing, plan, planning, request_id, bid, began: Instant::now() }
         .run()
         .await
 }
@@ -169,7 +201,7 @@ impl Answer {
         config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
-        account: RequestAccount,
+        mut account: RequestAccount,
     ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
@@ -191,6 +223,7 @@ impl Answer {
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
+        account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {
             None => (lease, ledger),

@@ -21,6 +21,7 @@ use super::{
     Shared, admission,
     choose::Scratch,
     connection::{self, OpenConnection},
+    cut::Cuts,
     snapshot::{Snapshot, Snapshots},
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
@@ -58,6 +59,8 @@ pub(super) struct ThreadContext {
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
     snapshots: Snapshots,
+    /// Requests in flight, to be cut off if need be.
+    pub(super) cuts: Cuts,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
@@ -113,11 +116,13 @@ async fn run(
         pool,
         scratch: RefCell::default(),
         snapshots,
+        cuts: Cuts::default(),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
     tokio::task::spawn_local(look_for_places(context.clone()));
+    tokio::task::spawn_local(cut_off(context.clone()));
     if let Some(core) = core.clone() {
         tokio::task::spawn_local(beat(context.clone(), core));
     }
@@ -202,6 +207,14 @@ async fn look_for_places(context: Rc<ThreadContext>) {
     loop {
         tokio::time::sleep(admission::LOOK_EVERY).await;
         context.shared.admission.freed(&context.shared);
+    }
+}
+
+/// Cuts off the requests on workers that are dismissed.
+async fn cut_off(context: Rc<ThreadContext>) {
+    let mut cuts = context.shared.fleet.cuts();
+    while cuts.changed().await.is_ok() {
+        context.cuts.wake();
     }
 }
 

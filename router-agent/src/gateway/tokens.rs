@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use memchr::memmem;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -168,12 +168,12 @@ async fn ask_worker(
     parse_answer(&answer).map_err(|error| failed(error.to_string()))
 }
 
-fn tokenize_request(worker: &Worker, body: Bytes) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(body));
+fn tokenize_request(worker: &Worker, body: Bytes) -> Request<Bytes> {
+    let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static("/tokenize");
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers::set_host(request.headers_mut(), worker);
+    headers::set_worker(request.headers_mut(), worker);
     request
 }
 

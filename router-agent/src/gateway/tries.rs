@@ -16,6 +16,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::body::Body as _;
 
 use super::{
     GatewayError, Shared,
@@ -27,11 +28,9 @@ use super::{
     route::Route,
     thread::ThreadContext,
     token_keys::MatchKind,
-    wishes::Wishes,
 };
 use crate::{
     config::Config,
-    fleet::Worker,
     index::WorkerSlot,
     limits,
     routing::Decision,
@@ -56,7 +55,6 @@ pub(super) struct Tries<'a> {
     /// What parsing and hashing took.
     pub(super) planning: Duration,
     pub(super) request_id: &'a HeaderValue,
-    pub(super) wishes: Wishes,
     pub(super) bid: Bid,
     /// When it began to look for a worker.
     pub(super) began: Instant,
@@ -73,8 +71,13 @@ impl Tries<'_> {
         shared.retries.pay_in();
         loop {
             let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
-            let mut attempt =
-                Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
+            let mut attempt = Attempt::new(
+                shared.clone(),
+                flight,
+                decision.time_to_first_token_s,
+                prediction,
+                &context.cuts,
+            );
             let worker = attempt.worker().clone();
             tried.push(worker.slot);
             tries += 1;
@@ -83,7 +86,7 @@ impl Tries<'_> {
                     && self.wanted(&tried).is_served(&shared.fleet.workers(), Instant::now())
             };
             let mut wait = None;
-            let retry_reason = match self.send(&worker).await? {
+            let retry_reason = match self.send(&attempt).await? {
                 Ok(sent) => {
                     let status = sent.response.status();
                     if is_load(status) || status.is_server_error() {
@@ -139,14 +142,14 @@ impl Tries<'_> {
 
     /// A worker that has not been tried, when there is room on one and it is this request's turn.
     async fn choose(&self, tried: &[WorkerSlot]) -> Result<Choice, GatewayError> {
-        let Self { context, config, plan, request_id, wishes, bid, .. } = self;
+        let Self { context, config, plan, request_id, outgoing, bid, .. } = self;
         let wanted = self.wanted(tried);
         let waits_until = self.began + config.timeouts.queue;
         let request = admission::Request {
             bid: bid.clone(),
             wanted,
             is_bounded: self.is_bounded(),
-            until: wishes.deadline.map_or(waits_until, |deadline| deadline.min(waits_until)),
+            until: outgoing.wishes.deadline.map_or(waits_until, |deadline| deadline.min(waits_until)),
             limit: config.limits.queue,
         };
         let shared: &Arc<Shared> = &context.shared;
@@ -163,8 +166,9 @@ impl Tries<'_> {
 
     /// Sends the request to `worker`, and waits until it begins to answer: for the head, and of a stream for its first
     /// byte, as long as the head may be held. The outer error is the client's deadline.
-    async fn send(&self, worker: &Worker) -> Result<Result<Sent, SendError>, GatewayError> {
-        let Self { context, config, outgoing, wishes, .. } = self;
+    async fn send(&self, attempt: &Attempt) -> Result<Result<Sent, SendError>, GatewayError> {
+        let worker = attempt.worker();
+        let Self { context, config, outgoing, .. } = self;
         let timeouts = &config.timeouts;
         let begin = async {
             let sent = upstream::send(
@@ -176,7 +180,9 @@ impl Tries<'_> {
                 || outgoing.request(worker),
             )
             .await?;
-            if self.is_repeatable()
+            let has_body = !sent.response.body().is_end_stream();
+            if has_body
+                && self.is_repeatable()
                 && upstream::is_event_stream(sent.response.headers())
                 && sent.response.status() == StatusCode::OK
             {
@@ -190,7 +196,7 @@ impl Tries<'_> {
             Ok(sent)
         };
         let deadline = async {
-            match wishes.deadline {
+            match outgoing.wishes.deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
                 None => std::future::pending().await,
             }
@@ -199,6 +205,7 @@ impl Tries<'_> {
             biased;
             sent = begin => Ok(sent),
             () = worker.liveness.until_hung() => Ok(Err(SendError::Hung)),
+            () = attempt.cut().cut() => Ok(Err(SendError::Removed)),
             () = deadline => {
                 context.shared.metrics.queue.refused("deadline_exceeded");
                 Err(GatewayError::Deadline)
@@ -214,7 +221,7 @@ impl Tries<'_> {
         let wait = retry_after(response.headers())? + backoff(waits);
         let now = Instant::now();
         let until = self.began + self.config.timeouts.queue;
-        let until = self.wishes.deadline.map_or(until, |deadline| deadline.min(until));
+        let until = self.outgoing.wishes.deadline.map_or(until, |deadline| deadline.min(until));
         (now.checked_add(wait)? < until).then_some(wait)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use super::{MemberError, Members};
 use crate::{
     config::{Changes, Config, ConfigError, settle},
     gateway::Shared,
@@ -17,6 +18,9 @@ pub enum ReloadError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The fleet would be too large.
+    #[error("workers: {0}")]
+    Members(#[from] MemberError),
     /// The guard's rules could not be replaced.
     #[error("guard: {}", chain(_0))]
     Guard(#[from] KernelError),
@@ -34,6 +38,7 @@ pub struct Reload {
     /// What the gateway was started with.
     started: Config,
     shared: Arc<Shared>,
+    members: Arc<Members>,
     guard: Option<(Guard, GuardSettings)>,
     /// One at a time.
     running: Mutex<()>,
@@ -45,9 +50,10 @@ impl Reload {
         resolve: Resolve,
         started: Config,
         shared: Arc<Shared>,
+        members: Arc<Members>,
         guard: Option<(Guard, GuardSettings)>,
     ) -> Self {
-        Self { resolve, started, shared, guard, running: Mutex::default() }
+        Self { resolve, started, shared, members, guard, running: Mutex::default() }
     }
 
     /// Reloads, and says in the log what came of it.
@@ -72,7 +78,8 @@ impl Reload {
         let mut new = (self.resolve)()?;
         let running = self.shared.config.get();
         let changes = settle(&self.started, &running, &mut new);
-        // First, because it alone can fail. Always: rules may have been added or removed over the admin port.
+        self.members.check(&running.workers, &new.workers)?;
+        // First, because it can fail. Always: rules may have been added or removed over the admin port.
         if let Some((guard, settings)) = &self.guard {
             let (rules, limit) = settings(&new);
             let guard = guard.clone();
@@ -86,7 +93,9 @@ impl Reload {
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             }
         }
+        let workers = new.workers.clone();
         self.shared.reconfigure(new);
+        self.members.apply(&running.workers, &workers).await;
         Ok(changes)
     }
 }

@@ -60,7 +60,7 @@ impl FaultMetrics {
 
     pub(super) fn refresh(&self, worker: &Worker) {
         let name = worker.name.as_str();
-        self.ejected.with_label_values(&[name]).set(i64::from(worker.standing.is_ejected()));
+        self.ejected.with_label_values(&[name]).set(i64::from(worker.record.is_ejected()));
         let pulse = worker.liveness.pulse();
         for state in Pulse::ALL {
             self.pulse.with_label_values(&[name, state.label()]).set(i64::from(state == pulse));

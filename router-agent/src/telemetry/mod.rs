@@ -1,5 +1,6 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod by_worker;
 mod faults;
 mod guard;
 mod kv_events;
@@ -8,6 +9,7 @@ mod lmcache;
 mod logging;
 mod metrics;
 mod queue;
+mod tenants;
 mod tokenize;
 
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
@@ -17,4 +19,5 @@ pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use queue::QueueMetrics;
+pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tokenize::{TokenizeMetrics, TokensFrom};

@@ -39,7 +39,9 @@ impl QueueMetrics {
             "Requests that were not let through to a worker, by why.",
             &["reason"],
         )?;
-        REASONS.iter().for_each(|reason| drop(refused.with_label_values(&[*reason])));
+        for reason in REASONS {
+            refused.with_label_values(&[reason]);
+        }
         Ok(Self {
             length: make.gauge("warmpath_queue_requests", "Requests that wait for a worker.")?,
             drain_rate: make.float_gauge(

@@ -224,12 +224,11 @@ pub(super) async fn admit(
     let mut place: Option<Place<'_>> = None;
     loop {
         let (turn, my_turn) = oneshot::channel();
-        match &place {
-            Some(place) => admission.enter_again(&request, place.id, began, turn),
-            None => {
-                let id = admission.enter(shared, &request, turn)?;
-                place = Some(Place { shared, bid: &request.bid, id });
-            }
+        if let Some(place) = &place {
+            admission.enter_again(&request, place.id, began, turn);
+        } else {
+            let id = admission.enter(shared, &request, turn)?;
+            place = Some(Place { shared, bid: &request.bid, id });
         }
         admission.freed(shared);
         let grant = match tokio::time::timeout_at(request.until.into(), my_turn).await {
