@@ -7,6 +7,7 @@ mod conformance;
 mod controller;
 mod drain;
 mod early_answers;
+mod endings;
 mod errors;
 mod failover;
 mod guard;

@@ -68,6 +68,10 @@ impl RequestAccount {
         }
     }
 
+    pub(super) fn route(&self) -> Route {
+        self.route
+    }
+
     /// The response is complete, as far as this gateway could make it so.
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);

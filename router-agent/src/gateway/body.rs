@@ -83,6 +83,9 @@ pub(super) async fn collect(
 
 /// Reads the body of a request that is refused, if it is short; whether the connection can carry another request.
 pub(super) async fn discard(mut body: Incoming, idle_timeout: Duration) -> bool {
+    if body.size_hint().lower() > limits::REFUSED_BODY_BYTES_MAX as u64 {
+        return false;
+    }
     let mut bytes = 0;
     while !body.is_end_stream() {
         match next(&mut body, idle_timeout).await {

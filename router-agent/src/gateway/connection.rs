@@ -55,6 +55,9 @@ pub(super) async fn serve(
             biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
+                    if error.is_user() {
+                        socket.abandon(); // the response's body broke off
+                    }
                     tracing::debug!(%client, %error, "client connection ended");
                 }
                 return;

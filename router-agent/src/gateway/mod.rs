@@ -17,6 +17,7 @@ mod cut;
 mod decided;
 mod decisions;
 mod eligible;
+mod ending;
 mod error;
 mod forwarded;
 mod headers;

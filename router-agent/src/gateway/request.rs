@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
@@ -16,6 +16,7 @@ use super::{
     body, choose,
     client_io::ClientSocket,
     conformance,
+    ending::Ending,
     headers::{self, Sender},
     identify::{identify, set_standings},
     models,
@@ -51,6 +52,7 @@ pub(super) async fn handle(
         .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)));
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
+    client.socket.set_ends_with_connection(version < Version::HTTP_11);
     let mut account = RequestAccount::new(context.shared.clone(), route);
     let sender = Sender {
         ip: client.address.ip(),
@@ -224,7 +226,9 @@ impl Answer {
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
-        let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
+        let is_answer = is_event_stream && parts.status == StatusCode::OK;
+        let ending = is_answer.then(|| Ending::of(account.route())).flatten();
+        let ledger = Ledger { attempt, account, status: parts.status, is_event_stream, ending };
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((relays, plan)) => {
