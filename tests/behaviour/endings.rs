@@ -89,8 +89,12 @@ const EVENT: &str = "f\r\ndata: {\"a\":1}\n\n\r\n";
 
 #[tokio::test]
 async fn a_chunked_stream_that_breaks_off_ends_with_an_error_event_wherever_it_breaks() {
-    let cases: [&[&str]; 4] =
-        [&[EVENT, EVENT], &[EVENT, "f\r\ndata: {\"a"], &[EVENT, EVENT, "f"], &[EVENT, "f\r\ndata: {\"a\":1}\n\n\r"]];
+    let cases: [&[&str]; 4] = [
+        &[EVENT, EVENT],
+        &[EVENT, "f\r\ndata: {\"a"],
+        &[EVENT, EVENT, "f"],
+        &[EVENT, "f\r\ndata: {\"a\":1}\n\n\r"],
+    ];
     for way in WAYS {
         for (pieces, by_reset) in cases.iter().flat_map(|pieces| [(pieces, false), (pieces, true)]) {
             let gateway = gateway(Script { head: CHUNKED, pieces, by_reset }, way).await;
@@ -130,7 +134,8 @@ async fn a_body_with_a_length_is_never_shortened_silently() {
 #[tokio::test]
 async fn a_stream_without_its_last_event_is_a_fault_and_the_client_is_told() {
     // One event, and the end of the chunks: in user space on every way, as what comes first is.
-    let script = Script { head: CHUNKED, pieces: &["f\r\ndata: {\"a\":1}\n\n\r\n0\r\n\r\n"], by_reset: false };
+    let script =
+        Script { head: CHUNKED, pieces: &["f\r\ndata: {\"a\":1}\n\n\r\n0\r\n\r\n"], by_reset: false };
     for way in WAYS {
         let gateway = gateway(script, way).await;
         let (text, ended) = ask(&gateway).await.rest().await;

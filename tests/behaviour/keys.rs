@@ -11,7 +11,7 @@ const OTHER_KEY: &str = "sk-of-somebody-else";
 const CHAT: &str = "/v1/chat/completions";
 
 /// `sha256sum` of a key, as an operator would get it.
-fn digest(key: &str) -> String {
+pub(crate) fn digest(key: &str) -> String {
     let mut command = std::process::Command::new(warmpath_tests::binary());
     command.args(["key", "name", "--stdin"]).stdin(std::process::Stdio::piped());
     let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();

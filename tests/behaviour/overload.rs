@@ -9,7 +9,9 @@ use tokio::{
     task::JoinHandle,
 };
 use vllm_sim::{Fault, FaultKind, SimHandle};
-use warmpath_tests::{Gateway, Reply, Stream, eventually, request, sims, urls};
+use warmpath_tests::{Gateway, Reply, Stream, eventually, open, request, sims, urls};
+
+use crate::keys::digest;
 
 /// One request at a time on each worker.
 const ONE: &str = "limits: {worker_concurrency: 1}\n";
@@ -304,4 +306,59 @@ async fn announcing_a_long_body_takes_no_memory() {
     announcers[0].write_all(b"\"prompt\": 1}").await.unwrap();
     let waits = tokio::time::timeout(Duration::from_millis(100), announcers[0].read(&mut byte)).await;
     assert!(waits.is_err(), "the rest of the body is awaited");
+}
+
+#[tokio::test]
+async fn tenants_take_turns_and_none_can_fill_the_queue_for_the_others() {
+    const GREEDY: &str = "Bearer sk-greedy";
+    const MODEST: &str = "Bearer sk-modest";
+    let keys = [("greedy", digest("sk-greedy")), ("modest", digest("sk-modest"))]
+        .map(|(name, digest)| format!("{{name: {name}, sha256: '{digest}'}}"));
+    let sims = sims(1).await;
+    let config = format!("limits: {{worker_concurrency: 1, queue: 8}}\nkeys: [{}]\n", keys.join(", "));
+    let gateway = start(&sims, &config).await;
+    let held = {
+        let text =
+            json!({"messages": [], "max_tokens": 100_000, "ignore_eos": true, "stream": true}).to_string();
+        let headers = [("content-type", "application/json"), ("authorization", GREEDY)];
+        let mut stream = open(gateway.address, "POST", "/v1/chat/completions", &headers, text).await;
+        stream.next().await.unwrap().unwrap();
+        stream
+    };
+    // As many tokens as a turn has, so that each turn is one request.
+    let long = "x".repeat(4 * 2_000);
+    let greedy: Vec<_> = (0..8).map(|_| ask(&gateway, &[("authorization", GREEDY)], &long)).collect();
+    waiting(&gateway, 8).await;
+    let refused = ask(&gateway, &[("authorization", GREEDY)], &long).await.unwrap();
+    assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("queue_full")));
+    let modest: Vec<_> = (0..3).map(|_| ask(&gateway, &[("authorization", MODEST)], &long)).collect();
+    let pushed_out = || async {
+        (gateway.metric("warmpath_refused_total{reason=\"pushed_out\"}").await - 3.0)
+            .abs()
+            .lt(&0.5)
+            .then_some(())
+    };
+    eventually("three of the greedy ones make room", pushed_out).await;
+    waiting(&gateway, 8).await;
+
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    for (label, reply) in
+        greedy.into_iter().map(|reply| ("g", reply)).chain(modest.into_iter().map(|reply| ("m", reply)))
+    {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let reply = reply.await.unwrap();
+            sender.send((label, reply.status)).unwrap();
+        });
+    }
+    drop((sender, held));
+    let mut order = String::new();
+    while let Some((label, status)) = receiver.recv().await {
+        match status {
+            200 => order.push_str(label),
+            _ => assert_eq!((label, status), ("g", 429), "pushed out"),
+        }
+    }
+    assert_eq!((order.matches('g').count(), order.matches('m').count()), (5, 3), "{order}");
+    assert!(order.rfind('m') < Some(7), "they took turns, though the others came first: {order}");
 }
