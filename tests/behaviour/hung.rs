@@ -213,3 +213,38 @@ async fn a_worker_that_fails_more_than_the_others_is_left_out_for_a_while() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_breaker_whose_time_is_over_lets_one_request_through_until_that_one_has_said_something() {
+    let sims = sims(1).await;
+    let gateway = start(
+        &sims,
+        "breaker: {failures: 1, open_for: 2s}\nhealth: {interval: 1h, silence: 1h}\nscrape_interval: 1h\n",
+    )
+    .await;
+    sims[0].set_fault(Fault::times(FaultKind::Status { status: 500, retry_after_s: None }, 1));
+    assert_eq!(gateway.chat("x").await.status, 500);
+    sims[0].set_fault(Fault::times(FaultKind::SlowHead { delay_ms: 1_000 }, 1));
+    let before = sims[0].stats().requests;
+    let address = gateway.address;
+    let headers = [("content-type", "application/json")];
+    let asked: Vec<_> = (0..5)
+        .map(|_| {
+            tokio::spawn(async move {
+                request(address, "POST", "/v1/chat/completions", &headers, body(false)).await
+            })
+        })
+        .collect();
+    // The first one takes a second: time to see that it is alone.
+    let worker = || async { gateway.workers().await[0].clone() };
+    eventually("the probe is under way", || async {
+        (worker().await["breaker"] == "half_open").then_some(())
+    })
+    .await;
+    eventually("it is there", || async { (sims[0].stats().requests == before + 1).then_some(()) }).await;
+    assert!((gateway.metric("warmpath_queue_requests").await - 4.0).abs() < 0.5, "the others wait");
+    for reply in asked {
+        assert_eq!(reply.await.unwrap().status, 200);
+    }
+    assert_eq!(worker().await["breaker"], "closed");
+}

@@ -170,11 +170,12 @@ pub(super) async fn watch(worker: Arc<Worker>, flows: Flows, settings: impl Fn()
             }
             tokio::time::sleep(settings.interval).await;
         }
-        if worker.liveness.pulse() == Pulse::Hung {
+        if worker.liveness.pulse() == Pulse::Suspect {
+            silence.learn(silent_for); // it was no fault: next time it is given longer
+        } else {
             tracing::info!(worker = %worker.name, "worker gives tokens again");
         }
         worker.liveness.set(Pulse::Live);
-        // What it was silent for is not what it is silent for as a rule.
         silence.outputs = outputs(&worker, &flows);
         silence.since = Instant::now();
     }
