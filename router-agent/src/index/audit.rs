@@ -19,7 +19,7 @@ macro_rules! check {
 impl Writer {
     /// See [`super::PrefixIndex::audit`].
     pub(super) fn audit(&self, shared: &Shared) -> Result<(), String> {
-        let (mut blocks, mut placed, mut groups, mut live) = (0, 0, 0, 0);
+        let (mut blocks, mut placed, mut further, mut live) = (0, 0, 0, 0);
         let mut held = vec![0_u64; WORKERS_MAX];
         let entered: HashSet<u32> = shared.starts.runs().into_iter().collect();
         for run in (0..self.infos.end()).filter(|run| self.len(*run) > 0) {
@@ -33,20 +33,21 @@ impl Writer {
             check!(entered.contains(&run), "run {run} is not entered under its first hash");
             let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
             check!(found == Some(run), "run {run} is not found by its first hash");
+            let end = (self.len(run), hashes.get(self.len(run) - 1));
+            check!(shared.runs.top(run).end() == end, "run {run} has the wrong end");
             let union = shared.runs.held(run, u32::MAX);
             check!(union != 0, "run {run} is held by no one");
             check!(u64::from(union) < 1 << self.len(run), "run {run} has holders of blocks that it has not");
             blocks += u64::from(union.count_ones());
             let mut numbers = HashSet::new();
             for (id, group) in shared.runs.groups(run) {
-                groups += 1;
+                further += usize::from(id != run);
                 let header = group.header();
-                check!(self.groups[id].run == run, "group {id} belongs to another run");
+                check!(self.run_of(id) == run, "group {id} belongs to another run");
+                check!(group.is_sound(), "group {id} has the wrong short cuts");
                 check!(numbers.insert(header.number()), "run {run} has group {} twice", header.number());
                 for lane in 0..GROUP {
                     let mask = group.mask(lane);
-                    let full = header.full() >> lane & 1 == 1;
-                    check!(full == (mask == u32::MAX), "group {id} has the wrong short cut for {mask:x}");
                     held[header.number() * GROUP + lane] += u64::from(mask.count_ones());
                     self.audit_uses(id, lane, mask)?;
                 }
@@ -54,7 +55,7 @@ impl Writer {
         }
         check!(blocks == self.blocks, "{} blocks counted, {blocks} there", self.blocks);
         check!(placed == self.places.len(), "{} places, {placed} blocks in runs", self.places.len());
-        check!(groups == self.groups.live(), "{} groups counted, {groups} there", self.groups.live());
+        check!(further == self.groups.live(), "{} groups counted, {further} there", self.groups.live());
         check!(live == self.infos.live(), "{} runs counted, {live} there", self.infos.live());
         check!(live == entered.len() && live == self.counts.len(), "{live} runs, {} entered", entered.len());
         check!(self.bytes() <= self.bytes_max || live == 0, "the bound in bytes is broken");
@@ -68,7 +69,7 @@ impl Writer {
 
     /// A worker's uses of a run: each block that it holds in exactly one.
     fn audit_uses(&self, group: u32, lane: usize, mask: u32) -> Result<(), String> {
-        let (mut id, mut seen, mut stamp) = (self.groups[group].uses[lane], 0, u64::MAX);
+        let (mut id, mut seen, mut stamp) = (self.uses_of(group)[lane], 0, u64::MAX);
         while id != NIL {
             let used = self.uses[id];
             check!(used.group == group && usize::from(used.lane) == lane, "use {id} is of another worker");

@@ -1,28 +1,37 @@
 //! Block hash → its place (run and position), for the writer alone: what `remove` needs to find any block.
 //!
-//! Open addressing in shards, which grow one by one and by little, so that not much of the table stands empty. An entry is
-//! 8 bytes: the place, and 32 bits of the scattered hash, which choose where a search begins and tell other hashes apart;
-//! so growing reads nothing but the shard. The hash itself stands in the run. It is scattered by a random odd factor: a
-//! client who can choose hashes cannot choose places.
+//! A hash table in shards, which grow one by one and by little, so that not much of it stands empty. A shard is a row of
+//! buckets of one cache line each, with ten entries of 6 bytes: the place, and a tag of 16 bits. The tag alone says in
+//! which bucket an entry belongs, whatever their number, and tags of one bucket are neighbours: so a shard grows by
+//! being read and written once from front to back, and nothing but the shard is read. Whether a block whose tag agrees is
+//! the one that is meant, the run's own hashes say. Hashes are scattered by a random odd factor: a client who can choose
+//! hashes cannot choose places.
 
-/// A run's number × 32 + position. Below `u32::MAX - 1`.
+/// A run's number × 32 + position.
 pub(super) type Place = u32;
 
-const SHARDS_LOG2: u32 = 10;
+const SHARDS_LOG2: u32 = 11;
 
-/// Entries: the low half is one of these, or the place plus `PLACE`; the high half has the bits.
-const FREE: u64 = 0;
-const GONE: u64 = 1;
-const PLACE: u32 = 2;
+/// Entries of a bucket: what goes into 64 bytes.
+const BUCKET: usize = 10;
 
-/// Entries that a shard has room for at first.
-const LEN_MIN: usize = 8;
+/// Ten entries, of which the first `len` are in use.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Bucket {
+    places: [Place; BUCKET],
+    tags: [u16; BUCKET],
+    len: u8,
+    /// Entries that went by, because this bucket was full, and stand in one of the next. From 255 on not counted down.
+    passed: u8,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
 
 #[derive(Default)]
 struct Shard {
-    entries: Box<[u64]>,
+    buckets: Box<[Bucket]>,
     live: usize,
-    used: usize,
 }
 
 /// See the module.
@@ -32,12 +41,24 @@ pub(super) struct Places {
     bytes: usize,
 }
 
-fn place_of(entry: u64) -> Option<Place> {
-    (entry as u32).checked_sub(PLACE)
+/// The share of a shard's entries that may be in use.
+const FULL: (usize, usize) = (17, 20);
+
+/// Buckets of a shard that has grown or shrunk to hold so many entries: some six of ten are in use then.
+fn buckets_for(entries: usize) -> usize {
+    if entries == 0 { 0 } else { entries * 10 / (6 * BUCKET) + 1 }
 }
 
-fn bits_of(entry: u64) -> u32 {
-    (entry >> 32) as u32
+impl Bucket {
+    /// Bit i: entry i has this tag.
+    fn tagged(&self, tag: u16) -> u32 {
+        // All ten are compared, without a branch: that is fewer steps than to look at those in use.
+        let mut tagged = 0;
+        for (at, own) in self.tags.iter().enumerate() {
+            tagged |= u32::from(*own == tag) << at;
+        }
+        tagged & ((1 << self.len) - 1)
+    }
 }
 
 impl Places {
@@ -54,27 +75,25 @@ impl Places {
         self.shards.iter().map(|shard| shard.live).sum()
     }
 
-    /// Shard, and bits.
-    fn scatter(&self, hash: u64) -> (usize, u32) {
+    /// Shard, and tag.
+    fn scatter(&self, hash: u64) -> (usize, u16) {
         let scattered = hash.wrapping_mul(self.factor);
-        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (32 - SHARDS_LOG2)) as u32)
+        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (48 - SHARDS_LOG2)) as u16)
     }
 
     /// Where the block is. `hash_at`: the hash that stands at a place.
     pub(super) fn get(&self, hash: u64, hash_at: impl Fn(Place) -> u64) -> Option<Place> {
-        let (shard, bits) = self.scatter(hash);
-        let shard = &self.shards[shard];
-        let found = shard.search(bits, |place| hash_at(place) == hash)?;
-        place_of(shard.entries[found])
+        let (shard, tag) = self.scatter(hash);
+        self.shards[shard].search(tag, |place| hash_at(place) == hash)
     }
 
     /// Touches the lines that the searches for these blocks begin in. No load waits for another here, so their cache
     /// misses overlap; the searches themselves, one after the other, would wait for each.
-    pub(super) fn touch(&self, hashes: &[u64]) {
-        let touched = hashes.iter().fold(0, |sum, hash| {
-            let (shard, bits) = self.scatter(*hash);
+    pub(super) fn touch(&self, hashes: impl Iterator<Item = u64>) {
+        let touched = hashes.fold(0, |sum, hash| {
+            let (shard, tag) = self.scatter(hash);
             let shard = &self.shards[shard];
-            sum ^ shard.entries.get(shard.begin(bits)).copied().unwrap_or_default()
+            sum ^ shard.buckets.get(shard.home(tag)).map_or(0, |bucket| bucket.len)
         });
         std::hint::black_box(touched);
     }
@@ -86,88 +105,121 @@ impl Places {
         place: Place,
         hash_at: impl Fn(Place) -> u64,
     ) -> Option<Place> {
-        let (at, bits) = self.scatter(hash);
-        let shard = &self.shards[at];
-        if let Some(found) = shard.search(bits, |place| hash_at(place) == hash) {
-            return place_of(shard.entries[found]);
+        let (at, tag) = self.scatter(hash);
+        let shard = &mut self.shards[at];
+        if let Some(found) = shard.search(tag, |place| hash_at(place) == hash) {
+            return Some(found);
         }
-        if (shard.used + 1) * 6 > shard.entries.len() * 5 {
-            let len = ((shard.live + 1) * 3 / 2).max(LEN_MIN);
-            self.resize(at, len);
+        if (shard.live + 1) * FULL.1 > shard.buckets.len() * BUCKET * FULL.0 {
+            self.bytes += shard.resize(buckets_for(shard.live + 1));
         }
-        self.shards[at].put(bits, place);
+        shard.put(tag, place);
         None
     }
 
     /// Removes a block that stands at this place.
     pub(super) fn remove(&mut self, hash: u64, place: Place) {
-        let (at, bits) = self.scatter(hash);
+        let (at, tag) = self.scatter(hash);
         let shard = &mut self.shards[at];
-        let Some(found) = shard.search(bits, |other| other == place) else { return };
-        shard.live -= 1;
-        let len = shard.entries.len();
-        if shard.entries[(found + 1) % len] == FREE {
-            // No search goes past here, so nothing needs to be marked, nor do the gone ones before it.
-            let mut last = found;
-            loop {
-                shard.entries[last] = FREE;
-                shard.used -= 1;
-                last = (last + len - 1) % len;
-                if shard.entries[last] != GONE {
-                    break;
-                }
-            }
-        } else {
-            shard.entries[found] = GONE;
+        if !shard.take(tag, place) {
+            return;
         }
-        if shard.live == 0 {
-            self.resize(at, 0);
-        } else if shard.live * 8 < len && len > LEN_MIN {
-            let len = (shard.live * 2).max(LEN_MIN);
-            self.resize(at, len);
-        }
-    }
-
-    fn resize(&mut self, at: usize, len: usize) {
-        let old = std::mem::take(&mut self.shards[at]);
-        self.bytes = self.bytes + len * size_of::<u64>() - old.entries.len() * size_of::<u64>();
-        self.shards[at].entries = vec![FREE; len].into();
-        for entry in old.entries {
-            if let Some(place) = place_of(entry) {
-                self.shards[at].put(bits_of(entry), place);
-            }
+        let buckets = buckets_for(shard.live);
+        if shard.live == 0 || shard.live * 4 < shard.buckets.len() * BUCKET && buckets < shard.buckets.len() {
+            let before = size_of_val(&*shard.buckets);
+            shard.resize(buckets);
+            self.bytes -= before - size_of_val(&*shard.buckets);
         }
     }
 }
 
 impl Shard {
-    /// Where searches for these bits begin, whatever the number of entries.
-    fn begin(&self, bits: u32) -> usize {
-        ((u64::from(bits) * self.entries.len() as u64) >> 32) as usize
+    /// The bucket in which entries with this tag belong: buckets share the range of tags evenly, in order.
+    fn home(&self, tag: u16) -> usize {
+        (usize::from(tag) * self.buckets.len()) >> 16
     }
 
-    fn search(&self, bits: u32, is: impl Fn(Place) -> bool) -> Option<usize> {
-        let begin = self.begin(bits);
-        for at in (begin..self.entries.len()).chain(0..begin) {
-            let entry = self.entries[at];
-            if bits_of(entry) == bits && place_of(entry).is_some_and(&is) {
-                return Some(at);
+    fn after(&self, bucket: usize) -> usize {
+        if bucket + 1 == self.buckets.len() { 0 } else { bucket + 1 }
+    }
+
+    fn search(&self, tag: u16, is: impl Fn(Place) -> bool) -> Option<Place> {
+        let mut at = self.home(tag);
+        for _ in 0..self.buckets.len() {
+            let bucket = &self.buckets[at];
+            let mut tagged = bucket.tagged(tag);
+            while tagged != 0 {
+                let place = bucket.places[tagged.trailing_zeros() as usize % BUCKET];
+                if is(place) {
+                    return Some(place);
+                }
+                tagged &= tagged - 1;
             }
-            if entry == FREE {
+            if bucket.passed == 0 {
                 return None;
             }
+            at = self.after(at);
         }
         None
     }
 
     /// Writes an entry that is not there, into a shard that has room.
-    fn put(&mut self, bits: u32, place: Place) {
-        let mut at = self.begin(bits);
-        while place_of(self.entries[at]).is_some() {
-            at = if at + 1 == self.entries.len() { 0 } else { at + 1 };
+    fn put(&mut self, tag: u16, place: Place) {
+        let mut at = self.home(tag);
+        while usize::from(self.buckets[at].len) == BUCKET {
+            self.buckets[at].passed = self.buckets[at].passed.saturating_add(1);
+            at = self.after(at);
         }
-        self.used += usize::from(self.entries[at] == FREE);
+        let bucket = &mut self.buckets[at];
+        let len = usize::from(bucket.len);
+        (bucket.tags[len], bucket.places[len]) = (tag, place);
+        bucket.len += 1;
         self.live += 1;
-        self.entries[at] = u64::from(bits) << 32 | u64::from(place + PLACE);
+    }
+
+    /// Removes an entry; says whether it was there.
+    fn take(&mut self, tag: u16, place: Place) -> bool {
+        let home = self.home(tag);
+        let mut at = home;
+        for _ in 0..self.buckets.len() {
+            let bucket = &mut self.buckets[at];
+            let len = usize::from(bucket.len);
+            if let Some(found) = bucket.places[..len].iter().position(|own| *own == place) {
+                (bucket.tags[found], bucket.places[found]) = (bucket.tags[len - 1], bucket.places[len - 1]);
+                bucket.len -= 1;
+                self.live -= 1;
+                self.passed_less(home, at);
+                return true;
+            }
+            if bucket.passed == 0 {
+                return false;
+            }
+            at = self.after(at);
+        }
+        false
+    }
+
+    /// An entry that went by the buckets from `home` to before `to` is gone.
+    fn passed_less(&mut self, home: usize, to: usize) {
+        let mut at = home;
+        while at != to {
+            let passed = &mut self.buckets[at].passed;
+            *passed -= u8::from(*passed < u8::MAX);
+            at = self.after(at);
+        }
+    }
+
+    /// Gives the shard so many buckets, which have room for what is in it; returns the bytes that it grew by, if it did.
+    fn resize(&mut self, buckets: usize) -> usize {
+        let new = vec![Bucket::default(); buckets].into_boxed_slice();
+        let grown = size_of_val(&*new).saturating_sub(size_of_val(&*self.buckets));
+        let old = std::mem::replace(&mut self.buckets, new);
+        self.live = 0;
+        for bucket in &*old {
+            for at in 0..usize::from(bucket.len) {
+                self.put(bucket.tags[at], bucket.places[at]);
+            }
+        }
+        grown
     }
 }

@@ -6,7 +6,8 @@
 
 use super::{
     WorkerSlot,
-    run::{GROUP, NIL},
+    places::Place,
+    run::{FURTHER, GROUP, NIL},
     writer::Writer,
 };
 
@@ -33,10 +34,14 @@ pub(super) struct Worker {
     pub(super) oldest: u32,
     pub(super) blocks: u64,
     pub(super) capacity: u64,
+    /// Where the last block stood that was stored, and the last that was removed: where the next event mostly goes on.
+    pub(super) stored: Place,
+    pub(super) removed: Place,
 }
 
 impl Worker {
-    pub(super) const IDLE: Self = Self { newest: NIL, oldest: NIL, blocks: 0, capacity: u64::MAX };
+    pub(super) const IDLE: Self =
+        Self { newest: NIL, oldest: NIL, blocks: 0, capacity: u64::MAX, stored: 0, removed: 0 };
 }
 
 impl Writer {
@@ -94,14 +99,14 @@ impl Writer {
         }
         self.forget_use(group, lane, slot, mask);
         let id = self.uses.alloc();
-        let sibling = std::mem::replace(&mut self.groups[group].uses[lane], id);
+        let sibling = std::mem::replace(&mut self.uses_of_mut(group)[lane], id);
         self.uses[id] = Use { stamp, newer: NIL, older: NIL, sibling, group, mask, lane: lane as u8 };
         self.link(id, slot, newer);
     }
 
     /// Takes blocks out of the uses that they are in.
     pub(super) fn forget_use(&mut self, group: u32, lane: usize, slot: WorkerSlot, mask: u32) {
-        let (mut before, mut id) = (NIL, self.groups[group].uses[lane]);
+        let (mut before, mut id) = (NIL, self.uses_of(group)[lane]);
         while id != NIL {
             let next = self.uses[id].sibling;
             self.uses[id].mask &= !mask;
@@ -109,7 +114,7 @@ impl Writer {
                 self.unlink(id, slot);
                 self.uses.free(id);
                 match before {
-                    NIL => self.groups[group].uses[lane] = next,
+                    NIL => self.uses_of_mut(group)[lane] = next,
                     before => self.uses[before].sibling = next,
                 }
             } else {
@@ -120,16 +125,36 @@ impl Writer {
     }
 }
 
-/// What the writer remembers of a group.
+/// What the writer remembers of a group that is not a run's first.
 #[derive(Clone, Copy)]
 pub(super) struct GroupInfo {
     pub(super) run: u32,
-    /// Per worker, its uses of the run.
-    pub(super) uses: [u32; GROUP],
+    pub(super) uses: Uses,
 }
+
+/// Per worker of a group, its uses of the run: the newest.
+pub(super) type Uses = [u32; GROUP];
 
 impl Default for GroupInfo {
     fn default() -> Self {
         Self { run: NIL, uses: [NIL; GROUP] }
+    }
+}
+
+impl Writer {
+    pub(super) fn run_of(&self, group: u32) -> u32 {
+        if group & FURTHER == 0 { group } else { self.groups[group & !FURTHER].run }
+    }
+
+    pub(super) fn uses_of(&self, group: u32) -> &Uses {
+        if group & FURTHER == 0 { &self.infos[group].uses } else { &self.groups[group & !FURTHER].uses }
+    }
+
+    fn uses_of_mut(&mut self, group: u32) -> &mut Uses {
+        if group & FURTHER == 0 {
+            &mut self.infos[group].uses
+        } else {
+            &mut self.groups[group & !FURTHER].uses
+        }
     }
 }

@@ -8,14 +8,14 @@
 use super::{
     WorkerSlot,
     places::{Place, Places},
-    run::{GROUP, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
+    run::{FURTHER, GROUP, Group, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
     slab::Slab,
     starts::{StartCounts, Starts},
-    uses::{GroupInfo, Use, Worker},
+    uses::{GroupInfo, Use, Uses, Worker},
 };
 
 /// What the writer remembers of a run.
-#[derive(Default, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct RunInfo {
     /// The hash before the first one; 0 at a prompt's beginning.
     pub(super) parent_hash: u64,
@@ -23,6 +23,14 @@ pub(super) struct RunInfo {
     pub(super) hits: u32,
     /// Blocks that stand in the run; 0: the run is free.
     pub(super) len: u8,
+    /// The same as a further group's.
+    pub(super) uses: Uses,
+}
+
+impl Default for RunInfo {
+    fn default() -> Self {
+        Self { parent_hash: 0, hits: 0, len: 0, uses: [NIL; GROUP] }
+    }
 }
 
 /// What readers share with the writer.
@@ -122,7 +130,7 @@ impl Writer {
         }
         self.clock += 1;
         self.workers_end = self.workers_end.max(usize::from(slot.0) + 1);
-        let path = self.lay(shared, parent, hashes);
+        let path = self.lay(shared, slot, parent, hashes);
         let mut newer = NIL;
         for stretch in &path {
             match self.hold(shared, *stretch, slot, newer) {
@@ -142,15 +150,18 @@ impl Writer {
     }
 
     /// Finds the blocks, or gives them places; returns the stretches they stand in. Ends early if there is no room.
-    fn lay(&mut self, shared: &Shared, parent: Option<u64>, hashes: &[u64]) -> Vec<Stretch> {
+    fn lay(
+        &mut self,
+        shared: &Shared,
+        slot: WorkerSlot,
+        parent: Option<u64>,
+        hashes: &[u64],
+    ) -> Vec<Stretch> {
         let mut path = std::mem::take(&mut self.path);
         path.clear();
-        // Where the next block is known to stand, and where the last one stands.
-        let mut next = self.place(shared, hashes[0]);
-        let mut last = match (next, parent) {
-            (None, Some(parent)) => self.place(shared, parent),
-            _ => None,
-        };
+        // Where the last block stands, and where the next one is known to stand.
+        let mut last = parent.and_then(|parent| self.place_by(shared, [self.worker(slot).stored], parent));
+        let mut next = if last.is_none() { self.place(shared, hashes[0]) } else { None };
         let (mut at, mut parent_hash) = (0, parent.unwrap_or(0));
         while at < hashes.len() {
             let rest = &hashes[at..];
@@ -160,9 +171,9 @@ impl Writer {
                     Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == self.len(run) => {
                         (run, from + 1)
                     }
-                    _ => match self.new_run(shared, parent_hash) {
+                    _ => match self.new_run(shared, slot, last, parent_hash) {
                         Some(run) => (run, 0),
-                        None => return path,
+                        None => break,
                     },
                 },
             };
@@ -171,24 +182,10 @@ impl Writer {
                 to += shared.runs.hashes(run).common_blocks(from, rest).min(self.len(run) - from);
             }
             // Where the run ends, it goes on with what stands nowhere else.
-            if to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
-                self.places.touch(&rest[to - from..rest.len().min(RUN_BLOCKS - from)]);
-            }
-            while to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
-                let hash = rest[to - from];
-                if let Some(elsewhere) =
-                    self.places.insert(hash, place_of(run, to), |place| hash_at(shared, place))
-                {
-                    next = Some(split(elsewhere));
-                    break;
-                }
-                shared.runs.hashes(run).set(to, hash);
-                self.infos[run].len += 1;
-                to += 1;
-                if to == 1 {
-                    let first = |run| shared.runs.hashes(run).get(0);
-                    shared.starts.insert(&mut self.counts, hash, run, first);
-                }
+            if to == self.len(run) && to < RUN_BLOCKS {
+                let elsewhere = self.append(shared, run, &rest[to - from..]);
+                next = elsewhere.map(split);
+                to = self.len(run);
             }
             if to == from {
                 // Only hashes that name no prefix come here: the block stands elsewhere, though not where it should.
@@ -203,7 +200,36 @@ impl Writer {
             last = Some((run, to - 1));
             parent_hash = hashes[at - 1];
         }
+        if let Some((run, at)) = last {
+            self.worker_mut(slot).stored = place_of(run, at);
+        }
         path
+    }
+
+    /// Continues a run by blocks that stand nowhere, as far as it has room; returns where the next one stands, if it
+    /// stands somewhere.
+    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64]) -> Option<Place> {
+        let begin = self.len(run);
+        let blocks = &blocks[..blocks.len().min(RUN_BLOCKS - begin)];
+        let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
+        self.places.touch(blocks.iter().copied());
+        for hash in blocks {
+            elsewhere = self.places.insert(*hash, place_of(run, len), |place| hash_at(shared, place));
+            if elsewhere.is_some() {
+                break;
+            }
+            hashes.set(len, *hash);
+            len += 1;
+        }
+        if len > begin {
+            self.infos[run].len = len as u8;
+            shared.runs.top(run).set_end(len, hashes.get(len - 1));
+        }
+        if begin == 0 && len > 0 {
+            let first = |run| shared.runs.hashes(run).get(0);
+            shared.starts.insert(&mut self.counts, hashes.get(0), run, first);
+        }
+        elsewhere
     }
 
     /// The place of a block whose predecessor stands at `last`, if it has one.
@@ -215,10 +241,7 @@ impl Writer {
             }
             neighbour = run + 1;
         }
-        let begins = |run| {
-            let (_, hashes) = shared.runs.find(run)?;
-            (hashes.get(0) == hash && run < self.infos.end() && self.len(run) > 0).then_some((run, 0))
-        };
+        let begins = |run| self.stands(shared, hash, place_of(run, 0)).then_some((run, 0));
         (neighbour != NIL).then(|| begins(neighbour)).flatten().or_else(|| shared.starts.find(hash, begins))
     }
 
@@ -227,11 +250,28 @@ impl Writer {
         self.places.get(hash, |place| hash_at(shared, place)).map(split)
     }
 
+    /// The same, where some places are likely.
+    fn place_by<const LIKELY: usize>(
+        &self,
+        shared: &Shared,
+        likely: [Place; LIKELY],
+        hash: u64,
+    ) -> Option<(u32, usize)> {
+        let found = likely.into_iter().find(|place| self.stands(shared, hash, *place));
+        found.map(split).or_else(|| self.place(shared, hash))
+    }
+
+    /// Whether the block stands at this place, which may never have been given out.
+    fn stands(&self, shared: &Shared, hash: u64, place: Place) -> bool {
+        let (run, at) = split(place);
+        run < self.infos.end() && at < self.len(run) && hash_at(shared, place) == hash
+    }
+
     /// The clock when anyone last used any block of the run.
     pub(super) fn last_used(&self, shared: &Shared, run: u32) -> u64 {
         let groups = shared.runs.groups(run);
         // The newest use of a worker is the first of its uses of the run.
-        let newest = groups.flat_map(|(id, _)| self.groups[id].uses).filter(|id| *id != NIL);
+        let newest = groups.flat_map(|(id, _)| *self.uses_of(id)).filter(|id| *id != NIL);
         newest.map(|id| self.uses[id].stamp).max().unwrap_or(0)
     }
 
@@ -240,12 +280,27 @@ impl Writer {
         usize::from(self.infos[run].len)
     }
 
-    fn new_run(&mut self, shared: &Shared, parent_hash: u64) -> Option<u32> {
+    /// A run for blocks of this worker behind `last`; `None` if there is no room.
+    fn new_run(
+        &mut self,
+        shared: &Shared,
+        slot: WorkerSlot,
+        last: Option<(u32, usize)>,
+        parent_hash: u64,
+    ) -> Option<u32> {
         let run = self.infos.alloc();
         self.infos[run] = RunInfo { parent_hash, ..RunInfo::default() };
         if !shared.runs.ensure_run(run) {
             self.infos.free(run);
             return None;
+        }
+        shared.runs.top(run).group().begin(usize::from(slot.0) / GROUP, 0, NIL);
+        if let Some((before, at)) = last
+            && at + 1 < self.len(before)
+        {
+            // Prompts part inside a run: the next ones will mostly do so at the same place.
+            let groups = shared.runs.groups(before).filter(|(_, group)| group.header().cut() != at + 1);
+            groups.for_each(|(_, group)| group.set_cut(at + 1));
         }
         Some(run)
     }
@@ -269,14 +324,23 @@ impl Writer {
             self.infos[run].hits = self.infos[run].hits.saturating_add(1);
         }
         self.note_use(id, lane, slot, mask, self.clock, newer);
-        Some(self.groups[id].uses[lane])
+        Some(self.uses_of(id)[lane])
     }
 
-    /// The group of the worker in the run, made if need be; `None` if there is no room.
-    fn group_of(&mut self, shared: &Shared, run: u32, slot: WorkerSlot) -> Option<u32> {
+    /// The group of the worker in the run, if there is one.
+    fn known_group<'index>(
+        &self,
+        shared: &'index Shared,
+        run: u32,
+        slot: WorkerSlot,
+    ) -> Option<(u32, &'index Group)> {
         let number = usize::from(slot.0) / GROUP;
-        let mut groups = shared.runs.groups(run);
-        if let Some((id, _)) = groups.find(|(_, group)| group.header().number() == number) {
+        shared.runs.groups(run).find(|(_, group)| group.header().number() == number)
+    }
+
+    /// The same, made if need be; `None` if there is no room.
+    fn group_of(&mut self, shared: &Shared, run: u32, slot: WorkerSlot) -> Option<u32> {
+        if let Some((id, _)) = self.known_group(shared, run, slot) {
             return Some(id);
         }
         let id = self.groups.alloc();
@@ -285,31 +349,47 @@ impl Writer {
             return None;
         }
         self.groups[id] = GroupInfo { run, ..GroupInfo::default() };
-        let head = shared.runs.head(run);
-        shared.runs.group(id).begin(number, head.get().first_group());
-        head.set_first_group(id);
+        let id = id | FURTHER;
+        let first = shared.runs.top(run).group();
+        shared.runs.group(id).begin(usize::from(slot.0) / GROUP, first.header().cut(), first.header().next());
+        first.set_next(id);
         Some(id)
     }
 
     /// The worker holds these blocks no longer; what it does not hold is passed over.
     pub(super) fn remove(&mut self, shared: &Shared, slot: WorkerSlot, hashes: &[u64]) {
+        // Engines take many blocks of one run, the deepest first: these are found beside each other and released at once.
+        let mut stretch = Stretch { run: NIL, mask: 0 };
+        let mut removed = self.worker(slot).removed;
         for hash in hashes {
-            let Some((run, at)) = self.place(shared, *hash) else { continue };
-            let (number, lane) = (usize::from(slot.0) / GROUP, usize::from(slot.0) % GROUP);
-            let mut groups = shared.runs.groups(run);
-            let found = groups.find(|(_, group)| group.header().number() == number);
-            if let Some((id, group)) = found
-                && group.mask(lane) >> at & 1 == 1
-            {
-                self.forget_use(id, lane, slot, 1 << at);
-                self.release(shared, id, lane, slot, 1 << at);
+            let likely = [removed.wrapping_sub(1), removed.wrapping_add(1)];
+            let Some((run, at)) = self.place_by(shared, likely, *hash) else { continue };
+            removed = place_of(run, at);
+            if run != stretch.run {
+                self.release_held(shared, slot, stretch);
+                stretch = Stretch { run, mask: 0 };
             }
+            stretch.mask |= 1 << at;
+        }
+        self.release_held(shared, slot, stretch);
+        self.worker_mut(slot).removed = removed;
+    }
+
+    /// Takes what it holds of a stretch from a worker.
+    fn release_held(&mut self, shared: &Shared, slot: WorkerSlot, stretch: Stretch) {
+        let lane = usize::from(slot.0) % GROUP;
+        let known = if stretch.mask == 0 { None } else { self.known_group(shared, stretch.run, slot) };
+        let Some((id, group)) = known else { return };
+        let mask = group.mask(lane) & stretch.mask;
+        if mask != 0 {
+            self.forget_use(id, lane, slot, mask);
+            self.release(shared, id, lane, slot, mask);
         }
     }
 
     /// Takes blocks from a worker that holds them; they are in no use any more.
     pub(super) fn release(&mut self, shared: &Shared, id: u32, lane: usize, slot: WorkerSlot, mask: u32) {
-        let (group, run) = (shared.runs.group(id), self.groups[id].run);
+        let (group, run) = (shared.runs.group(id), self.run_of(id));
         debug_assert_eq!(group.mask(lane) & mask, mask, "released, so held");
         group.set_mask(lane, group.mask(lane) & !mask);
         self.worker_mut(slot).blocks -= u64::from(mask.count_ones());
@@ -321,18 +401,17 @@ impl Writer {
 
     /// Nobody holds any of it. The generation goes first: see `run`.
     fn free_run(&mut self, shared: &Shared, run: u32) {
-        let groups: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).collect();
-        shared.runs.head(run).retire();
+        shared.runs.top(run).retire();
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
+        self.places.touch((0..self.len(run)).map(|at| hashes.get(at)));
         for at in 0..self.len(run) {
             self.places.remove(hashes.get(at), place_of(run, at));
             hashes.set(at, 0);
         }
-        for id in groups {
-            self.groups.free(id);
-        }
+        let further: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).skip(1).collect();
+        further.iter().for_each(|id| self.groups.free(id & !FURTHER));
         self.infos[run].len = 0;
         self.infos.free(run);
     }
