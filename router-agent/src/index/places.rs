@@ -7,10 +7,12 @@
 //! the one that is meant, the run's own hashes say. Hashes are scattered by a random odd factor: a client who can choose
 //! hashes cannot choose places.
 
+use prefetch_index::prefetch_index;
+
 /// A run's number × 32 + position.
 pub(super) type Place = u32;
 
-const SHARDS_LOG2: u32 = 11;
+const SHARDS_LOG2: u32 = 10;
 
 /// Entries of a bucket: what goes into 64 bytes.
 const BUCKET: usize = 10;
@@ -87,15 +89,11 @@ impl Places {
         self.shards[shard].search(tag, |place| hash_at(place) == hash)
     }
 
-    /// Touches the lines that the searches for these blocks begin in. No load waits for another here, so their cache
-    /// misses overlap; the searches themselves, one after the other, would wait for each.
-    pub(super) fn touch(&self, hashes: impl Iterator<Item = u64>) {
-        let touched = hashes.fold(0, |sum, hash| {
-            let (shard, tag) = self.scatter(hash);
-            let shard = &self.shards[shard];
-            sum ^ shard.buckets.get(shard.home(tag)).map_or(0, |bucket| bucket.len)
-        });
-        std::hint::black_box(touched);
+    /// Has the line fetched in which the search for this block begins.
+    pub(super) fn prefetch(&self, hash: u64) {
+        let (shard, tag) = self.scatter(hash);
+        let shard = &self.shards[shard];
+        prefetch_index(&shard.buckets, shard.home(tag));
     }
 
     /// Enters a block, unless it is there already: then says where.

@@ -40,6 +40,7 @@ pub(super) struct Shared {
 }
 
 /// A stretch of one run.
+const AHEAD: usize = 16;
 #[derive(Clone, Copy)]
 struct Stretch {
     run: u32,
@@ -162,6 +163,7 @@ impl Writer {
         // Where the last block stands, and where the next one is known to stand.
         let mut last = parent.and_then(|parent| self.place_by(shared, [self.worker(slot).stored], parent));
         let mut next = if last.is_none() { self.place(shared, hashes[0]) } else { None };
+        let mut touched = false;
         let (mut at, mut parent_hash) = (0, parent.unwrap_or(0));
         while at < hashes.len() {
             let rest = &hashes[at..];
@@ -183,7 +185,7 @@ impl Writer {
             }
             // Where the run ends, it goes on with what stands nowhere else.
             if to == self.len(run) && to < RUN_BLOCKS {
-                let elsewhere = self.append(shared, run, &rest[to - from..]);
+                let elsewhere = self.append(shared, run, &rest[to - from..], &mut touched);
                 next = elsewhere.map(split);
                 to = self.len(run);
             }
@@ -208,12 +210,13 @@ impl Writer {
 
     /// Continues a run by blocks that stand nowhere, as far as it has room; returns where the next one stands, if it
     /// stands somewhere.
-    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64]) -> Option<Place> {
+    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64], touched: &mut bool) -> Option<Place> {
         let begin = self.len(run);
-        let blocks = &blocks[..blocks.len().min(RUN_BLOCKS - begin)];
         let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
-        self.places.touch(blocks.iter().copied());
-        for hash in blocks {
+        if !*touched { blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash)); }
+        *touched = true;
+        for (at, hash) in blocks.iter().enumerate().take(RUN_BLOCKS - begin) {
+            if let Some(ahead) = blocks.get(at + AHEAD) { self.places.prefetch(*ahead); }
             elsewhere = self.places.insert(*hash, place_of(run, len), |place| hash_at(shared, place));
             if elsewhere.is_some() {
                 break;
@@ -405,7 +408,7 @@ impl Writer {
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
-        self.places.touch((0..self.len(run)).map(|at| hashes.get(at)));
+        (0..self.len(run)).for_each(|at| self.places.prefetch(hashes.get(at)));
         for at in 0..self.len(run) {
             self.places.remove(hashes.get(at), place_of(run, at));
             hashes.set(at, 0);
