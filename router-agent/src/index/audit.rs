@@ -22,22 +22,25 @@ impl Writer {
         let (mut blocks, mut placed, mut further, mut live) = (0, 0, 0, 0);
         let mut held = vec![0_u64; WORKERS_MAX];
         let entered: HashSet<u32> = shared.starts.runs().into_iter().collect();
-        for run in (0..self.infos.end()).filter(|run| self.len(*run) > 0) {
+        for run in (0..self.infos.end()).filter(|run| shared.runs.len(*run) > 0) {
             live += 1;
             let hashes = shared.runs.hashes(run);
-            for at in 0..self.len(run) {
+            for at in 0..shared.runs.len(run) {
                 let place = self.place(shared, hashes.get(at));
                 check!(place == Some((run, at)), "block {at} of run {run} is looked for at {place:?}");
             }
-            placed += self.len(run);
+            placed += shared.runs.len(run);
             check!(entered.contains(&run), "run {run} is not entered under its first hash");
             let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
             check!(found == Some(run), "run {run} is not found by its first hash");
-            let end = (self.len(run), hashes.get(self.len(run) - 1));
+            let end = (shared.runs.len(run), hashes.get(shared.runs.len(run) - 1));
             check!(shared.runs.top(run).end() == end, "run {run} has the wrong end");
             let union = shared.runs.held(run, u32::MAX);
             check!(union != 0, "run {run} is held by no one");
-            check!(u64::from(union) < 1 << self.len(run), "run {run} has holders of blocks that it has not");
+            check!(
+                u64::from(union) < 1 << shared.runs.len(run),
+                "run {run} has holders of blocks that it has not"
+            );
             blocks += u64::from(union.count_ones());
             let mut numbers = HashSet::new();
             for (id, group) in shared.runs.groups(run) {
@@ -69,13 +72,14 @@ impl Writer {
 
     /// A worker's uses of a run: each block that it holds in exactly one.
     fn audit_uses(&self, group: u32, lane: usize, mask: u32) -> Result<(), String> {
-        let (mut id, mut seen, mut stamp) = (self.uses_of(group)[lane], 0, u64::MAX);
+        let (mut id, mut seen, mut stamp) = (self.uses_of(group), 0, u64::MAX);
         while id != NIL {
             let used = self.uses[id];
-            check!(used.group == group && usize::from(used.lane) == lane, "use {id} is of another worker");
-            check!(used.mask & seen == 0 && used.mask != 0, "use {id} shares its blocks");
+            check!(used.group == group && used.mask != 0, "use {id} is of another group, or empty");
             check!(used.stamp <= stamp, "the uses of group {group} are out of order");
-            (seen, stamp, id) = (seen | used.mask, used.stamp, used.sibling);
+            let own = if usize::from(used.lane) == lane { used.mask } else { 0 };
+            check!(own & seen == 0, "use {id} shares its blocks");
+            (seen, stamp, id) = (seen | own, used.stamp, used.sibling);
         }
         check!(seen == mask, "group {group} lane {lane}: uses say {seen:x}, the mask {mask:x}");
         Ok(())

@@ -1,28 +1,30 @@
-//! Block hash → its place (run and position), for the writer alone: what `remove` needs to find any block.
+//! Block hash → its run, for the writer alone: what `remove` needs to find any block.
 //!
-//! A hash table in shards, which grow one by one and by little, so that not much of it stands empty. A shard is a row of
-//! buckets of one cache line each, with ten entries of 6 bytes: the place, and a tag of 16 bits. The tag alone says in
-//! which bucket an entry belongs, whatever their number, and tags of one bucket are neighbours: so a shard grows by
-//! being read and written once from front to back, and nothing but the shard is read. Whether a block whose tag agrees is
-//! the one that is meant, the run's own hashes say. Hashes are scattered by a random odd factor: a client who can choose
-//! hashes cannot choose places.
+//! A hash table in shards, which grow one by one. A shard is a row of buckets of one cache line each, with twelve entries
+//! of 5 bytes: the run, and a tag of 16 bits. The tag alone says in which bucket an entry belongs, whatever their number,
+//! and tags of one bucket are neighbours: so a shard grows by being read and written once from front to back, and
+//! nothing but the shard is read. Whether a block whose tag agrees is the one that is meant, and where it stands, the
+//! run's own hashes say. Hashes are scattered by a random odd factor: a client who can choose hashes cannot choose
+//! buckets.
 
 use prefetch_index::prefetch_index;
 
-/// A run's number × 32 + position.
-pub(super) type Place = u32;
-
 const SHARDS_LOG2: u32 = 10;
 
-/// Entries of a bucket: what goes into 64 bytes.
-const BUCKET: usize = 10;
+/// Runs are numbered below this.
+pub(super) const RUNS_MAX: usize = 1 << 24;
 
-/// Ten entries, of which the first `len` are in use.
+/// Entries of a bucket: what goes into 64 bytes.
+const BUCKET: usize = 12;
+
+/// Twelve entries, of which the first `len` are in use.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
 struct Bucket {
-    places: [Place; BUCKET],
     tags: [u16; BUCKET],
+    /// The run's lower 16 and upper 8 bits.
+    runs_low: [u16; BUCKET],
+    runs_high: [u8; BUCKET],
     len: u8,
     /// Entries that went by, because this bucket was full, and stand in one of the next. From 255 on not counted down.
     passed: u8,
@@ -45,16 +47,26 @@ pub(super) struct Places {
 
 /// The share of a shard's entries that may be in use.
 const FULL: (usize, usize) = (17, 20);
+const GROWN: (usize, usize) = (5, 10);
 
 /// Buckets of a shard that has grown or shrunk to hold so many entries: some six of ten are in use then.
 fn buckets_for(entries: usize) -> usize {
-    if entries == 0 { 0 } else { entries * 10 / (6 * BUCKET) + 1 }
+    if entries == 0 { 0 } else { entries * GROWN.1 / (GROWN.0 * BUCKET) + 1 }
 }
 
 impl Bucket {
+    fn run(&self, at: usize) -> u32 {
+        u32::from(self.runs_high[at]) << 16 | u32::from(self.runs_low[at])
+    }
+
+    fn set(&mut self, at: usize, tag: u16, run: u32) {
+        self.tags[at] = tag;
+        (self.runs_low[at], self.runs_high[at]) = (run as u16, (run >> 16) as u8);
+    }
+
     /// Bit i: entry i has this tag.
     fn tagged(&self, tag: u16) -> u32 {
-        // All ten are compared, without a branch: that is fewer steps than to look at those in use.
+        // All are compared, without a branch: that is fewer steps than to look at those in use.
         let mut tagged = 0;
         for (at, own) in self.tags.iter().enumerate() {
             tagged |= u32::from(*own == tag) << at;
@@ -83,10 +95,10 @@ impl Places {
         ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (48 - SHARDS_LOG2)) as u16)
     }
 
-    /// Where the block is. `hash_at`: the hash that stands at a place.
-    pub(super) fn get(&self, hash: u64, hash_at: impl Fn(Place) -> u64) -> Option<Place> {
+    /// What `check` says of the first run that it says anything of, of those in which the block may stand.
+    pub(super) fn find<R>(&self, hash: u64, check: impl FnMut(u32) -> Option<R>) -> Option<R> {
         let (shard, tag) = self.scatter(hash);
-        self.shards[shard].search(tag, |place| hash_at(place) == hash)
+        self.shards[shard].find(tag, check)
     }
 
     /// Has the line fetched in which the search for this block begins.
@@ -96,30 +108,31 @@ impl Places {
         prefetch_index(&shard.buckets, shard.home(tag));
     }
 
-    /// Enters a block, unless it is there already: then says where.
-    pub(super) fn insert(
+    /// Enters a block, unless `check` says of a run that the block stands there: then that is what it said.
+    pub(super) fn insert<R>(
         &mut self,
         hash: u64,
-        place: Place,
-        hash_at: impl Fn(Place) -> u64,
-    ) -> Option<Place> {
+        run: u32,
+        check: impl FnMut(u32) -> Option<R>,
+    ) -> Option<R> {
         let (at, tag) = self.scatter(hash);
         let shard = &mut self.shards[at];
-        if let Some(found) = shard.search(tag, |place| hash_at(place) == hash) {
-            return Some(found);
+        let found = shard.find(tag, check);
+        if found.is_some() {
+            return found;
         }
         if (shard.live + 1) * FULL.1 > shard.buckets.len() * BUCKET * FULL.0 {
             self.bytes += shard.resize(buckets_for(shard.live + 1));
         }
-        shard.put(tag, place);
+        shard.put(tag, run);
         None
     }
 
-    /// Removes a block that stands at this place.
-    pub(super) fn remove(&mut self, hash: u64, place: Place) {
+    /// Removes a block that stands in this run.
+    pub(super) fn remove(&mut self, hash: u64, run: u32) {
         let (at, tag) = self.scatter(hash);
         let shard = &mut self.shards[at];
-        if !shard.take(tag, place) {
+        if !shard.take(tag, run) {
             return;
         }
         let buckets = buckets_for(shard.live);
@@ -141,15 +154,15 @@ impl Shard {
         if bucket + 1 == self.buckets.len() { 0 } else { bucket + 1 }
     }
 
-    fn search(&self, tag: u16, is: impl Fn(Place) -> bool) -> Option<Place> {
+    fn find<R>(&self, tag: u16, mut check: impl FnMut(u32) -> Option<R>) -> Option<R> {
         let mut at = self.home(tag);
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[at];
             let mut tagged = bucket.tagged(tag);
             while tagged != 0 {
-                let place = bucket.places[tagged.trailing_zeros() as usize % BUCKET];
-                if is(place) {
-                    return Some(place);
+                let found = check(bucket.run(tagged.trailing_zeros() as usize % BUCKET));
+                if found.is_some() {
+                    return found;
                 }
                 tagged &= tagged - 1;
             }
@@ -161,33 +174,37 @@ impl Shard {
         None
     }
 
-    /// Writes an entry that is not there, into a shard that has room.
-    fn put(&mut self, tag: u16, place: Place) {
+    /// Writes an entry into a shard that has room.
+    fn put(&mut self, tag: u16, run: u32) {
         let mut at = self.home(tag);
         while usize::from(self.buckets[at].len) == BUCKET {
             self.buckets[at].passed = self.buckets[at].passed.saturating_add(1);
             at = self.after(at);
         }
         let bucket = &mut self.buckets[at];
-        let len = usize::from(bucket.len);
-        (bucket.tags[len], bucket.places[len]) = (tag, place);
+        bucket.set(usize::from(bucket.len), tag, run);
         bucket.len += 1;
         self.live += 1;
     }
 
     /// Removes an entry; says whether it was there.
-    fn take(&mut self, tag: u16, place: Place) -> bool {
+    fn take(&mut self, tag: u16, run: u32) -> bool {
         let home = self.home(tag);
         let mut at = home;
         for _ in 0..self.buckets.len() {
             let bucket = &mut self.buckets[at];
-            let len = usize::from(bucket.len);
-            if let Some(found) = bucket.places[..len].iter().position(|own| *own == place) {
-                (bucket.tags[found], bucket.places[found]) = (bucket.tags[len - 1], bucket.places[len - 1]);
-                bucket.len -= 1;
-                self.live -= 1;
-                self.passed_less(home, at);
-                return true;
+            let mut tagged = bucket.tagged(tag);
+            while tagged != 0 {
+                let found = tagged.trailing_zeros() as usize % BUCKET;
+                if bucket.run(found) == run {
+                    let last = usize::from(bucket.len) - 1;
+                    bucket.set(found, bucket.tags[last], bucket.run(last));
+                    bucket.len -= 1;
+                    self.live -= 1;
+                    self.passed_less(home, at);
+                    return true;
+                }
+                tagged &= tagged - 1;
             }
             if bucket.passed == 0 {
                 return false;
@@ -215,7 +232,7 @@ impl Shard {
         self.live = 0;
         for bucket in &*old {
             for at in 0..usize::from(bucket.len) {
-                self.put(bucket.tags[at], bucket.places[at]);
+                self.put(bucket.tags[at], bucket.run(at));
             }
         }
         grown

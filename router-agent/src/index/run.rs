@@ -12,6 +12,7 @@
 
 use super::{
     arena::Arena,
+    places::RUNS_MAX,
     sync::{
         AtomicU32, AtomicU64,
         Ordering::{Acquire, Release},
@@ -219,8 +220,7 @@ impl Runs {
     pub(super) const GROUP_BYTES: usize = size_of::<Group>();
 
     pub(super) fn new(bytes_max: usize) -> Self {
-        // A block's place is 32 bits: run and position.
-        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min((1 << 27) - 1024);
+        let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min(RUNS_MAX - 1024);
         Self {
             tops: Arena::new(runs_max),
             hashes: Arena::new(runs_max),
@@ -245,6 +245,11 @@ impl Runs {
 
     pub(super) fn top(&self, id: u32) -> &Top {
         self.tops.get(id).expect("a run that exists")
+    }
+
+    /// Blocks that stand in a run by a number that may never have been given out.
+    pub(super) fn len(&self, id: u32) -> usize {
+        self.find(id).map_or(0, |top| top.end().0)
     }
 
     pub(super) fn hashes(&self, id: u32) -> &Hashes {

@@ -7,11 +7,11 @@
 
 use super::{
     WorkerSlot,
-    places::{Place, Places},
+    places::Places,
     run::{FURTHER, GROUP, Group, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
     slab::Slab,
     starts::{StartCounts, Starts},
-    uses::{GroupInfo, Use, Uses, Worker},
+    uses::{GroupInfo, Use, Worker},
 };
 
 /// What the writer remembers of a run.
@@ -21,17 +21,18 @@ pub(super) struct RunInfo {
     pub(super) parent_hash: u64,
     /// Inserts and stores that went through the run's first block.
     pub(super) hits: u32,
-    /// Blocks that stand in the run; 0: the run is free.
-    pub(super) len: u8,
-    /// The same as a further group's.
-    pub(super) uses: Uses,
+    /// The newest use of the run's first group.
+    pub(super) uses: u32,
 }
 
 impl Default for RunInfo {
     fn default() -> Self {
-        Self { parent_hash: 0, hits: 0, len: 0, uses: [NIL; GROUP] }
+        Self { parent_hash: 0, hits: 0, uses: NIL }
     }
 }
+
+/// A run's number × 32 + position.
+pub(super) type Place = u32;
 
 /// What readers share with the writer.
 pub(super) struct Shared {
@@ -69,8 +70,10 @@ pub(super) struct Writer {
     path: Vec<Stretch>,
 }
 
-fn hash_at(shared: &Shared, place: Place) -> u64 {
-    shared.runs.hashes(place / RUN_BLOCKS as u32).get(place as usize % RUN_BLOCKS)
+/// Where the block stands, if it is in this run.
+fn find_in(shared: &Shared, run: u32, hash: u64) -> Option<(u32, usize)> {
+    let hashes = shared.runs.hashes(run);
+    (0..shared.runs.len(run)).find(|at| hashes.get(*at) == hash).map(|at| (run, at))
 }
 
 fn place_of(run: u32, at: usize) -> Place {
@@ -170,7 +173,7 @@ impl Writer {
             let (run, from) = match next.take().or_else(|| self.successor(shared, last, rest[0])) {
                 Some(known) => known,
                 None => match last {
-                    Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == self.len(run) => {
+                    Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == shared.runs.len(run) => {
                         (run, from + 1)
                     }
                     _ => match self.new_run(shared, slot, last, parent_hash) {
@@ -180,18 +183,18 @@ impl Writer {
                 },
             };
             let mut to = from;
-            if from < self.len(run) {
-                to += shared.runs.hashes(run).common_blocks(from, rest).min(self.len(run) - from);
+            if from < shared.runs.len(run) {
+                to += shared.runs.hashes(run).common_blocks(from, rest).min(shared.runs.len(run) - from);
             }
             // Where the run ends, it goes on with what stands nowhere else.
-            if to == self.len(run) && to < RUN_BLOCKS {
+            if to == shared.runs.len(run) && to < RUN_BLOCKS {
                 let elsewhere = self.append(shared, run, &rest[to - from..], &mut touched);
-                next = elsewhere.map(split);
-                to = self.len(run);
+                next = elsewhere;
+                to = shared.runs.len(run);
             }
             if to == from {
                 // Only hashes that name no prefix come here: the block stands elsewhere, though not where it should.
-                if self.len(run) == 0 {
+                if shared.runs.len(run) == 0 {
                     self.infos.free(run);
                 }
                 last = None;
@@ -210,14 +213,28 @@ impl Writer {
 
     /// Continues a run by blocks that stand nowhere, as far as it has room; returns where the next one stands, if it
     /// stands somewhere.
-    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64], touched: &mut bool) -> Option<Place> {
-        let begin = self.len(run);
+    fn append(
+        &mut self,
+        shared: &Shared,
+        run: u32,
+        blocks: &[u64],
+        touched: &mut bool,
+    ) -> Option<(u32, usize)> {
+        let begin = shared.runs.len(run);
         let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
-        if !*touched { blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash)); }
+        if !*touched {
+            blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash));
+        }
         *touched = true;
         for (at, hash) in blocks.iter().enumerate().take(RUN_BLOCKS - begin) {
-            if let Some(ahead) = blocks.get(at + AHEAD) { self.places.prefetch(*ahead); }
-            elsewhere = self.places.insert(*hash, place_of(run, len), |place| hash_at(shared, place));
+            if let Some(ahead) = blocks.get(at + AHEAD) {
+                self.places.prefetch(*ahead);
+            }
+            elsewhere = self.places.insert(*hash, run, |other| match other == run {
+                // Only hashes that name no prefix come twice.
+                true => (0..len).find(|at| hashes.get(*at) == *hash).map(|at| (run, at)),
+                false => find_in(shared, other, *hash),
+            });
             if elsewhere.is_some() {
                 break;
             }
@@ -225,7 +242,6 @@ impl Writer {
             len += 1;
         }
         if len > begin {
-            self.infos[run].len = len as u8;
             shared.runs.top(run).set_end(len, hashes.get(len - 1));
         }
         if begin == 0 && len > 0 {
@@ -239,7 +255,7 @@ impl Writer {
     fn successor(&self, shared: &Shared, last: Option<(u32, usize)>, hash: u64) -> Option<(u32, usize)> {
         let mut neighbour = NIL;
         if let Some((run, at)) = last {
-            if at + 1 < self.len(run) && shared.runs.hashes(run).get(at + 1) == hash {
+            if at + 1 < shared.runs.len(run) && shared.runs.hashes(run).get(at + 1) == hash {
                 return Some((run, at + 1));
             }
             neighbour = run + 1;
@@ -250,7 +266,7 @@ impl Writer {
 
     /// Run and position of a block.
     pub(super) fn place(&self, shared: &Shared, hash: u64) -> Option<(u32, usize)> {
-        self.places.get(hash, |place| hash_at(shared, place)).map(split)
+        self.places.find(hash, |run| find_in(shared, run, hash))
     }
 
     /// The same, where some places are likely.
@@ -267,20 +283,15 @@ impl Writer {
     /// Whether the block stands at this place, which may never have been given out.
     fn stands(&self, shared: &Shared, hash: u64, place: Place) -> bool {
         let (run, at) = split(place);
-        run < self.infos.end() && at < self.len(run) && hash_at(shared, place) == hash
+        at < shared.runs.len(run) && shared.runs.hashes(run).get(at) == hash
     }
 
     /// The clock when anyone last used any block of the run.
     pub(super) fn last_used(&self, shared: &Shared, run: u32) -> u64 {
         let groups = shared.runs.groups(run);
-        // The newest use of a worker is the first of its uses of the run.
-        let newest = groups.flat_map(|(id, _)| *self.uses_of(id)).filter(|id| *id != NIL);
+        // The newest use comes first.
+        let newest = groups.map(|(id, _)| self.uses_of(id)).filter(|id| *id != NIL);
         newest.map(|id| self.uses[id].stamp).max().unwrap_or(0)
-    }
-
-    /// Blocks that stand in a run.
-    pub(super) fn len(&self, run: u32) -> usize {
-        usize::from(self.infos[run].len)
     }
 
     /// A run for blocks of this worker behind `last`; `None` if there is no room.
@@ -299,7 +310,7 @@ impl Writer {
         }
         shared.runs.top(run).group().begin(usize::from(slot.0) / GROUP, 0, NIL);
         if let Some((before, at)) = last
-            && at + 1 < self.len(before)
+            && at + 1 < shared.runs.len(before)
         {
             // Prompts part inside a run: the next ones will mostly do so at the same place.
             let groups = shared.runs.groups(before).filter(|(_, group)| group.header().cut() != at + 1);
@@ -327,7 +338,7 @@ impl Writer {
             self.infos[run].hits = self.infos[run].hits.saturating_add(1);
         }
         self.note_use(id, lane, slot, mask, self.clock, newer);
-        Some(self.uses_of(id)[lane])
+        Some(self.uses_of(id))
     }
 
     /// The group of the worker in the run, if there is one.
@@ -351,7 +362,7 @@ impl Writer {
             self.groups.free(id);
             return None;
         }
-        self.groups[id] = GroupInfo { run, ..GroupInfo::default() };
+        self.groups[id] = GroupInfo { run, uses: NIL };
         let id = id | FURTHER;
         let first = shared.runs.top(run).group();
         shared.runs.group(id).begin(usize::from(slot.0) / GROUP, first.header().cut(), first.header().next());
@@ -404,18 +415,18 @@ impl Writer {
 
     /// Nobody holds any of it. The generation goes first: see `run`.
     fn free_run(&mut self, shared: &Shared, run: u32) {
+        let len = shared.runs.len(run);
         shared.runs.top(run).retire();
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
-        (0..self.len(run)).for_each(|at| self.places.prefetch(hashes.get(at)));
-        for at in 0..self.len(run) {
-            self.places.remove(hashes.get(at), place_of(run, at));
+        (0..len).for_each(|at| self.places.prefetch(hashes.get(at)));
+        for at in 0..len {
+            self.places.remove(hashes.get(at), run);
             hashes.set(at, 0);
         }
         let further: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).skip(1).collect();
         further.iter().for_each(|id| self.groups.free(id & !FURTHER));
-        self.infos[run].len = 0;
         self.infos.free(run);
     }
 }
