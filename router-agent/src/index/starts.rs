@@ -26,7 +26,7 @@ const RUN: u32 = 2;
 /// Places of a shard that holds anything.
 const PLACES_MIN: usize = 8;
 
-/// High half: the middle bits of the scattered hash. Low half: `FREE`, `GONE` or a run.
+/// High half: a tag, bits of the scattered hash that also say where a search begins. Low half: `FREE`, `GONE` or a run.
 type Shard = Box<[AtomicU64]>;
 
 /// See the module.
@@ -37,9 +37,16 @@ pub(super) struct Starts {
 
 /// What the writer remembers of the shards.
 pub(super) struct StartCounts {
-    /// Per shard: entries, and entries and gone ones.
-    shards: Vec<(usize, usize)>,
+    shards: Vec<Known>,
     bytes: usize,
+}
+
+/// A shard as the writer knows it: without the care that readers have to take for it not to be freed meanwhile.
+struct Known {
+    places: Arc<Shard>,
+    live: usize,
+    /// Entries and gone ones.
+    used: usize,
 }
 
 impl Starts {
@@ -47,87 +54,75 @@ impl Starts {
         let count = 1 << SHARDS_LOG2;
         let empty: Arc<Shard> = Arc::default();
         let shards: Box<[_]> = (0..count).map(|_| ArcSwap::new(empty.clone())).collect();
-        let bytes = size_of_val(&*shards);
-        let counts = StartCounts { shards: vec![(0, 0); count], bytes };
+        let known = shards.iter().map(|_| Known { places: empty.clone(), live: 0, used: 0 }).collect();
+        let counts = StartCounts { bytes: size_of_val(&*shards), shards: known };
         (Self { shards, factor: fastrand::u64(..) | 1 }, counts)
     }
 
-    /// Shard, tag, and the bits that choose the place.
-    fn place(&self, hash: u64) -> (usize, u32, usize) {
+    /// Shard, and tag.
+    fn scatter(&self, hash: u64) -> (usize, u32) {
         let scattered = hash.wrapping_mul(self.factor);
-        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> 8) as u32, (scattered >> 28) as usize)
+        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (32 - SHARDS_LOG2)) as u32)
     }
 
     /// The first result that `check` has for a run whose first hash may be this one.
-    pub(super) fn find<R>(&self, hash: u64, mut check: impl FnMut(u32) -> Option<R>) -> Option<R> {
-        let (shard, tag, start) = self.place(hash);
-        let places = self.shards[shard].load();
-        let mask = places.len().wrapping_sub(1);
-        for step in 0..places.len() {
-            let entry = places[(start + step) & mask].load(Acquire);
-            if entry as u32 == FREE {
-                return None;
-            }
-            if (entry >> 32) as u32 == tag
-                && entry as u32 >= RUN
-                && let Some(found) = check(entry as u32 - RUN)
-            {
-                return Some(found);
-            }
-        }
-        None
+    pub(super) fn find<R>(&self, hash: u64, check: impl FnMut(u32) -> Option<R>) -> Option<R> {
+        let (shard, tag) = self.scatter(hash);
+        search(&self.shards[shard].load(), tag, check)
     }
 
-    /// Enters a run that is not there. `first`: the first hash of a run.
-    pub(super) fn insert(&self, counts: &mut StartCounts, hash: u64, run: u32, first: impl Fn(u32) -> u64) {
-        let (at, tag, start) = self.place(hash);
-        let mut places = self.shards[at].load_full();
-        if (counts.shards[at].1 + 1) * 4 > places.len() * 3 {
-            let len = counts.shards[at].0 + 1;
-            places = self.resize(counts, at, (len * 2).next_power_of_two().max(PLACES_MIN), first);
+    /// The same, for the writer.
+    pub(super) fn find_known<R>(
+        &self,
+        counts: &StartCounts,
+        hash: u64,
+        check: impl FnMut(u32) -> Option<R>,
+    ) -> Option<R> {
+        let (shard, tag) = self.scatter(hash);
+        search(&counts.shards[shard].places, tag, check)
+    }
+
+    /// Enters a run that is not there.
+    pub(super) fn insert(&self, counts: &mut StartCounts, hash: u64, run: u32) {
+        let (at, tag) = self.scatter(hash);
+        let known = &counts.shards[at];
+        if (known.used + 1) * 4 > known.places.len() * 3 {
+            let len = ((known.live + 1) * 2).next_power_of_two().max(PLACES_MIN);
+            self.resize(counts, at, len);
         }
-        put(&places, start, tag, run, &mut counts.shards[at]);
+        counts.shards[at].put(tag, run);
     }
 
     /// Removes a run that is there.
-    pub(super) fn remove(&self, counts: &mut StartCounts, hash: u64, run: u32, first: impl Fn(u32) -> u64) {
-        let (at, tag, start) = self.place(hash);
-        let places = self.shards[at].load_full();
+    pub(super) fn remove(&self, counts: &mut StartCounts, hash: u64, run: u32) {
+        let (at, tag) = self.scatter(hash);
+        let known = &mut counts.shards[at];
         let entry = u64::from(tag) << 32 | u64::from(run + RUN);
+        let places = &known.places;
         let mask = places.len().wrapping_sub(1);
-        let mut steps = (0..places.len()).map(|step| (start + step) & mask);
+        let mut steps = (0..places.len()).map(|step| (tag as usize + step) & mask);
         if let Some(place) = steps.find(|place| places[*place].load(Acquire) == entry) {
             places[place].store(u64::from(GONE), Release);
-            let (live, _) = &mut counts.shards[at];
-            *live -= 1;
-            if *live == 0 {
-                self.resize(counts, at, 0, first);
-            } else if places.len() > PLACES_MIN && *live * 8 < places.len() {
-                self.resize(counts, at, places.len() / 2, first);
+            known.live -= 1;
+            let (live, len) = (known.live, places.len());
+            if live == 0 {
+                self.resize(counts, at, 0);
+            } else if len > PLACES_MIN && live * 8 < len {
+                self.resize(counts, at, len / 2);
             }
         }
     }
 
-    fn resize(
-        &self,
-        counts: &mut StartCounts,
-        at: usize,
-        len: usize,
-        first: impl Fn(u32) -> u64,
-    ) -> Arc<Shard> {
-        let old = self.shards[at].load_full();
-        let new: Arc<Shard> = Arc::new((0..len).map(|_| AtomicU64::default()).collect());
-        counts.shards[at] = (0, 0);
-        for entry in &*old {
-            let entry = entry.load(Acquire);
-            if entry as u32 >= RUN {
-                let run = entry as u32 - RUN;
-                put(&new, self.place(first(run)).2, (entry >> 32) as u32, run, &mut counts.shards[at]);
-            }
+    fn resize(&self, counts: &mut StartCounts, at: usize, len: usize) {
+        let places: Arc<Shard> = Arc::new((0..len).map(|_| AtomicU64::default()).collect());
+        let mut new = Known { places, live: 0, used: 0 };
+        let old = &counts.shards[at].places;
+        for entry in old.iter().map(|entry| entry.load(Acquire)).filter(|entry| *entry as u32 >= RUN) {
+            new.put((entry >> 32) as u32, entry as u32 - RUN);
         }
-        counts.bytes = counts.bytes + new.len() * size_of::<u64>() - old.len() * size_of::<u64>();
-        self.shards[at].store(new.clone());
-        new
+        counts.bytes = counts.bytes + len * size_of::<u64>() - old.len() * size_of::<u64>();
+        self.shards[at].store(new.places.clone());
+        counts.shards[at] = new;
     }
 
     /// Every run that is entered.
@@ -144,19 +139,38 @@ impl Starts {
     }
 }
 
-/// Writes an entry into a shard that has room.
-fn put(places: &Shard, start: usize, tag: u32, run: u32, (live, used): &mut (usize, usize)) {
-    let mask = places.len() - 1;
-    let mut place = start & mask;
-    loop {
-        let low = places[place].load(Acquire) as u32;
-        if low < RUN {
-            places[place].store(u64::from(tag) << 32 | u64::from(run + RUN), Release);
-            *live += 1;
-            *used += usize::from(low == FREE);
-            return;
+fn search<R>(places: &Shard, tag: u32, mut check: impl FnMut(u32) -> Option<R>) -> Option<R> {
+    let mask = places.len().wrapping_sub(1);
+    for step in 0..places.len() {
+        let entry = places[(tag as usize + step) & mask].load(Acquire);
+        if entry as u32 == FREE {
+            return None;
         }
-        place = (place + 1) & mask;
+        if (entry >> 32) as u32 == tag
+            && entry as u32 >= RUN
+            && let Some(found) = check(entry as u32 - RUN)
+        {
+            return Some(found);
+        }
+    }
+    None
+}
+
+impl Known {
+    /// Writes an entry into a shard that has room.
+    fn put(&mut self, tag: u32, run: u32) {
+        let mask = self.places.len() - 1;
+        let mut place = tag as usize & mask;
+        loop {
+            let low = self.places[place].load(Acquire) as u32;
+            if low < RUN {
+                self.places[place].store(u64::from(tag) << 32 | u64::from(run + RUN), Release);
+                self.live += 1;
+                self.used += usize::from(low == FREE);
+                return;
+            }
+            place = (place + 1) & mask;
+        }
     }
 }
 
@@ -166,6 +180,6 @@ impl StartCounts {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|(live, _)| live).sum()
+        self.shards.iter().map(|known| known.live).sum()
     }
 }

@@ -166,11 +166,13 @@ impl Writer {
         // Where the last block stands, and where the next one is known to stand.
         let mut last = parent.and_then(|parent| self.place_by(shared, [self.worker(slot).stored], parent));
         let mut next = if last.is_none() { self.place(shared, hashes[0]) } else { None };
-        let mut touched = false;
+        let mut appended = false;
         let (mut at, mut parent_hash) = (0, parent.unwrap_or(0));
         while at < hashes.len() {
             let rest = &hashes[at..];
-            let (run, from) = match next.take().or_else(|| self.successor(shared, last, rest[0])) {
+            // Behind a new block stands nothing, or what began before its predecessor was known: `append` finds it.
+            let known = if appended { next } else { next.or_else(|| self.successor(shared, last, rest[0])) };
+            let (run, from) = match known {
                 Some(known) => known,
                 None => match last {
                     Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == shared.runs.len(run) => {
@@ -187,13 +189,15 @@ impl Writer {
                 to += shared.runs.hashes(run).common_blocks(from, rest).min(shared.runs.len(run) - from);
             }
             // Where the run ends, it goes on with what stands nowhere else.
-            if to == shared.runs.len(run) && to < RUN_BLOCKS {
-                let elsewhere = self.append(shared, run, &rest[to - from..], &mut touched);
-                next = elsewhere;
+            next = None;
+            if to == shared.runs.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
+                next = self.append(shared, run, &rest[to - from..], appended);
+                appended = to < shared.runs.len(run);
                 to = shared.runs.len(run);
+            } else {
+                appended = false;
             }
             if to == from {
-                // Only hashes that name no prefix come here: the block stands elsewhere, though not where it should.
                 if shared.runs.len(run) == 0 {
                     self.infos.free(run);
                 }
@@ -213,19 +217,12 @@ impl Writer {
 
     /// Continues a run by blocks that stand nowhere, as far as it has room; returns where the next one stands, if it
     /// stands somewhere.
-    fn append(
-        &mut self,
-        shared: &Shared,
-        run: u32,
-        blocks: &[u64],
-        touched: &mut bool,
-    ) -> Option<(u32, usize)> {
+    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64], appended: bool) -> Option<(u32, usize)> {
         let begin = shared.runs.len(run);
         let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
-        if !*touched {
+        if !appended {
             blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash));
         }
-        *touched = true;
         for (at, hash) in blocks.iter().enumerate().take(RUN_BLOCKS - begin) {
             if let Some(ahead) = blocks.get(at + AHEAD) {
                 self.places.prefetch(*ahead);
@@ -245,8 +242,7 @@ impl Writer {
             shared.runs.top(run).set_end(len, hashes.get(len - 1));
         }
         if begin == 0 && len > 0 {
-            let first = |run| shared.runs.hashes(run).get(0);
-            shared.starts.insert(&mut self.counts, hashes.get(0), run, first);
+            shared.starts.insert(&mut self.counts, hashes.get(0), run);
         }
         elsewhere
     }
@@ -261,7 +257,10 @@ impl Writer {
             neighbour = run + 1;
         }
         let begins = |run| self.stands(shared, hash, place_of(run, 0)).then_some((run, 0));
-        (neighbour != NIL).then(|| begins(neighbour)).flatten().or_else(|| shared.starts.find(hash, begins))
+        (neighbour != NIL)
+            .then(|| begins(neighbour))
+            .flatten()
+            .or_else(|| shared.starts.find_known(&self.counts, hash, begins))
     }
 
     /// Run and position of a block.
@@ -419,7 +418,7 @@ impl Writer {
         shared.runs.top(run).retire();
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
-        shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
+        shared.starts.remove(&mut self.counts, first, run);
         (0..len).for_each(|at| self.places.prefetch(hashes.get(at)));
         for at in 0..len {
             self.places.remove(hashes.get(at), run);
