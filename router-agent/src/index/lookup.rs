@@ -41,7 +41,7 @@ fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &
     let mut left = [u64::MAX; WORDS];
     let (mut rest, mut at, mut neighbour) = (prompt, 0, NIL);
     while let Some(&first) = rest.first() {
-        let guess = if neighbour == NIL { None } else { enter(runs, neighbour, rest) };
+        let guess = enter(runs, neighbour, rest);
         let Some(run) = guess.or_else(|| starts.find(first, |id| enter(runs, id, rest))) else { break };
         let Some(kept) = holders(runs, &run, &left, at, out) else { break };
         rest = &rest[run.common..];
@@ -57,7 +57,8 @@ fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &
     }
 }
 
-/// The run of this number, if it begins as the rest of the prompt does.
+/// The run of this number, if there is one and it begins as the rest of the prompt does.
+#[inline(always)]
 fn enter<'index>(runs: &'index Runs, id: u32, rest: &[u64]) -> Option<Entered<'index>> {
     let top = runs.find(id)?;
     let generation = top.generation();

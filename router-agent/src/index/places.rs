@@ -45,13 +45,14 @@ pub(super) struct Places {
     bytes: usize,
 }
 
-/// The share of a shard's entries that may be in use.
-const FULL: (usize, usize) = (17, 20);
-const GROWN: (usize, usize) = (5, 10);
+/// The share of a shard's entries that may be in use, in percent.
+const FULL: usize = 80;
 
-/// Buckets of a shard that has grown or shrunk to hold so many entries: some six of ten are in use then.
-fn buckets_for(entries: usize) -> usize {
-    if entries == 0 { 0 } else { entries * GROWN.1 / (GROWN.0 * BUCKET) + 1 }
+/// Buckets of a shard that has grown or shrunk to hold so many entries. Then 35 to 55 % of it are in use, by the shard's
+/// number: so shards do not all grow at the same time, and the table is about as full at any time.
+fn buckets_for(entries: usize, shard: usize) -> usize {
+    let percent = 35 + ((20 * shard) >> SHARDS_LOG2);
+    if entries == 0 { 0 } else { entries * 100 / (percent * BUCKET) + 1 }
 }
 
 impl Bucket {
@@ -121,8 +122,8 @@ impl Places {
         if found.is_some() {
             return found;
         }
-        if (shard.live + 1) * FULL.1 > shard.buckets.len() * BUCKET * FULL.0 {
-            self.bytes += shard.resize(buckets_for(shard.live + 1));
+        if (shard.live + 1) * 100 > shard.buckets.len() * BUCKET * FULL {
+            self.bytes += shard.resize(buckets_for(shard.live + 1, at));
         }
         shard.put(tag, run);
         None
@@ -135,7 +136,7 @@ impl Places {
         if !shard.take(tag, run) {
             return;
         }
-        let buckets = buckets_for(shard.live);
+        let buckets = buckets_for(shard.live, at);
         if shard.live == 0 || shard.live * 4 < shard.buckets.len() * BUCKET && buckets < shard.buckets.len() {
             let before = size_of_val(&*shard.buckets);
             shard.resize(buckets);

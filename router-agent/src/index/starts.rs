@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use prefetch_index::prefetch_index;
 
 use super::sync::{
     AtomicU64,
@@ -80,6 +81,13 @@ impl Starts {
     ) -> Option<R> {
         let (shard, tag) = self.scatter(hash);
         search(&counts.shards[shard].places, tag, check)
+    }
+
+    /// Has the line fetched in which a search by the writer begins.
+    pub(super) fn prefetch(&self, counts: &StartCounts, hash: u64) {
+        let (shard, tag) = self.scatter(hash);
+        let places = &counts.shards[shard].places;
+        prefetch_index(&***places, tag as usize & places.len().wrapping_sub(1));
     }
 
     /// Enters a run that is not there.

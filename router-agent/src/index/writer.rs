@@ -220,6 +220,9 @@ impl Writer {
     fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64], appended: bool) -> Option<(u32, usize)> {
         let begin = shared.runs.len(run);
         let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
+        if begin == 0 {
+            shared.starts.prefetch(&self.counts, blocks[0]);
+        }
         if !appended {
             blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash));
         }
