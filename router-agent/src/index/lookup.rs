@@ -41,6 +41,8 @@ fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &
     let mut left = [u64::MAX; WORDS];
     let (mut rest, mut at, mut neighbour) = (prompt, 0, NIL);
     while let Some(&first) = rest.first() {
+        runs.prefetch_tops(neighbour, 4);
+        if let Some(x) = rest.get(159) { prefetch_index::prefetch_index(rest, 159); }
         let guess = enter(runs, neighbour, rest);
         let Some(run) = guess.or_else(|| starts.find(first, |id| enter(runs, id, rest))) else { break };
         let Some(kept) = holders(runs, &run, &left, at, out) else { break };
@@ -67,6 +69,7 @@ fn enter<'index>(runs: &'index Runs, id: u32, rest: &[u64]) -> Option<Entered<'i
         return Some(Entered { id, top, generation, common: len });
     }
     let hashes = runs.hashes(id);
+    hashes.prefetch();
     (hashes.get(0) == rest[0]).then(|| Entered { id, top, generation, common: hashes.common_blocks(0, rest) })
 }
 

@@ -10,6 +10,8 @@
 //! that finds the same generation before and after has read one run's words; one that finds another knows that, in
 //! between, nobody held any block of the run.
 
+use prefetch_index::prefetch_index;
+
 use super::{
     arena::Arena,
     places::RUNS_MAX,
@@ -46,6 +48,11 @@ impl Hashes {
 
     pub(super) fn set(&self, at: usize, hash: u64) {
         self.0[at].store(hash, Release);
+    }
+
+    /// Has all lines fetched at once, where the search for a divergence would wait for one after the other.
+    pub(super) fn prefetch(&self) {
+        (0..RUN_BLOCKS).step_by(64 / size_of::<AtomicU64>()).for_each(|at| prefetch_index(&self.0, at));
     }
 
     /// How many leading blocks of the run and of the prompt are the same. A hash names its whole prefix, so they agree
@@ -241,6 +248,10 @@ impl Runs {
     /// A run by a number that may never have been given out.
     pub(super) fn find(&self, id: u32) -> Option<&Top> {
         self.tops.get(id)
+    }
+
+    pub(super) fn prefetch_tops(&self, id: u32, behind: usize) {
+        self.tops.prefetch_behind(id, behind);
     }
 
     pub(super) fn top(&self, id: u32) -> &Top {
