@@ -27,8 +27,9 @@ impl<T: Default> Arena<T> {
         self.chunks.get(id as usize / CHUNK)?.get()?.get(id as usize % CHUNK)
     }
 
-    /// Has the record's first line fetched, if there is such a record and it lies in the same chunk as `id`.
-    pub(super) fn prefetch_behind(&self, id: u32, behind: usize) {
+    /// Has the line of the record so many numbers behind this one fetched. What lies beyond the chunk is not there: a
+    /// prefetch of such an address does nothing.
+    pub(super) fn prefetch(&self, id: u32, behind: usize) {
         if let Some(chunk) = self.chunks.get(id as usize / CHUNK).and_then(OnceLock::get) {
             prefetch_index(chunk, id as usize % CHUNK + behind);
         }

@@ -10,11 +10,16 @@
 //! of the lookup, and the first that is not counted was not held at some moment of the lookup. Why no retry is needed:
 //! if a run's generation changes while it is read, nobody held any of its blocks at that moment, so ending there is true.
 
+use prefetch_index::prefetch_index;
+
 use super::{
     Matches,
     run::{GROUP, GROUPS_MAX, NIL, RUN_BLOCKS, Runs, Top},
     starts::Starts,
 };
+
+/// How many runs ahead the top and the last hash are fetched: the neighbours by number, as if the prompt had them all.
+const AHEAD: usize = 4;
 
 /// A run that a lookup has found.
 struct Entered<'index> {
@@ -41,8 +46,8 @@ fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &
     let mut left = [u64::MAX; WORDS];
     let (mut rest, mut at, mut neighbour) = (prompt, 0, NIL);
     while let Some(&first) = rest.first() {
-        runs.prefetch_tops(neighbour, 4);
-        if let Some(x) = rest.get(159) { prefetch_index::prefetch_index(rest, 159); }
+        runs.prefetch(neighbour, AHEAD);
+        prefetch_index(rest, (AHEAD + 1) * RUN_BLOCKS - 1);
         let guess = enter(runs, neighbour, rest);
         let Some(run) = guess.or_else(|| starts.find(first, |id| enter(runs, id, rest))) else { break };
         let Some(kept) = holders(runs, &run, &left, at, out) else { break };
@@ -60,6 +65,7 @@ fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &
 }
 
 /// The run of this number, if there is one and it begins as the rest of the prompt does.
+#[expect(clippy::inline_always, reason = "what it returns stays in registers: a third of a lookup")]
 #[inline(always)]
 fn enter<'index>(runs: &'index Runs, id: u32, rest: &[u64]) -> Option<Entered<'index>> {
     let top = runs.find(id)?;

@@ -18,6 +18,7 @@ mod arena;
 mod audit;
 mod evict;
 mod hottest;
+mod lay;
 mod lookup;
 mod matches;
 #[cfg(all(test, not(shuttle)))]

@@ -52,7 +52,8 @@ impl Hashes {
 
     /// Has all lines fetched at once, where the search for a divergence would wait for one after the other.
     pub(super) fn prefetch(&self) {
-        (0..RUN_BLOCKS).step_by(64 / size_of::<AtomicU64>()).for_each(|at| prefetch_index(&self.0, at));
+        const LINE: usize = 64 / size_of::<u64>();
+        (0..RUN_BLOCKS).step_by(LINE).for_each(|at| prefetch_index(&self.0, at));
     }
 
     /// How many leading blocks of the run and of the prompt are the same. A hash names its whole prefix, so they agree
@@ -250,8 +251,9 @@ impl Runs {
         self.tops.get(id)
     }
 
-    pub(super) fn prefetch_tops(&self, id: u32, behind: usize) {
-        self.tops.prefetch_behind(id, behind);
+    /// Has the top of a run so many numbers behind this one fetched, if it lies near and there is such a run.
+    pub(super) fn prefetch(&self, id: u32, behind: usize) {
+        self.tops.prefetch(id, behind);
     }
 
     pub(super) fn top(&self, id: u32) -> &Top {

@@ -6,8 +6,9 @@
 
 use super::{
     WorkerSlot,
+    lay::Place,
     run::{FURTHER, NIL},
-    writer::{Place, Writer},
+    writer::Writer,
 };
 
 /// See the module.

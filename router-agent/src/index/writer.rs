@@ -1,14 +1,12 @@
 //! The write path: one writer at a time, behind the index's mutex. It changes the words that readers see one by one, each
 //! change true by itself, and keeps what readers do not need: the place of every block and the order of use.
-//!
-//! A block stands in one run only, and behind its predecessor wherever that stands at the time and has nothing behind it.
-//! So whoever comes from the predecessor finds it there or as the first block of a run. Blocks stay in their run, held or
-//! not, until nobody holds any block of it; then the run is freed as a whole.
+//! Where blocks stand is in `lay`.
 
 use super::{
     WorkerSlot,
+    lay::{Stretch, place_of},
     places::Places,
-    run::{FURTHER, GROUP, Group, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
+    run::{FURTHER, GROUP, Group, NIL, Runs, WORKERS_MAX},
     slab::Slab,
     starts::{StartCounts, Starts},
     uses::{GroupInfo, Use, Worker},
@@ -31,21 +29,10 @@ impl Default for RunInfo {
     }
 }
 
-/// A run's number × 32 + position.
-pub(super) type Place = u32;
-
 /// What readers share with the writer.
 pub(super) struct Shared {
     pub(super) runs: Runs,
     pub(super) starts: Starts,
-}
-
-/// A stretch of one run.
-const AHEAD: usize = 16;
-#[derive(Clone, Copy)]
-struct Stretch {
-    run: u32,
-    mask: u32,
 }
 
 /// See the module.
@@ -67,22 +54,13 @@ pub(super) struct Writer {
     pub(super) evicted_by_capacity: u64,
     pub(super) evicted_by_bytes: u64,
     /// The stretches of the insert at hand, from the root.
-    path: Vec<Stretch>,
+    pub(super) path: Vec<Stretch>,
 }
 
-/// Where the block stands, if it is in this run.
-fn find_in(shared: &Shared, run: u32, hash: u64) -> Option<(u32, usize)> {
-    let hashes = shared.runs.hashes(run);
-    (0..shared.runs.len(run)).find(|at| hashes.get(*at) == hash).map(|at| (run, at))
-}
-
-fn place_of(run: u32, at: usize) -> Place {
-    run * RUN_BLOCKS as u32 + at as u32
-}
-
-/// Bits `from..to`.
-fn bits(from: usize, to: usize) -> u32 {
-    ((1_u64 << to) - (1_u64 << from)) as u32
+/// The group of the worker in the run, if there is one.
+fn known_group(shared: &Shared, run: u32, slot: WorkerSlot) -> Option<(u32, &Group)> {
+    let number = usize::from(slot.0) / GROUP;
+    shared.runs.groups(run).find(|(_, group)| group.header().number() == number)
 }
 
 impl Writer {
@@ -153,172 +131,12 @@ impl Writer {
         self.evict_to_bytes(shared);
     }
 
-    /// Finds the blocks, or gives them places; returns the stretches they stand in. Ends early if there is no room.
-    fn lay(
-        &mut self,
-        shared: &Shared,
-        slot: WorkerSlot,
-        parent: Option<u64>,
-        hashes: &[u64],
-    ) -> Vec<Stretch> {
-        let mut path = std::mem::take(&mut self.path);
-        path.clear();
-        // Where the last block stands, and where the next one is known to stand.
-        let mut last = parent.and_then(|parent| self.place_by(shared, [self.worker(slot).stored], parent));
-        let mut next = if last.is_none() { self.place(shared, hashes[0]) } else { None };
-        let mut appended = false;
-        let (mut at, mut parent_hash) = (0, parent.unwrap_or(0));
-        while at < hashes.len() {
-            let rest = &hashes[at..];
-            // Behind a new block stands nothing, or what began before its predecessor was known: `append` finds it.
-            let known = if appended { next } else { next.or_else(|| self.successor(shared, last, rest[0])) };
-            let (run, from) = match known {
-                Some(known) => known,
-                None => match last {
-                    Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == shared.runs.len(run) => {
-                        (run, from + 1)
-                    }
-                    _ => match self.new_run(shared, slot, last, parent_hash) {
-                        Some(run) => (run, 0),
-                        None => break,
-                    },
-                },
-            };
-            let mut to = from;
-            if from < shared.runs.len(run) {
-                to += shared.runs.hashes(run).common_blocks(from, rest).min(shared.runs.len(run) - from);
-            }
-            // Where the run ends, it goes on with what stands nowhere else.
-            next = None;
-            if to == shared.runs.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
-                next = self.append(shared, run, &rest[to - from..], appended);
-                appended = to < shared.runs.len(run);
-                to = shared.runs.len(run);
-            } else {
-                appended = false;
-            }
-            if to == from {
-                if shared.runs.len(run) == 0 {
-                    self.infos.free(run);
-                }
-                last = None;
-                continue;
-            }
-            at += to - from;
-            path.push(Stretch { run, mask: bits(from, to) });
-            last = Some((run, to - 1));
-            parent_hash = hashes[at - 1];
-        }
-        if let Some((run, at)) = last {
-            self.worker_mut(slot).stored = place_of(run, at);
-        }
-        path
-    }
-
-    /// Continues a run by blocks that stand nowhere, as far as it has room; returns where the next one stands, if it
-    /// stands somewhere.
-    fn append(&mut self, shared: &Shared, run: u32, blocks: &[u64], appended: bool) -> Option<(u32, usize)> {
-        let begin = shared.runs.len(run);
-        let (hashes, mut len, mut elsewhere) = (shared.runs.hashes(run), begin, None);
-        if begin == 0 {
-            shared.starts.prefetch(&self.counts, blocks[0]);
-        }
-        if !appended {
-            blocks.iter().take(AHEAD).for_each(|hash| self.places.prefetch(*hash));
-        }
-        for (at, hash) in blocks.iter().enumerate().take(RUN_BLOCKS - begin) {
-            if let Some(ahead) = blocks.get(at + AHEAD) {
-                self.places.prefetch(*ahead);
-            }
-            elsewhere = self.places.insert(*hash, run, |other| match other == run {
-                // Only hashes that name no prefix come twice.
-                true => (0..len).find(|at| hashes.get(*at) == *hash).map(|at| (run, at)),
-                false => find_in(shared, other, *hash),
-            });
-            if elsewhere.is_some() {
-                break;
-            }
-            hashes.set(len, *hash);
-            len += 1;
-        }
-        if len > begin {
-            shared.runs.top(run).set_end(len, hashes.get(len - 1));
-        }
-        if begin == 0 && len > 0 {
-            shared.starts.insert(&mut self.counts, hashes.get(0), run);
-        }
-        elsewhere
-    }
-
-    /// The place of a block whose predecessor stands at `last`, if it has one.
-    fn successor(&self, shared: &Shared, last: Option<(u32, usize)>, hash: u64) -> Option<(u32, usize)> {
-        let mut neighbour = NIL;
-        if let Some((run, at)) = last {
-            if at + 1 < shared.runs.len(run) && shared.runs.hashes(run).get(at + 1) == hash {
-                return Some((run, at + 1));
-            }
-            neighbour = run + 1;
-        }
-        let begins = |run| self.stands(shared, hash, place_of(run, 0)).then_some((run, 0));
-        (neighbour != NIL)
-            .then(|| begins(neighbour))
-            .flatten()
-            .or_else(|| shared.starts.find_known(&self.counts, hash, begins))
-    }
-
-    /// Run and position of a block.
-    pub(super) fn place(&self, shared: &Shared, hash: u64) -> Option<(u32, usize)> {
-        self.places.find(hash, |run| find_in(shared, run, hash))
-    }
-
-    /// The same, where some places are likely.
-    fn place_by<const LIKELY: usize>(
-        &self,
-        shared: &Shared,
-        likely: [Place; LIKELY],
-        hash: u64,
-    ) -> Option<(u32, usize)> {
-        let found = likely.into_iter().find(|place| self.stands(shared, hash, *place));
-        found.map(split).or_else(|| self.place(shared, hash))
-    }
-
-    /// Whether the block stands at this place, which may never have been given out.
-    fn stands(&self, shared: &Shared, hash: u64, place: Place) -> bool {
-        let (run, at) = split(place);
-        at < shared.runs.len(run) && shared.runs.hashes(run).get(at) == hash
-    }
-
     /// The clock when anyone last used any block of the run.
     pub(super) fn last_used(&self, shared: &Shared, run: u32) -> u64 {
         let groups = shared.runs.groups(run);
         // The newest use comes first.
         let newest = groups.map(|(id, _)| self.uses_of(id)).filter(|id| *id != NIL);
         newest.map(|id| self.uses[id].stamp).max().unwrap_or(0)
-    }
-
-    /// A run for blocks of this worker behind `last`; `None` if there is no room.
-    fn new_run(
-        &mut self,
-        shared: &Shared,
-        slot: WorkerSlot,
-        last: Option<(u32, usize)>,
-        parent_hash: u64,
-    ) -> Option<u32> {
-        let run = self.infos.alloc();
-        self.infos[run] = RunInfo { parent_hash, ..RunInfo::default() };
-        if !shared.runs.ensure_run(run) {
-            self.infos.free(run);
-            return None;
-        }
-        shared.runs.top(run).group().begin(usize::from(slot.0) / GROUP, 0, NIL);
-        if let Some((before, at)) = last
-            && at + 1 < shared.runs.len(before)
-        {
-            // Prompts part inside a run: the next ones will mostly do so at the same place.
-            let groups = shared.runs.groups(before).filter(|(_, group)| group.header().cut() != at + 1);
-            groups.for_each(|(_, group)| group.set_cut(at + 1));
-        }
-        Some(run)
     }
 
     /// The worker holds these blocks from now on; returns the use, which stands behind `newer` in the worker's list.
@@ -343,20 +161,9 @@ impl Writer {
         Some(self.uses_of(id))
     }
 
-    /// The group of the worker in the run, if there is one.
-    fn known_group<'index>(
-        &self,
-        shared: &'index Shared,
-        run: u32,
-        slot: WorkerSlot,
-    ) -> Option<(u32, &'index Group)> {
-        let number = usize::from(slot.0) / GROUP;
-        shared.runs.groups(run).find(|(_, group)| group.header().number() == number)
-    }
-
-    /// The same, made if need be; `None` if there is no room.
+    /// The group of the worker in the run, made if need be; `None` if there is no room.
     fn group_of(&mut self, shared: &Shared, run: u32, slot: WorkerSlot) -> Option<u32> {
-        if let Some((id, _)) = self.known_group(shared, run, slot) {
+        if let Some((id, _)) = known_group(shared, run, slot) {
             return Some(id);
         }
         let id = self.groups.alloc();
@@ -394,7 +201,7 @@ impl Writer {
     /// Takes what it holds of a stretch from a worker.
     fn release_held(&mut self, shared: &Shared, slot: WorkerSlot, stretch: Stretch) {
         let lane = usize::from(slot.0) % GROUP;
-        let known = if stretch.mask == 0 { None } else { self.known_group(shared, stretch.run, slot) };
+        let known = if stretch.mask == 0 { None } else { known_group(shared, stretch.run, slot) };
         let Some((id, group)) = known else { return };
         let mask = group.mask(lane) & stretch.mask;
         if mask != 0 {
@@ -428,11 +235,9 @@ impl Writer {
             hashes.set(at, 0);
         }
         let further: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).skip(1).collect();
-        further.iter().for_each(|id| self.groups.free(id & !FURTHER));
+        for id in further {
+            self.groups.free(id & !FURTHER);
+        }
         self.infos.free(run);
     }
-}
-
-fn split(place: Place) -> (u32, usize) {
-    (place / RUN_BLOCKS as u32, place as usize % RUN_BLOCKS)
 }
