@@ -31,7 +31,7 @@ impl Writer {
             }
             placed += shared.runs.len(run);
             check!(entered.contains(&run), "run {run} is not entered under its first hash");
-            let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
+            let found = shared.starts.read().find(hashes.get(0), |id| (id == run).then_some(id));
             check!(found == Some(run), "run {run} is not found by its first hash");
             let end = (shared.runs.len(run), hashes.get(shared.runs.len(run) - 1));
             check!(shared.runs.top(run).end() == end, "run {run} has the wrong end");

@@ -162,7 +162,7 @@ impl Writer {
         (neighbour != NIL)
             .then(|| begins(neighbour))
             .flatten()
-            .or_else(|| shared.starts.find_known(&self.counts, hash, begins))
+            .or_else(|| shared.starts.find(&self.counts, hash, begins))
     }
 
     /// Run and position of a block.

@@ -44,6 +44,7 @@ pub(super) fn lookup(runs: &Runs, starts: &Starts, slots_end: usize, prompt: &[u
 /// `WORDS`: of the sets of workers, one bit each.
 fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &mut Matches) {
     let mut left = [u64::MAX; WORDS];
+    let starts = starts.read();
     let (mut rest, mut at, mut neighbour) = (prompt, 0, NIL);
     while let Some(&first) = rest.first() {
         runs.prefetch(neighbour, AHEAD);
