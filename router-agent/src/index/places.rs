@@ -239,3 +239,38 @@ impl Shard {
         grown
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    /// The block of each run has the run's number as its hash.
+    #[test]
+    fn finds_what_is_entered_while_shards_grow_and_shrink() {
+        let (mut places, mut random) = (Places::new(), fastrand::Rng::with_seed(1));
+        let is = |run: u32, hash: u64| (u64::from(run) == hash).then_some(run);
+        let mut entered = vec![false; 150_000];
+        let mut count = 0;
+        for turn in 0..600_000 {
+            // Fills up to two thirds, then to half, then again.
+            let (hash, grows) = (random.u64(..150_000), turn / 150_000 % 2 == 0);
+            let there = entered[hash as usize];
+            assert_eq!(places.find(hash, |run| is(run, hash)).is_some(), there, "turn {turn}");
+            if grows || !there {
+                let before = places.insert(hash, hash as u32, |run| is(run, hash));
+                assert_eq!(before.is_some(), there, "turn {turn}");
+                count += usize::from(!there);
+                entered[hash as usize] = true;
+            } else {
+                places.remove(hash, hash as u32);
+                count -= 1;
+                entered[hash as usize] = false;
+            }
+            assert!(turn % 10_000 != 0 || places.len() == count, "turn {turn}");
+        }
+        for hash in (0..150_000).filter(|hash| entered[*hash as usize]) {
+            places.remove(hash, hash as u32);
+        }
+        assert_eq!((places.len(), places.bytes()), (0, Places::new().bytes()));
+    }
+}
