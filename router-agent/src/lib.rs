@@ -7,6 +7,7 @@
 //! | module | knows |
 //! |---|---|
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
+//! | [`tenants`] | API keys: who asks, and how much they may |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
 //! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
@@ -14,6 +15,7 @@
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
+//! | [`lifecycle`] | reloads of the configuration |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
 //!
@@ -37,6 +39,8 @@ pub mod kernel;
 #[forbid(unsafe_code)]
 pub mod kv_events;
 #[forbid(unsafe_code)]
+pub mod lifecycle;
+#[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]
 pub mod prompt;
@@ -44,6 +48,8 @@ pub mod prompt;
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod telemetry;
+#[forbid(unsafe_code)]
+pub mod tenants;
 #[forbid(unsafe_code)]
 pub mod tokenize;
 #[forbid(unsafe_code)]

@@ -17,6 +17,12 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How long a request body may pause between two reads; longer is answered with 408.
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Entries of `keys`.
+pub const KEYS_MAX: usize = 10_000;
+/// Tenants that have series of their own in the metrics; the others share one.
+pub const TENANT_SERIES_MAX: usize = 1_000;
+/// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
+pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
 pub const WORKERS_MAX: usize = 256;
 /// Tries of one request over all workers, the first included.

@@ -34,7 +34,7 @@ impl Worker {
         Self { address, requests }
     }
 
-    async fn gateway(&self) -> Gateway {
+    pub(crate) async fn gateway(&self) -> Gateway {
         Gateway::start(&[self.url()], &[]).await
     }
 
@@ -42,7 +42,7 @@ impl Worker {
         format!("http://{}", self.address)
     }
 
-    fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.requests.lock().unwrap())
     }
 }

@@ -47,7 +47,7 @@ enum Command {
     },
     /// Benchmarks of the whole gateway
     Bench(bench::Args),
-    /// Throw random inputs at a parser (needs a nightly toolchain)
+    /// Throw random inputs at parsers and at the index (needs a nightly toolchain)
     Fuzz(fuzz::Args),
     /// Real vLLM servers on this machine's CPU, and the gateway in front of them
     Vllm(vllm::Args),

@@ -5,27 +5,30 @@
 //! | `GET /metrics` | Prometheus text format |
 //! | `GET /health` | 200 while the process runs |
 //! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
-//! | `GET /workers` | the fleet as JSON |
+//! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
+//! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
 
 mod guard;
+mod reload;
+mod workers;
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
     extract::State,
     http::{StatusCode, header},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::Serialize;
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
-    fleet::Worker,
     gateway::{Phase, Shared},
     kernel::{Guard, Steering},
+    lifecycle::{Members, Reload},
 };
 
 /// What the admin port reads.
@@ -41,6 +44,10 @@ pub struct Admin {
     pub guard: Option<Guard>,
     /// Why there is none, or that there is.
     pub guard_state: Arc<str>,
+    /// What SIGHUP does, too.
+    pub reload: Arc<Reload>,
+    /// Who brings workers in and sees them off.
+    pub members: Arc<Members>,
 }
 
 /// Serves on `listener` until the future is dropped.
@@ -49,7 +56,11 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
-        .route("/workers", get(workers))
+        .route("/workers", get(workers::list).post(workers::add))
+        .route("/workers/{name}", get(workers::show).delete(workers::remove))
+        .route("/workers/{name}/drain", post(workers::drain))
+        .route("/workers/{name}/undrain", post(workers::undrain))
+        .route("/admin/reload", post(reload::run))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
         .with_state(admin);
@@ -94,49 +105,7 @@ async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// One worker, as JSON.
-#[derive(Debug, Serialize)]
-struct WorkerView {
-    name: String,
-    url: String,
-    health: &'static str,
-    breaker: &'static str,
-    in_flight_requests: u32,
-    queued_prefill_tokens: u64,
-    engine_running_requests: u32,
-    engine_waiting_requests: u32,
-    kv_cache_usage: f64,
-    index_blocks: u64,
-    requests_completed: u64,
-    requests_failed: u64,
-    requests_rejected: u64,
-    requests_cancelled: u64,
-}
-
-impl WorkerView {
-    fn of(worker: &Worker, index_blocks: u64) -> Self {
-        let (engine, metrics) = (&worker.engine, &worker.metrics);
-        Self {
-            name: worker.name.clone(),
-            url: worker.url.to_string(),
-            health: worker.health().label(),
-            breaker: worker.breaker.state().label(),
-            in_flight_requests: worker.load.in_flight(),
-            queued_prefill_tokens: worker.load.queued_prefill_tokens(),
-            engine_running_requests: engine.running.load(Relaxed),
-            engine_waiting_requests: engine.waiting.load(Relaxed),
-            kv_cache_usage: f64::from(engine.kv_usage_permille.load(Relaxed)) / 1000.0,
-            index_blocks,
-            requests_completed: metrics.completed.get(),
-            requests_failed: metrics.failed.get(),
-            requests_rejected: metrics.rejected.get(),
-            requests_cancelled: metrics.cancelled.get(),
-        }
-    }
-}
-
-async fn workers(State(admin): State<Admin>) -> Json<Vec<WorkerView>> {
-    let Admin { shared, .. } = &admin;
-    let view = |worker: &Arc<Worker>| WorkerView::of(worker, shared.index.blocks(worker.slot));
-    Json(shared.fleet.workers().iter().map(view).collect())
+/// A refusal: what is wrong, and what would be right.
+fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {
+    (status, Json(json!({ "error": error.to_string() }))).into_response()
 }

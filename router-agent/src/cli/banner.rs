@@ -1,6 +1,6 @@
 //! What `warmpath serve` says when it is ready: for a person in text, as one event in JSON logs.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use crate::{
     config::{Config, LogFormat},
@@ -10,6 +10,10 @@ use crate::{
 
 pub(super) struct Banner<'a> {
     pub(super) config: &'a Config,
+    /// Where clients connect.
+    pub(super) listen: SocketAddr,
+    /// Where operators connect.
+    pub(super) admin: SocketAddr,
     pub(super) capabilities: &'a Capabilities,
     /// Simulated workers that this process started.
     pub(super) simulated: usize,
@@ -22,7 +26,8 @@ impl Banner<'_> {
         let elapsed_ms = self.started.elapsed().as_millis() as u64;
         let workers = fleet.workers();
         let healthy = workers.iter().filter(|worker| worker.health() == Health::Healthy).count();
-        let Config { listen, admin, routing, threads, .. } = self.config;
+        let Self { listen, admin, .. } = self;
+        let Config { routing, threads, .. } = self.config;
         let policy = routing.settings.policy;
         if self.config.log_format == LogFormat::Json {
             for (name, capability) in self.capabilities.iter() {
@@ -62,7 +67,7 @@ impl Banner<'_> {
         format!(
             "  curl -sN http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}],\"stream\":true,\"max_tokens\":16}}'",
-            self.config.listen
+            self.listen
         )
     }
 }

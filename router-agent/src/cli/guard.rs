@@ -26,11 +26,11 @@ pub(super) fn check_interfaces(guard: &Configured) -> Result<(), ConfigError> {
     }
 }
 
-/// What the kernel side is told; `None` if the guard is off.
-pub(super) fn options(config: &Config) -> Option<GuardOptions> {
+/// What the kernel side is told, for the port that clients connect to; `None` if the guard is off.
+pub(super) fn options(config: &Config, port: u16) -> Option<GuardOptions> {
     let guard = &config.guard;
     (!guard.interfaces.is_empty()).then(|| GuardOptions {
-        port: config.listen.port(),
+        port,
         interfaces: guard.interfaces.clone(),
         mode: guard.mode,
         rules: rules(guard),
@@ -38,14 +38,19 @@ pub(super) fn options(config: &Config) -> Option<GuardOptions> {
     })
 }
 
-pub(super) fn rules(guard: &Configured) -> Vec<GuardRule> {
+fn rules(guard: &Configured) -> Vec<GuardRule> {
     let deny = guard.deny.iter().map(|cidr| GuardRule { cidr: *cidr, action: GuardAction::Deny });
     let allow = guard.allow.iter().map(|cidr| GuardRule { cidr: *cidr, action: GuardAction::Allow });
     deny.chain(allow).collect()
 }
 
-pub(super) const fn limit(guard: &Configured) -> SynLimit {
+const fn limit(guard: &Configured) -> SynLimit {
     SynLimit::new(guard.syn_rate, guard.syn_burst)
+}
+
+/// What a reload may change.
+pub(super) fn settings(config: &Config) -> (Vec<GuardRule>, SynLimit) {
+    (rules(&config.guard), limit(&config.guard))
 }
 
 /// Says where the guard stands, and how.

@@ -2,14 +2,15 @@
 
 mod banner;
 mod guard;
+mod key;
 mod maps;
 mod publish;
-mod reload;
 mod serve;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
 
+pub use key::KeyArgs;
 pub use maps::MapsArgs;
 pub use serve::ServeArgs;
 pub use tokenize::TokenizeArgs;
@@ -30,6 +31,8 @@ enum Command {
     Maps(MapsArgs),
     /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
     Tokenize(TokenizeArgs),
+    /// Make an API key and print the line of the configuration that lets it in.
+    Key(KeyArgs),
 }
 
 /// Why a command failed, in one line.
@@ -44,6 +47,9 @@ pub enum CliError {
     /// `tokenize` could not read its files.
     #[error(transparent)]
     Tokenize(#[from] tokenize::TokenizeError),
+    /// `key` could not make one.
+    #[error(transparent)]
+    Key(#[from] key::KeyError),
 }
 
 impl Cli {
@@ -53,6 +59,7 @@ impl Cli {
             Command::Serve(args) => serve::run(*args)?,
             Command::Maps(args) => maps::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
+            Command::Key(args) => key::run(&args)?,
         }
         Ok(())
     }

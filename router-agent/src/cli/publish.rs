@@ -2,6 +2,7 @@
 //! in `prefixes`. Both go on when a publication fails, and say so once.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,9 +30,15 @@ const PREFIXES_REST: u32 = 100;
 pub(super) async fn workers(shared: Arc<Shared>, mut map: WorkersMap) {
     let mut ticks = tokio::time::interval(WORKERS_INTERVAL);
     let mut failing = false;
+    let mut published = HashSet::new();
     loop {
         ticks.tick().await;
-        for worker in shared.fleet.workers().iter() {
+        let workers: Vec<_> = shared.fleet.workers().to_vec();
+        for slot in published.extract_if(|slot| !workers.iter().any(|worker| worker.slot == *slot)) {
+            report("workers", &map.remove(u32::from(slot.0)), &mut failing);
+        }
+        for worker in &workers {
+            published.insert(worker.slot);
             let row = fleet::row(worker, shared.index.blocks(worker.slot));
             let result = map.publish(u32::from(worker.slot.0), &row);
             report("workers", &result, &mut failing);

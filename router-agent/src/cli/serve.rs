@@ -14,15 +14,16 @@ use tokio::{
     sync::watch,
 };
 
-use super::{banner::Banner, guard, publish, reload};
+use super::{banner::Banner, guard, publish};
 use crate::{
     admin::{self, Admin},
-    config::{self, Config, ConfigError, LogFormat, Splice},
-    fleet::{self, Fleet, FleetSpeed, Worker},
+    config::{self, Config, ConfigError, Live, LogFormat, Splice},
+    fleet::{self, Fleet},
     gateway::{self, CacheView, DataThread, KernelSide, ListenError, Listeners, Phase, Shared},
-    index::{PrefixIndex, WorkerSlot},
+    index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, Predictions},
+    lifecycle::{Members, Reload},
     telemetry::{self, Metrics, RelayPath},
     tokenize::{LoadError, Tokenizers},
 };
@@ -163,23 +164,17 @@ pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
     runtime.block_on(serve(args, config, started))
 }
 
-async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<(), ServeError> {
-    // As configured, without the ports that the system chose: what a reload is compared with.
-    let configured = config.clone();
+async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), ServeError> {
     // Before anything that a second Ctrl-C could interrupt half-way.
     let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
     let tokenizers = Tokenizers::load(&config.tokenizers)?;
     let listeners = Listeners::open(config.listen, config.threads)?;
-    config.listen = listeners.address;
     let admin_listener = tokio::net::TcpListener::bind(config.admin)
         .await
         .map_err(|source| Listeners::explain(config.admin, "admin", source))?;
-    config.admin = admin_listener.local_addr().map_err(system("cannot read the admin address"))?;
+    let admin_address = admin_listener.local_addr().map_err(system("cannot read the admin address"))?;
 
-    #[cfg(feature = "sim")]
-    let simulated = simulate(&mut config)?;
-    #[cfg(not(feature = "sim"))]
-    let simulated: Vec<()> = Vec::new();
+    let (config, simulated) = simulate(config)?;
 
     let metrics = Metrics::new()?;
     // Held until the end: its pins go with it.
@@ -188,7 +183,7 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
         threads: config.threads as u32,
         bypass: config.splice == Splice::Auto && config.relay.allows(config.relay.bypass),
         splice: config.splice == Splice::Auto && config.relay.allows(config.relay.splice),
-        guard: guard::options(&config),
+        guard: guard::options(&config, listeners.address.port()),
         ..kernel::Options::default()
     });
     let steering = attach_steering(&mut kernel, &mut capabilities, &listeners.sockets);
@@ -209,30 +204,49 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
     let indices =
         Indices { tokens: Arc::new(PrefixIndex::new(config.index.bytes_max)), bytes: index.clone() };
     let (predictions, ended_predictions) = Predictions::new(indices.tokens.clone(), metrics.clone());
-    let fleet = build_fleet(&config, &metrics);
-    fleet::check_all(&fleet, &config).await;
+    let fleet = Arc::new(build_fleet(&config, &metrics).await);
     let flows = kernel.flows()?;
-    let names = fleet.workers().iter().map(|worker| (worker.slot.0.into(), worker.name.clone())).collect();
-    metrics.show_latency(flows.clone(), names)?;
+    metrics.show_latency(flows.clone(), fleet.list())?;
+    let live = Arc::new(Live::new(config.clone()));
     let shared = Arc::new(Shared::new(
-        config,
+        live.clone(),
         fleet,
         CacheView { indices: indices.clone(), predictions },
         metrics,
         KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
         tokenizers,
     ));
-    let config = &shared.config;
 
     let (phase, phases) = watch::channel(Phase::Serve);
     let threads = start_threads(&shared, listeners.sockets, &phases, steering.as_ref())?;
-    let monitors = fleet::spawn_monitors(&shared.fleet, &index, &shared.flows, config);
+    let monitors = {
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            fleet::monitor(&shared.fleet, &shared.index, &shared.flows, &shared.config).await;
+        })
+    };
+    let members = Arc::new(Members::new(shared.clone()));
+    let seeing_off = {
+        let members = members.clone();
+        tokio::spawn(async move { members.see_off().await })
+    };
     let lmcache = tokio::spawn(gateway::watch_lmcache(shared.clone()));
     let verifier = tokio::spawn(gateway::verify_tokenizers(shared.clone()));
-    let kv_events = kv_events::start(config, &shared.fleet, &indices, &shared.metrics, ended_predictions)
+    let kv_events = kv_events::start(&live, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
     let publisher = kernel.take_workers().map(|map| tokio::spawn(publish::workers(shared.clone(), map)));
     let sampler = kernel.take_prefixes().map(|map| tokio::spawn(publish::prefixes(index.clone(), map)));
+    let simulated_workers = if simulated.is_empty() { Vec::new() } else { config.workers.clone() };
+    let resolve = move || {
+        let mut config = args.clone().resolve()?;
+        if config.sim_workers > 0 {
+            config.workers.clone_from(&simulated_workers);
+        }
+        Ok(config)
+    };
+    let guarding = guard.clone().map(|guard| (guard, guard::settings as _));
+    let reload =
+        Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), members.clone(), guarding));
     let admin = tokio::spawn(admin::serve(
         admin_listener,
         Admin {
@@ -244,21 +258,30 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
                 Capability::Available => "it stands".into(),
                 Capability::Unavailable(why) => why.as_str().into(),
             },
+            reload: reload.clone(),
+            members,
         },
     ));
-    let banner = Banner { config, capabilities: &capabilities, simulated: simulated.len(), started };
+    let banner = Banner {
+        config: &config,
+        listen: listeners.address,
+        admin: admin_address,
+        capabilities: &capabilities,
+        simulated: simulated.len(),
+        started,
+    };
     banner.announce(&shared.fleet);
 
     let guard_log = guard.clone().map(|guard| tokio::spawn(guard::forward_log(guard)));
-    let reload = reload::Reload::new(args, configured, guard.clone());
     signals.next_but_reload(&reload).await;
-    tracing::info!(timeout = ?config.timeouts.drain, "draining: no new connections; a second signal ends at once");
+    let drain_timeout = live.get().timeouts.drain;
+    tracing::info!(timeout = ?drain_timeout, "draining: no new connections; a second signal ends at once");
     phase.send_replace(Phase::Drain);
     let joined = tokio::task::spawn_blocking(move || threads.into_iter().try_for_each(DataThread::join));
     tokio::pin!(joined);
     let ended = tokio::select! {
         ended = &mut joined => ended,
-        () = tokio::time::sleep(config.timeouts.drain) => {
+        () = tokio::time::sleep(drain_timeout) => {
             tracing::warn!("drain timeout: requests still in flight are cut off");
             phase.send_replace(Phase::Stop);
             joined.await
@@ -268,7 +291,9 @@ async fn serve(args: ServeArgs, mut config: Config, started: Instant) -> Result<
             joined.await
         }
     };
-    drop((monitors, kv_events));
+    drop(kv_events);
+    monitors.abort();
+    seeing_off.abort();
     admin.abort();
     verifier.abort();
     lmcache.abort();
@@ -305,10 +330,12 @@ impl Signals {
     }
 
     /// The next signal that ends the gateway; on the way, reloads at each SIGHUP.
-    async fn next_but_reload(&mut self, reload: &reload::Reload) {
+    async fn next_but_reload(&mut self, reload: &Reload) {
         loop {
             tokio::select! {
-                _ = self.hang_up.recv() => reload.run().await,
+                _ = self.hang_up.recv() => {
+                    let _ = reload.run().await; // it is in the log
+                }
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
             }
@@ -324,7 +351,7 @@ impl Signals {
 }
 
 #[cfg(feature = "sim")]
-fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError> {
+fn simulate(mut config: Config) -> Result<(Config, Vec<vllm_sim::SimHandle>), ServeError> {
     let mut simulated = Vec::new();
     for number in 0..config.sim_workers {
         let settings = vllm_sim::SimConfig { seed: number as u64, ..Default::default() };
@@ -334,18 +361,26 @@ fn simulate(config: &mut Config) -> Result<Vec<vllm_sim::SimHandle>, ServeError>
         config.workers.push(config::worker_config(&url, Some(format!("sim-{number}")))?);
         simulated.push(handle);
     }
-    Ok(simulated)
+    Ok((config, simulated))
 }
 
-fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
-    let speed = Arc::new(FleetSpeed::default());
-    let worker = |(number, worker): (usize, &config::WorkerConfig)| {
-        let breaker = fleet::Breaker::new(config.breaker.failures, config.breaker.open_for);
-        let slot = WorkerSlot(u16::try_from(number).expect("validated: at most 256 workers"));
-        let metrics = metrics.worker(&worker.name);
-        Arc::new(Worker::new(slot, worker.name.clone(), worker.url.clone(), breaker, metrics, speed.clone()))
-    };
-    Fleet::new(config.workers.iter().enumerate().map(worker).collect())
+#[cfg(not(feature = "sim"))]
+#[expect(clippy::unnecessary_wraps, reason = "with the feature it can fail")]
+fn simulate(config: Config) -> Result<(Config, Vec<()>), ServeError> {
+    Ok((config, Vec::new()))
+}
+
+/// The fleet as configured, its health known.
+async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
+    let fleet = Fleet::default();
+    let make = |worker: &config::WorkerConfig| fleet.make(worker, config.breaker, metrics);
+    let workers: Vec<_> = config.workers.iter().filter_map(make).collect();
+    assert_eq!(workers.len(), config.workers.len(), "validated: at most 256 workers");
+    fleet::check_all(&workers, config).await;
+    for worker in &workers {
+        fleet.admit(worker);
+    }
+    fleet
 }
 
 fn start_threads(

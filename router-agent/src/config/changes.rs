@@ -1,10 +1,50 @@
-//! What a reload would change.
+//! What a reload changes, and what only a restart can.
 
-use super::Config;
+use super::{Config, Relay};
 
-/// The top-level keys whose values differ, the `guard:` rules apart: those can change while the gateway runs, all else
-/// with a restart.
-pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+/// Top-level keys whose values differ, and a few below them where a part of a section is another matter than the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Changes {
+    /// These are in force from now on.
+    pub changed: Vec<&'static str>,
+    /// These stay as they were until the gateway is restarted or upgraded.
+    pub needs_restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// Whether both configurations say the same.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.needs_restart.is_empty()
+    }
+
+    fn live<T: PartialEq>(&mut self, key: &'static str, running: &T, new: &T) {
+        if running != new {
+            self.changed.push(key);
+        }
+    }
+
+    fn fixed<T: PartialEq + Clone>(&mut self, key: &'static str, running: &T, new: &mut T) {
+        if running != new {
+            self.needs_restart.push(key);
+            new.clone_from(running);
+        }
+    }
+}
+
+/// Compares `new` with the configuration in force, and puts back in `new` what only a restart can change. `started` is what
+/// the process was started with.
+pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
+    let mut changes = Changes::default();
+    // A way that the kernel was not asked for at the start is not there.
+    let Relay { bypass, splice, .. } = started.relay;
+    if !started.relay.allows(bypass) && new.relay.allows(new.relay.bypass) {
+        changes.needs_restart.push("relay.bypass");
+        new.relay.bypass = running.relay.bypass;
+    }
+    if !started.relay.allows(splice) && new.relay.allows(new.relay.splice) {
+        changes.needs_restart.push("relay.splice");
+        new.relay.splice = running.relay.splice;
+    }
     // Taken apart, so that a new key cannot be forgotten here.
     let Config {
         listen,
@@ -26,53 +66,91 @@ pub fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         timeouts,
         guard,
         tokenizers,
-    } = old;
+        keys,
+        keys_file,
+        trusted_proxies,
+    } = running;
+    changes.fixed("listen", listen, &mut new.listen);
+    changes.fixed("admin", admin, &mut new.admin);
+    changes.live("workers", workers, &new.workers);
+    changes.live("routing", routing, &new.routing);
+    changes.fixed("threads", threads, &mut new.threads);
+    changes.fixed("splice", splice, &mut new.splice);
+    changes.live("relay", relay, &new.relay);
+    changes.fixed("log_format", log_format, &mut new.log_format);
+    changes.fixed("instance", instance, &mut new.instance);
     let drain = timeouts.drain;
-    let timeouts_differ = super::Timeouts { drain, ..new.timeouts } != *timeouts;
-    [
-        ("listen", *listen != new.listen),
-        ("admin", *admin != new.admin),
-        ("workers", *workers != new.workers),
-        ("routing", *routing != new.routing),
-        ("threads", *threads != new.threads),
-        ("splice", *splice != new.splice),
-        ("relay", *relay != new.relay),
-        ("log_format", *log_format != new.log_format),
-        ("instance", *instance != new.instance),
-        ("drain_timeout", drain != new.timeouts.drain),
-        ("scrape_interval", *scrape_interval != new.scrape_interval),
-        ("health", *health != new.health),
-        ("breaker", *breaker != new.breaker),
-        ("index", *index != new.index),
-        ("kv_events", *kv_events != new.kv_events),
-        ("limits", *limits != new.limits),
-        ("timeouts", timeouts_differ),
-        ("guard.interfaces", guard.interfaces != new.guard.interfaces),
-        ("guard.mode", guard.mode != new.guard.mode),
-        ("tokenizers", *tokenizers != new.tokenizers),
-    ]
-    .into_iter()
-    .filter_map(|(key, differs)| differs.then_some(key))
-    .collect()
+    changes.live("drain_timeout", &drain, &new.timeouts.drain);
+    changes.live("scrape_interval", scrape_interval, &new.scrape_interval);
+    changes.live("health", health, &new.health);
+    changes.live("breaker", breaker, &new.breaker);
+    changes.fixed("index.block_bytes", &index.block_bytes, &mut new.index.block_bytes);
+    changes.fixed("index.max_bytes", &index.bytes_max, &mut new.index.bytes_max);
+    changes.live(
+        "index.worker_capacity_tokens",
+        &index.worker_capacity_tokens,
+        &new.index.worker_capacity_tokens,
+    );
+    changes.live("kv_events", kv_events, &new.kv_events);
+    changes.live("limits", limits, &new.limits);
+    changes.live(
+        "timeouts",
+        &super::Timeouts { drain, ..*timeouts },
+        &super::Timeouts { drain, ..new.timeouts },
+    );
+    changes.fixed("guard.interfaces", &guard.interfaces, &mut new.guard.interfaces);
+    changes.fixed("guard.mode", &guard.mode, &mut new.guard.mode);
+    changes.live("guard", guard, &new.guard);
+    changes.live("keys", keys, &new.keys);
+    changes.live("keys_file", keys_file, &new.keys_file);
+    changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
+    changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
+    changes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RelayMode;
+
+    fn change(started: &Config, change: impl FnOnce(&mut Config)) -> (Changes, Config) {
+        let mut new = started.clone();
+        change(&mut new);
+        let changes = settle(started, started, &mut new);
+        (changes, new)
+    }
 
     #[test]
-    fn what_changed_is_named_and_the_rules_of_the_guard_are_not() {
+    fn what_changes_is_named_and_what_cannot_is_left_as_it_was() {
         let old = Config::default();
-        let mut new = old.clone();
-        assert!(needing_restart(&old, &new).is_empty());
-        new.guard.deny.push("10.0.0.0/8".parse().unwrap());
-        new.guard.syn_rate += 1;
-        assert!(needing_restart(&old, &new).is_empty());
-        new.timeouts.drain *= 2;
-        assert_eq!(needing_restart(&old, &new), ["drain_timeout"]);
-        new.timeouts.head *= 2;
-        new.listen.set_port(1);
-        new.guard.interfaces.push("lo".parse().unwrap());
-        assert_eq!(needing_restart(&old, &new), ["listen", "drain_timeout", "timeouts", "guard.interfaces"]);
+        assert!(change(&old, |_| {}).0.is_empty());
+        let (changes, new) = change(&old, |new| {
+            new.guard.deny.push("10.0.0.0/8".parse().expect("a range"));
+            new.guard.interfaces.push("lo".parse().expect("an interface"));
+            new.timeouts.drain *= 2;
+            new.listen.set_port(1);
+            new.index.block_bytes *= 2;
+            new.index.worker_capacity_tokens *= 2;
+        });
+        assert_eq!(changes.changed, ["drain_timeout", "index.worker_capacity_tokens", "guard"]);
+        assert_eq!(changes.needs_restart, ["listen", "index.block_bytes", "guard.interfaces"]);
+        assert_eq!((new.listen, new.index.block_bytes), (old.listen, old.index.block_bytes));
+        assert!(new.guard.interfaces.is_empty() && new.guard.deny.len() == 1);
+        assert_eq!(new.timeouts.drain, old.timeouts.drain * 2);
+        let (changes, _) = change(&old, |new| new.timeouts.head *= 2);
+        assert_eq!((changes.changed, changes.needs_restart), (vec!["timeouts"], vec![]));
+    }
+
+    #[test]
+    fn a_relay_can_be_switched_off_and_on_again_unless_it_was_off_at_the_start() {
+        let started = Config::default();
+        let (changes, off) = change(&started, |new| new.relay.splice = RelayMode::Off);
+        assert_eq!((changes.changed, off.relay.splice), (vec!["relay"], RelayMode::Off));
+        let mut on = started.clone();
+        assert_eq!(settle(&started, &off, &mut on).changed, ["relay"]);
+        assert_eq!(on.relay.splice, RelayMode::Auto);
+        let (changes, new) = change(&off, |new| new.relay.splice = RelayMode::On);
+        assert_eq!((changes.changed, changes.needs_restart), (vec![], vec!["relay.splice"]));
+        assert_eq!(new.relay.splice, RelayMode::Off);
     }
 }

@@ -51,6 +51,12 @@ impl Cidr {
         self.prefix
     }
 
+    /// Whether an address lies in it. An IPv4-mapped IPv6 address is the IPv4 address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4() && Self::of(address, self.prefix).address == self.address
+    }
+
     /// The range of `prefix` bits that `address` lies in. Panics beyond the family's bits.
     pub fn of(address: IpAddr, prefix: u8) -> Self {
         let address = match address {
@@ -153,5 +159,14 @@ mod tests {
         says("10.0.0.1/8", "10.0.0.0/8 is the range");
         says("2001:db8::1/64", "2001:db8::/64 is the range");
         says("::ffff:10.0.0.0/104", "IPv4-mapped");
+    }
+
+    #[test]
+    fn an_address_lies_in_the_ranges_of_its_family() {
+        let lies =
+            |address: &str, range: &str| range.parse::<Cidr>().unwrap().contains(address.parse().unwrap());
+        assert!(lies("10.255.0.1", "10.0.0.0/8") && lies("::ffff:10.0.0.1", "10.0.0.0/8"));
+        assert!(lies("2001:db8::1", "2001:db8::/32") && lies("1.2.3.4", "0.0.0.0/0"));
+        assert!(!lies("11.0.0.1", "10.0.0.0/8") && !lies("1.2.3.4", "::/0") && !lies("::1", "0.0.0.0/0"));
     }
 }

@@ -1,12 +1,18 @@
 //! `warmpath.yaml`: the same keys as the flags, and what has no flag.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 
 use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, kv_events,
+    secret::{Hidden, Place},
 };
 
 /// The file as written. Every key is optional; an unknown one is an error.
@@ -34,13 +40,17 @@ pub struct File {
     timeouts: Timeouts,
     guard: Guard,
     tokenizers: Tokenizers,
+    keys: Option<Vec<super::keys::Written>>,
+    #[serde(rename = "keys_file")]
+    more_keys: Option<PathBuf>,
+    trusted_proxies: Option<Vec<String>>,
 }
 
 /// A worker: a URL, or a URL with a name.
 #[derive(Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name` and `kv_events`"
+    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events` and `api_key`"
 )]
 enum Worker {
     Url(String),
@@ -53,6 +63,8 @@ struct WorkerEntry {
     url: String,
     name: Option<String>,
     kv_events: Option<kv_events::Written>,
+    api_key: Option<Hidden>,
+    api_key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -159,14 +171,35 @@ pub(super) fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
+/// A line without YAML in it.
+pub(super) fn is_blank(line: &str) -> bool {
+    line.trim().is_empty() || line.trim_start().starts_with('#')
+}
+
+/// Parses a document that is not empty; an error names line, column and key. It does not show the lines around a mistake:
+/// there may be secrets in them.
+pub(super) fn parse_yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    let options = serde_saphyr::options! { with_snippet: false };
+    let mut key = None;
+    let parsed = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            key = Some(error.path().to_string()).filter(|path| path != ".");
+            error.into_inner()
+        })
+    });
+    parsed.map_err(|error: serde_saphyr::Error| match key {
+        Some(key) => format!("{key}: {error}"),
+        None => error.to_string(),
+    })
+}
+
 impl File {
     /// Parses YAML. An empty document is an empty configuration.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let blank = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
-        if text.lines().all(blank) {
+        if text.lines().all(is_blank) {
             return Ok(Self::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+        parse_yaml(text)
     }
 
     /// Lays the file's values over `config`.
@@ -185,10 +218,7 @@ impl File {
                 .into_iter()
                 .map(|worker| match worker {
                     Worker::Url(url) => worker_config(&url, None),
-                    Worker::Full(WorkerEntry { url, name, kv_events }) => Ok(WorkerConfig {
-                        kv_events: kv_events.map(Into::into).unwrap_or_default(),
-                        ..worker_config(&url, name)?
-                    }),
+                    Worker::Full(entry) => entry.try_into(),
                 })
                 .collect::<Result<_, _>>()?;
         }
@@ -228,6 +258,13 @@ impl File {
         set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
         set(&mut config.guard.syn_rate, self.guard.syn_rate);
         set(&mut config.guard.syn_burst, self.guard.syn_burst);
+        let from_file = self.more_keys.as_deref().map(super::keys::load).transpose()?;
+        if self.keys.is_some() || from_file.is_some() {
+            let written = self.keys.into_iter().chain(from_file).flatten();
+            config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
+            config.keys_file = self.more_keys;
+        }
+        set(&mut config.trusted_proxies, ranges("trusted_proxies", self.trusted_proxies)?);
         set(&mut config.tokenizers.default, self.tokenizers.default);
         set(&mut config.tokenizers.models, self.tokenizers.models);
         set(&mut config.tokenizers.threads, self.tokenizers.threads);
@@ -241,6 +278,44 @@ impl File {
 fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
     let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
     texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
+}
+
+impl TryFrom<WorkerEntry> for WorkerConfig {
+    type Error = ConfigError;
+
+    fn try_from(entry: WorkerEntry) -> Result<Self, ConfigError> {
+        let key = Place { key: "workers.api_key", value: entry.api_key, file: entry.api_key_file }.read()?;
+        Ok(Self {
+            kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
+            authorization: key.map(|key| key.bearer()),
+            ..worker_config(&entry.url, entry.name)?
+        })
+    }
+}
+
+/// Why the JSON of a worker cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WorkerError {
+    /// It is not what an entry of `workers:` is.
+    #[error("not a worker such as {{\"url\": \"http://10.0.0.7:8000\", \"name\": \"gpu7\"}}: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A value is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A worker as JSON, with the keys of an entry of `workers:`. A secret is there or nowhere: whoever may add a worker shall
+/// not have files and environment of this process sent to it.
+pub(crate) fn parse_worker(json: &[u8]) -> Result<WorkerConfig, WorkerError> {
+    let entry = serde_json::from_slice::<WorkerEntry>(json)?;
+    if entry.api_key_file.is_some() || entry.api_key.as_ref().is_some_and(Hidden::is_elsewhere) {
+        let message =
+            "write the key itself here; a file or a variable is for the configuration file".to_owned();
+        return Err(ConfigError::Value { key: "api_key", message }.into());
+    }
+    let worker = WorkerConfig::try_from(entry)?;
+    worker.kv_events.validate()?;
+    Ok(worker)
 }
 
 /// A worker from its URL, named `host:port` unless told otherwise.
@@ -258,5 +333,5 @@ pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerCon
             ),
         });
     }
-    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default() })
+    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default(), authorization: None })
 }

@@ -5,23 +5,37 @@
 
 mod changes;
 mod cidr;
+mod digest;
 mod file;
 mod guard;
+mod keys;
 mod kv_events;
+mod live;
 mod routing;
+mod secret;
 mod tokenizers;
 mod worker_url;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use http::HeaderValue;
 
 use crate::{limits, prompt::BLOCK_BYTES_MAX};
 
-pub use changes::needing_restart;
+pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
-pub(crate) use file::worker_config;
+pub use digest::{SecretDigest, SecretDigestError};
 pub use file::{File, load};
+pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub(crate) use keys::is_key_name;
+pub use keys::{AllowedModels, KeyConfig};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
+pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use tokenizers::{TokenSource, Tokenizers};
@@ -96,6 +110,8 @@ pub struct WorkerConfig {
     pub name: String,
     /// Where its KV events are.
     pub kv_events: WorkerKvEvents,
+    /// Its own key, as it is sent: `Bearer …`. Clients' keys are for this gateway.
+    pub authorization: Option<HeaderValue>,
 }
 
 /// Active health checks: `GET /health` on every worker.
@@ -202,6 +218,12 @@ pub struct Config {
     pub guard: Guard,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask; none: everyone.
+    pub keys: Vec<KeyConfig>,
+    /// Where some of `keys` come from.
+    pub keys_file: Option<PathBuf>,
+    /// Proxies that say truly whom they speak for.
+    pub trusted_proxies: Vec<Cidr>,
 }
 
 /// What is wrong with a configuration, in one line that says what would be right.
@@ -303,11 +325,19 @@ impl Default for Config {
             },
             guard: Guard::default(),
             tokenizers: Tokenizers::default(),
+            keys: Vec::new(),
+            keys_file: None,
+            trusted_proxies: Vec::new(),
         }
     }
 }
 
 impl Config {
+    /// Whether what this sender says of others' addresses is to be believed.
+    pub fn is_trusted_proxy(&self, sender: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|range| range.contains(sender))
+    }
+
     /// Checks what the types cannot say.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let value = |key, message: String| Err(ConfigError::Value { key, message });
@@ -371,6 +401,7 @@ impl Config {
         self.routing.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
+        keys::validate(&self.keys, self.keys_file.as_ref())?;
         for (key, duration) in [
             ("health.interval", self.health.interval),
             ("health.timeout", self.health.timeout),

@@ -22,6 +22,7 @@ fn every_key_has_its_effect() {
          timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
+         trusted_proxies: ['10.0.0.0/8']\n\
          tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
     )
     .unwrap();
@@ -63,6 +64,7 @@ fn every_key_has_its_effect() {
             drain: ms(5000),
         }
     );
+    assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
     let interface = |name: &str, mode| GuardInterface { name: name.to_owned(), mode };
     assert_eq!(
         config.guard,
@@ -90,6 +92,97 @@ fn every_key_has_its_effect() {
             cache_bytes: 7 << 20,
         }
     );
+}
+
+#[test]
+fn keys_have_their_effect_and_their_defaults() {
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    let config = apply(&format!(
+        "workers: ['http://a:1']\nkeys:\n  - {{name: a, sha256: {abc}, models: [m, 'q*'], requests_per_second: 2.5,\n\
+         \x20     concurrent: 4, tokens_per_minute: 5, weight: 6, priority: -7, paths: all}}\n\
+         \x20 - {{name: b, sha256: ['{}', '{}']}}\n",
+        "0".repeat(64),
+        "1".repeat(64),
+    ))
+    .unwrap();
+    let full = KeyConfig {
+        name: "a".into(),
+        digests: vec![SecretDigest::of(b"abc")],
+        models: AllowedModels::Only(vec!["m".into(), "q*".into()]),
+        requests_per_second: Some(2.5),
+        burst: 3,
+        concurrent: Some(4),
+        tokens_per_minute: Some(5),
+        weight: 6,
+        priority: -7,
+        all_paths: true,
+    };
+    assert_eq!(config.keys[0], full);
+    let KeyConfig { digests, models, requests_per_second, concurrent, weight, all_paths, .. } =
+        &config.keys[1];
+    assert_eq!((digests.len(), models, *weight), (2, &AllowedModels::All, 1));
+    assert_eq!((*requests_per_second, *concurrent, *all_paths), (None, None, false));
+}
+
+#[test]
+fn a_keys_file_adds_to_the_keys_and_is_strict_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let config = |keys: &str| {
+        std::fs::write(file.path(), keys).unwrap();
+        apply(&format!("workers: ['http://a:1']\nkeys_file: {}", file.path().display()))
+    };
+    let zeros = "0".repeat(64);
+    let found = config(&format!("- {{name: a, sha256: '{zeros}'}}\n")).unwrap();
+    assert_eq!(found.keys.len(), 1);
+    let error = config(&format!("- {{name: a, sha256: '{zeros}', modells: [x]}}\n")).unwrap_err().to_string();
+    let path = file.path().display().to_string();
+    assert!(error.contains(&path) && error.contains("modells"), "{error}");
+    let error = config("# nobody\n").unwrap_err().to_string();
+    assert!(error.contains("keys_file") && error.contains("everyone may ask"), "{error}");
+}
+
+#[test]
+fn wrong_keys_are_named_and_what_may_be_a_secret_is_not_repeated() {
+    let zeros = "0".repeat(64);
+    let keys = |text: &str, words: &[&str]| {
+        let text = text.replace("ZEROS", &format!("'{zeros}'"));
+        fails_with(&format!("workers: ['http://a:1']\nkeys: [{text}]"), words);
+    };
+    keys("{name: a, sha256: sk-in-clear-text}", &["keys.sha256", "a:", "64 hexadecimal"]);
+    keys("{name: a, sha256: []}", &["keys.sha256", "at least one"]);
+    keys("{name: a b, sha256: ZEROS}", &["keys.name", "a b"]);
+    keys("{sha256: ZEROS}", &["name"]);
+    keys("{name: a}", &["sha256"]);
+    keys("{name: a, sha256: ZEROS}, {name: a, sha256: ZEROS}", &["keys.name", "a is listed twice"]);
+    keys("{name: a, sha256: ZEROS}, {name: b, sha256: ZEROS}", &["keys.sha256", "b", "twice"]);
+    keys("{name: a, sha256: ZEROS, models: []}", &["keys.models", "nothing"]);
+    keys("{name: a, sha256: ZEROS, models: ['a*b']}", &["keys.models", "a*b", "pattern"]);
+    keys("{name: a, sha256: ZEROS, requests_per_second: 0}", &["keys.requests_per_second", "more than 0"]);
+    keys("{name: a, sha256: ZEROS, burst: 5}", &["keys.burst", "requests_per_second"]);
+    keys("{name: a, sha256: ZEROS, concurrent: 0}", &["keys.concurrent", "at least 1"]);
+    keys("{name: a, sha256: ZEROS, tokens_per_hour: 1}", &["tokens_per_hour"]);
+    let error = apply("workers: ['http://a:1']\nkeys: [{name: a, sha256: sk-in-clear-text}]").unwrap_err();
+    assert!(!error.to_string().contains("sk-in-clear-text"), "{error}");
+    // Nor by the parser, which shows lines around a mistake.
+    let secret = "s3cret-of-the-worker";
+    for wrong in ["urll: x", "kv_events: perhaps", "name: [1]"] {
+        let text = format!("workers:\n  - url: http://a:1\n    api_key: {secret}\n    {wrong}\n");
+        let error = apply(&text).unwrap_err().to_string();
+        assert!(!error.contains(secret), "{error}");
+    }
+    let config = apply(&format!("workers: [{{url: 'http://a:1', api_key: {secret}}}]")).unwrap();
+    assert!(!format!("{config:?}").contains(secret));
+    assert_eq!(config.workers[0].authorization.as_ref().unwrap(), format!("Bearer {secret}").as_str());
+}
+
+#[test]
+fn a_worker_added_over_the_admin_port_gets_no_secrets_of_this_host() {
+    let parse = |key: &str| parse_worker(format!("{{\"url\": \"http://a:1\", {key}}}").as_bytes());
+    assert!(parse("\"api_key\": \"k\"").unwrap().authorization.is_some());
+    for wrong in ["\"api_key_file\": \"/etc/shadow\"", "\"api_key\": \"${HOME}\""] {
+        let error = parse(wrong).unwrap_err().to_string();
+        assert!(error.contains("write the key itself"), "{error}");
+    }
 }
 
 /// The message an operator sees for `text` must hold each of `words`.

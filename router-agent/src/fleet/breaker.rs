@@ -5,7 +5,7 @@
 //! The states and the single probe follow the pattern's usual description (M. Nygard, *Release It!*).
 
 use std::{
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -43,8 +43,8 @@ enum Inner {
 /// One worker's breaker.
 #[derive(Debug)]
 pub struct Breaker {
-    failures_max: u32,
-    open_for: Duration,
+    failures_max: AtomicU32,
+    open_for_ms: AtomicU64,
     /// Faults in a row. Alone on the hot path: a success on a closed breaker reads this and nothing else.
     failures: AtomicU32,
     inner: Mutex<Inner>,
@@ -54,16 +54,30 @@ impl Breaker {
     /// Opens after `failures_max` faults in a row, for `open_for`.
     pub fn new(failures_max: u32, open_for: Duration) -> Self {
         Self {
-            failures_max: failures_max.max(1),
-            open_for,
+            failures_max: AtomicU32::new(failures_max.max(1)),
+            open_for_ms: AtomicU64::new(millis(open_for)),
             failures: AtomicU32::new(0),
             inner: Mutex::new(Inner::Closed),
         }
     }
 
+    /// As in [`Breaker::new`], from the next fault on; an open one stays open for as long as it was to be.
+    pub fn configure(&self, failures_max: u32, open_for: Duration) {
+        self.failures_max.store(failures_max.max(1), Relaxed);
+        self.open_for_ms.store(millis(open_for), Relaxed);
+    }
+
+    fn failures_max(&self) -> u32 {
+        self.failures_max.load(Relaxed)
+    }
+
+    fn open_for(&self) -> Duration {
+        Duration::from_millis(self.open_for_ms.load(Relaxed))
+    }
+
     /// Whether a request may be sent now. Where the answer is a probe, [`Breaker::begin`] must follow.
     pub fn admits(&self, now: Instant) -> bool {
-        if self.failures.load(Relaxed) < self.failures_max {
+        if self.failures.load(Relaxed) < self.failures_max() {
             return true;
         }
         match *self.inner.lock() {
@@ -75,12 +89,12 @@ impl Breaker {
 
     /// Notes that a request is being sent; on an open breaker whose time is over, it is the probe.
     pub fn begin(&self, now: Instant) {
-        if self.failures.load(Relaxed) < self.failures_max {
+        if self.failures.load(Relaxed) < self.failures_max() {
             return;
         }
         let mut inner = self.inner.lock();
         if matches!(*inner, Inner::Open { .. } | Inner::HalfOpen { .. }) {
-            *inner = Inner::HalfOpen { until: now + self.open_for };
+            *inner = Inner::HalfOpen { until: now + self.open_for() };
         }
     }
 
@@ -99,19 +113,19 @@ impl Breaker {
         let failures = self.failures.load(Relaxed).saturating_add(1);
         self.failures.store(failures, Relaxed);
         let opens = match *inner {
-            Inner::Closed => failures >= self.failures_max,
+            Inner::Closed => failures >= self.failures_max(),
             Inner::HalfOpen { .. } => true,
             Inner::Open { .. } => false,
         };
         if opens {
-            *inner = Inner::Open { until: now + self.open_for };
+            *inner = Inner::Open { until: now + self.open_for() };
         }
         opens
     }
 
     /// The request ended without saying anything about the worker (the client left): a probe must be tried again.
     pub fn abandoned(&self, now: Instant) {
-        if self.failures.load(Relaxed) < self.failures_max {
+        if self.failures.load(Relaxed) < self.failures_max() {
             return;
         }
         let mut inner = self.inner.lock();
@@ -128,6 +142,10 @@ impl Breaker {
             Inner::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

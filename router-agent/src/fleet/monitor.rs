@@ -1,4 +1,4 @@
-//! Active health checks and scrapes, one task per worker on the control thread.
+//! Active health checks and scrapes, one task per worker on the control thread, for as long as it is in the fleet.
 //!
 //! `GET /health` decides whether a worker is routable (`unhealthy_after` failures in a row take it out, `healthy_after`
 //! passes bring it back); `GET /metrics` feeds [`super::Engine`]. A worker that was restarted has an empty KV cache, so the
@@ -7,6 +7,7 @@
 //! that passes, says which models a worker serves; one that does not say (another answer than a list) is taken to serve any.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -14,11 +15,14 @@ use std::{
 
 use http::StatusCode;
 use router_common::latency::LatencyKind;
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
+};
 
-use super::{Fleet, Health, Models, Worker, model_key, scrape, speed};
+use super::{Fleet, Health, Models, Worker, WorkerId, WorkerList, model_key, scrape, speed};
 use crate::{
-    config::Config,
+    config::{Config, Live},
     index::PrefixIndex,
     kernel::Flows,
     limits,
@@ -40,8 +44,8 @@ struct History {
     emptied: Option<u64>,
 }
 
-/// What the monitors need, cloned into each of them.
-#[derive(Debug, Clone)]
+/// What the monitors need of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Settings {
     health: crate::config::Health,
     scrape_interval: Duration,
@@ -58,12 +62,19 @@ impl Settings {
             default_capacity_tokens: config.index.worker_capacity_tokens,
         }
     }
+
+    /// Bounds what the index believes of the worker: by its own word, or by what is assumed while it gives none.
+    fn bound(&self, worker: &Worker, index: &PrefixIndex) {
+        let own = Some(worker.engine.kv_capacity_tokens.load(Relaxed)).filter(|tokens| *tokens > 0);
+        let tokens = own.unwrap_or(self.default_capacity_tokens);
+        index.set_capacity_blocks(worker.slot, (tokens / self.block_tokens).max(1));
+    }
 }
 
-/// Checks every worker once, at the same time: what the gateway knows before it says that it is ready.
-pub async fn check_all(fleet: &Fleet, config: &Config) {
+/// Checks these workers once, at the same time: what the gateway knows of them before it chooses among them.
+pub async fn check_all(workers: &[Arc<Worker>], config: &Config) {
     let mut checks = JoinSet::new();
-    for worker in fleet.workers().iter().cloned() {
+    for worker in workers.iter().cloned() {
         let timeout = config.health.timeout;
         checks.spawn(async move {
             let passed = probe(&worker, timeout).await;
@@ -79,36 +90,52 @@ pub async fn check_all(fleet: &Fleet, config: &Config) {
     checks.join_all().await;
 }
 
-/// Starts a task for every worker, and one that compares their speeds; they end with the returned set.
-pub fn spawn(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Config) -> JoinSet<()> {
-    let settings = Settings::of(config);
+/// Watches every worker, those that come included, and compares their speeds. For ever; dropped, all of it ends.
+pub async fn watch(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, config: &Arc<Live>) {
+    let mut changes = fleet.changes();
     let mut tasks = JoinSet::new();
-    for worker in fleet.workers().iter() {
-        tasks.spawn(watch(worker.clone(), index.clone(), flows.clone(), settings.clone()));
+    let mut watched: HashMap<WorkerId, AbortHandle> = HashMap::new();
+    tasks.spawn(level(fleet.list(), config.clone()));
+    loop {
+        let workers: Vec<_> = fleet.workers().to_vec();
+        watched.retain(|id, task| {
+            let stays = workers.iter().any(|worker| worker.id == *id);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for worker in workers {
+            watched.entry(worker.id).or_insert_with(|| {
+                tasks.spawn(watch_one(worker, index.clone(), flows.clone(), config.clone()))
+            });
+        }
+        while tasks.try_join_next().is_some() {} // those of workers that have left
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
-    tasks.spawn(level(fleet.workers().to_vec(), settings.scrape_interval));
-    tasks
 }
 
 /// Compares the workers' speeds again and again.
-async fn level(workers: Vec<Arc<Worker>>, every: Duration) {
-    let mut rounds = tokio::time::interval(every);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn level(workers: WorkerList, config: Arc<Live>) {
     loop {
-        rounds.tick().await;
-        speed::level(&workers);
+        speed::level(&workers.load());
+        let every = config.load().scrape_interval;
+        sleep(every).await;
     }
 }
 
-async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, settings: Settings) {
-    index.set_capacity_blocks(worker.slot, settings.default_capacity_tokens / settings.block_tokens);
+/// Checks and scrapes one worker, and at another pace when the configuration says so.
+async fn watch_one(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
+    let mut changes = config.changes();
+    let mut settings = Settings::of(&config.load());
+    settings.bound(&worker, &index);
     let mut history = History::default();
     // The first check was made before the gateway said that it is ready; the first scrape was not.
-    let interval = settings.health.interval;
-    let mut checks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-    let mut scrapes = tokio::time::interval(settings.scrape_interval);
-    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    scrapes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = rounds(settings.health.interval);
+    let mut scrapes = rounds(settings.scrape_interval);
+    scrapes.reset_immediately();
     loop {
         tokio::select! {
             _ = checks.tick() => check(&worker, &index, &settings, &mut history).await,
@@ -118,8 +145,27 @@ async fn watch(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, setti
                     learn(&worker, &flows, &mut history);
                 }
             }
+            Ok(()) = changes.changed() => {
+                let before = std::mem::replace(&mut settings, Settings::of(&config.load()));
+                if settings.health.interval != before.health.interval {
+                    checks = rounds(settings.health.interval);
+                }
+                if settings.scrape_interval != before.scrape_interval {
+                    scrapes = rounds(settings.scrape_interval);
+                }
+                if settings != before {
+                    settings.bound(&worker, &index);
+                }
+            }
         }
     }
+}
+
+/// Ticks, the first one after a whole interval.
+fn rounds(interval: Duration) -> Interval {
+    let mut rounds = interval_at(Instant::now() + interval, interval);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
 }
 
 async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, history: &mut History) {
@@ -201,7 +247,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     if let Some(tokens) = scrape.kv_capacity_tokens.filter(|t| *t > 0)
         && engine.kv_capacity_tokens.swap(tokens, Relaxed) != tokens
     {
-        index.set_capacity_blocks(worker.slot, (tokens / settings.block_tokens).max(1));
+        settings.bound(worker, index);
     }
     if let Some(start) = scrape.process_start {
         if history.process_start.is_some_and(|known| known.to_bits() != start.to_bits()) {

@@ -4,17 +4,22 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Breaker, FleetSpeed, KvCache, Load, Models, WorkerSpeed};
-use crate::{config::WorkerUrl, index::WorkerSlot, routing::Adapter, telemetry::WorkerMetrics};
+use super::{Breaker, FleetSpeed, KvCache, Load, Models, Standing, WorkerSpeed, standing::StandingCell};
+use crate::{
+    config::{WorkerConfig, WorkerKvEvents, WorkerUrl},
+    index::WorkerSlot,
+    routing::Adapter,
+    telemetry::WorkerMetrics,
+};
 
 /// What active health checks say of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +64,22 @@ pub struct Engine {
     pub kv_capacity_tokens: AtomicU64,
 }
 
+/// A worker of this process, never another one's: unlike a name or a place, which are used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkerId(u64);
+
+impl WorkerId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+}
+
 /// One worker. Shared by all threads; every figure is an atomic.
 #[derive(Debug)]
 pub struct Worker {
+    /// Which one it is.
+    pub id: WorkerId,
     /// Its place in the index and in the `workers` map.
     pub slot: WorkerSlot,
     /// What it is called everywhere.
@@ -74,6 +92,8 @@ pub struct Worker {
     pub name_header: HeaderValue,
     /// `host:port`, ready for `Host`.
     pub host_header: HeaderValue,
+    /// Its own key, ready for `Authorization`.
+    pub authorization: Option<HeaderValue>,
     /// What this gateway has in flight on it.
     pub load: Load,
     /// Its circuit breaker.
@@ -87,6 +107,9 @@ pub struct Worker {
     /// Its metrics, looked up once.
     pub metrics: WorkerMetrics,
     health: AtomicU8,
+    standing: StandingCell,
+    is_cut_off: AtomicBool,
+    kv_events: ArcSwap<WorkerKvEvents>,
     address: ArcSwapOption<SocketAddr>,
     /// None while it has not told them.
     models: ArcSwapOption<Models>,
@@ -106,8 +129,7 @@ impl Worker {
     /// A worker that has not been checked yet.
     pub fn new(
         slot: WorkerSlot,
-        name: String,
-        url: WorkerUrl,
+        config: &WorkerConfig,
         breaker: Breaker,
         metrics: WorkerMetrics,
         fleet_speed: Arc<FleetSpeed>,
@@ -116,10 +138,13 @@ impl Worker {
             HeaderValue::from_str(text)
                 .expect("names are checked to be printable, and a host comes from a URL")
         };
+        let WorkerConfig { url, name, kv_events, authorization } = config.clone();
         Self {
+            id: WorkerId::next(),
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
+            authorization,
             url,
             load: Load::default(),
             breaker,
@@ -130,6 +155,9 @@ impl Worker {
             kv_cache: KvCache::default(),
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
+            standing: StandingCell::default(),
+            is_cut_off: AtomicBool::new(false),
+            kv_events: ArcSwap::from_pointee(kv_events),
             address: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
         }
@@ -150,7 +178,36 @@ impl Worker {
 
     /// Whether a request may be sent to it now.
     pub fn is_routable(&self, now: Instant) -> bool {
-        self.health() != Health::Unhealthy && self.breaker.admits(now)
+        self.standing.takes_requests() && self.health() != Health::Unhealthy && self.breaker.admits(now)
+    }
+
+    /// Whether it is given requests.
+    pub fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// See [`Worker::standing`].
+    pub fn set_standing(&self, standing: Standing) {
+        self.standing.set(standing);
+    }
+
+    /// Whether it was dismissed: what is in flight on it is cut off.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Relaxed)
+    }
+
+    pub(super) fn cut_off(&self) {
+        self.is_cut_off.store(true, Relaxed);
+    }
+
+    /// Where its KV events are, as configured.
+    pub fn kv_events(&self) -> Arc<WorkerKvEvents> {
+        self.kv_events.load_full()
+    }
+
+    /// See [`Worker::kv_events`]; [`super::Fleet::announce`] says so.
+    pub fn set_kv_events(&self, kv_events: WorkerKvEvents) {
+        self.kv_events.store(Arc::new(kv_events));
     }
 
     /// The models that it serves; none while it has not told them.
@@ -188,9 +245,9 @@ impl Worker {
     /// The same, of a fleet whose speeds are these.
     #[cfg(test)]
     pub(crate) fn for_tests_in(url: &str, fleet_speed: Arc<FleetSpeed>) -> Arc<Self> {
-        let url: WorkerUrl = url.parse().expect("a test's URL");
+        let config = crate::config::worker_config(url, Some("test".to_owned())).expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
         let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
-        Arc::new(Self::new(WorkerSlot(0), "test".to_owned(), url, breaker, metrics, fleet_speed))
+        Arc::new(Self::new(WorkerSlot(0), &config, breaker, metrics, fleet_speed))
     }
 }

@@ -5,7 +5,12 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use http::StatusCode;
 
-use super::{Shared, route::Route};
+use super::{
+    Shared,
+    cut::{Cut, Cuts},
+    route::Route,
+    usage::{Usage, UsageTail},
+};
 use crate::{
     fleet::{Flight, Worker},
     kernel::{
@@ -14,6 +19,7 @@ use crate::{
     },
     kv_events::Prediction,
     telemetry::Metrics,
+    tenants::Admission,
 };
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
@@ -22,11 +28,44 @@ pub(super) struct RequestAccount {
     route: Route,
     received_at: Instant,
     status: Option<StatusCode>,
+    /// None of a request that was refused.
+    admission: Option<Admission>,
+    /// The response's stream, whose events tell what it costs if nothing else does.
+    flow: Option<Flow>,
+    /// Where the worker may say what it costs.
+    usage: Option<UsageTail>,
 }
 
 impl RequestAccount {
     pub(super) fn new(shared: Arc<Shared>, route: Route) -> Self {
-        Self { shared, route, received_at: Instant::now(), status: None }
+        let received_at = Instant::now();
+        Self { shared, route, received_at, status: None, admission: None, flow: None, usage: None }
+    }
+
+    /// The request is within its tenant's limits.
+    pub(super) fn admitted(&mut self, admission: Admission) {
+        self.admission = Some(admission);
+    }
+
+    pub(super) fn admission(&mut self) -> Option<&mut Admission> {
+        self.admission.as_mut()
+    }
+
+    /// A worker's response is about to be passed on; `flow`, if it is an event stream.
+    pub(super) fn responding(&mut self, status: StatusCode, flow: Option<Flow>) {
+        let Some(admission) = &mut self.admission else { return };
+        if status.is_success() {
+            admission.served();
+            self.usage = admission.tenant().counts_tokens().then(UsageTail::default);
+            self.flow = flow;
+        }
+    }
+
+    /// Body data that this process passes on.
+    pub(super) fn body_data(&mut self, data: &[u8]) {
+        if let Some(usage) = &mut self.usage {
+            usage.push(data);
+        }
     }
 
     /// The response is complete, as far as this gateway could make it so.
@@ -37,6 +76,12 @@ impl RequestAccount {
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            match self.usage.as_ref().and_then(UsageTail::usage).and_then(Usage::total) {
+                Some(tokens) => admission.used(tokens),
+                None => admission.generated(self.flow.as_ref().map_or(0, Flow::events)),
+            }
+        }
         let metrics = &self.shared.metrics;
         if self.status.is_none() {
             metrics.errors.with_label_values(&["client", "disconnect"]).inc();
@@ -64,6 +109,7 @@ pub(super) struct Attempt {
     flow: Option<Flow>,
     /// Ends with prefill.
     prediction: Option<Prediction>,
+    cut: Cut,
 }
 
 impl Attempt {
@@ -72,7 +118,9 @@ impl Attempt {
         flight: Flight,
         predicted_s: Option<f64>,
         prediction: Option<Prediction>,
+        cuts: &Cuts,
     ) -> Self {
+        let cut = cuts.list(flight.worker().clone());
         Self {
             shared,
             flight,
@@ -83,11 +131,17 @@ impl Attempt {
             is_event_stream: false,
             flow: None,
             prediction,
+            cut,
         }
     }
 
     pub(super) fn worker(&self) -> &Arc<Worker> {
         self.flight.worker()
+    }
+
+    /// Tells when the request is cut off because its worker was dismissed.
+    pub(super) fn cut(&self) -> &Cut {
+        &self.cut
     }
 
     pub(super) fn metrics(&self) -> &Arc<Metrics> {

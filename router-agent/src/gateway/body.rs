@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
 use super::GatewayError;
+use crate::limits;
 
 /// Reserved at most before data is there: a client that declares much and sends nothing must not be given memory for it.
 const RESERVE_BYTES_MAX: usize = 1 << 20;
@@ -43,6 +44,11 @@ pub(super) async fn collect(
         all.extend_from_slice(&data);
     }
     Ok(all.freeze())
+}
+
+/// Reads the body of a request that is refused, if it is short; whether the connection can carry another request.
+pub(super) async fn discard(body: Incoming, idle_timeout: Duration) -> bool {
+    body.is_end_stream() || collect(body, limits::REFUSED_BODY_BYTES_MAX, idle_timeout).await.is_ok()
 }
 
 /// The next piece of data; trailers are passed over.

@@ -20,11 +20,13 @@ use super::{
     tokens::Ask as AskTokens,
 };
 use crate::{
+    config::Config,
     fleet::{Flight, Worker, model_key},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
+    tenants::Tenant,
 };
 
 /// What routing needs to know of a request, kept over its tries.
@@ -32,6 +34,8 @@ use crate::{
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
+    /// Bytes of a block.
+    block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
     token_keys: Option<TokenKeys>,
     identity: Identity,
@@ -51,6 +55,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// Of all its prompts, as far as they are known.
+    pub(super) fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
+    }
+
     /// What [`super::tokens::learn`] needs; to be asked for once.
     pub(super) fn ask_tokens(&mut self) -> AskTokens {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
@@ -89,9 +98,12 @@ pub(super) struct Scratch {
     candidates: Vec<Candidate>,
 }
 
-/// Reads the prompt, and what else of the request a decision needs. A model that no worker serves is refused here.
+/// Reads the prompt, and what else of the request a decision needs. A model that no worker
+/// serves, or that the tenant may not use, is refused here.
 pub(super) fn plan(
     shared: &Shared,
+    config: &Config,
+    tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
     body: &Bytes,
@@ -99,6 +111,10 @@ pub(super) fn plan(
     let serve = |model: Option<&str>| {
         let key = model.map(model_key);
         match model {
+            Some(model) if !tenant.allows(Some(model)) => {
+                Err(GatewayError::ModelNotAllowed(model.to_owned()))
+            }
+            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
             Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
             _ => Ok(key),
         }
@@ -106,6 +122,7 @@ pub(super) fn plan(
     let Route::Inference(kind) = route else {
         return Ok(Plan {
             hashes: Vec::new(),
+            block_bytes: config.index.block_bytes,
             token_keys: None,
             identity: Identity::default(),
             size: PromptSize::default(),
@@ -119,14 +136,16 @@ pub(super) fn plan(
         });
     };
     let request = prompt::parse(kind, body)?;
+    let block_bytes = config.index.block_bytes;
     let mut hashes = Vec::new();
-    let size = request.hash_into(shared.config.index.block_bytes, request.root_seed(), &mut hashes);
-    let header = headers.get(&shared.config.routing.session_header).map(HeaderValue::as_bytes);
+    let size = request.hash_into(block_bytes, request.root_seed(), &mut hashes);
+    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
     let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
     let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
+        block_bytes,
         token_keys: None,
         identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
         size,
@@ -153,14 +172,13 @@ pub(super) fn choose(
     let workers = shared.fleet.workers();
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
-    let block_bytes = shared.config.index.block_bytes;
     let Scratch { matches, token_matches, candidates } = scratch;
     if let Some(keys) = &plan.token_keys {
         keys.lookup(shared, token_matches);
     }
     let sent = |slot| {
         let blocks = matches.blocks(slot);
-        let tokens = plan.size.tokens_of_blocks(blocks, block_bytes, plan.bytes_per_token);
+        let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
         TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
     };
     // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.

@@ -25,14 +25,13 @@ pub(super) async fn serve(
     let _ = stream.set_nodelay(true);
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
-    let timeouts = context.shared.config.timeouts;
     let phases = Phases::new();
     let socket = ClientSocket::new(stream);
     let service = service_fn(|request| {
         let serving = phases.serve();
         let (context, socket) = (context.clone(), socket.clone());
         async move {
-            let client = request::Client { address: client, socket };
+            let client = request::Client { address: client, socket, is_tls: false };
             Ok::<_, Infallible>(
                 request::handle(&context, client, request).await.map(|body| body.hold(serving)),
             )
@@ -45,7 +44,7 @@ pub(super) async fn serve(
         .serve_connection(TokioIo::new(ClientIo::new(socket.clone(), phases.clone())), service);
     let mut connection = std::pin::pin!(connection);
 
-    let watchdog = tokio::time::sleep(timeouts.head);
+    let watchdog = tokio::time::sleep(context.config().timeouts.head);
     let mut watchdog = std::pin::pin!(watchdog);
     let mut draining = *phase.borrow() != Phase::Serve;
     if draining {
@@ -66,17 +65,20 @@ pub(super) async fn serve(
                     connection.as_mut().graceful_shutdown();
                 }
             }
-            () = watchdog.as_mut() => match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
-                Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
-                Verdict::Idle => {
-                    connection.as_mut().graceful_shutdown();
-                    watchdog.as_mut().reset((Instant::now() + timeouts.head).into());
+            () = watchdog.as_mut() => {
+                let timeouts = context.config().timeouts;
+                match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
+                    Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
+                    Verdict::Idle => {
+                        connection.as_mut().graceful_shutdown();
+                        watchdog.as_mut().reset((Instant::now() + timeouts.head).into());
+                    }
+                    Verdict::SlowHead => {
+                        context.shared.metrics.errors.with_label_values(&["client", "head_timeout"]).inc();
+                        return;
+                    }
                 }
-                Verdict::SlowHead => {
-                    context.shared.metrics.errors.with_label_values(&["client", "head_timeout"]).inc();
-                    return;
-                }
-            },
+            }
         }
     }
 }

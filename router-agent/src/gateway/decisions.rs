@@ -1,4 +1,6 @@
-//! Decisions counted by policy and reason; the counters are looked up once.
+//! Decisions counted by policy and reason; the counters of a policy are looked up once.
+
+use std::sync::{Arc, OnceLock};
 
 use prometheus::IntCounter;
 
@@ -7,26 +9,37 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// A counter per reason, for the policies that this gateway decides by.
-pub(super) struct DecisionCounters(Vec<(Policy, Vec<IntCounter>)>);
+/// A counter per reason, for the policies that this gateway has decided by.
+pub(super) struct DecisionCounters {
+    metrics: Arc<Metrics>,
+    /// As [`Policy::ALL`].
+    by_policy: [OnceLock<Vec<IntCounter>>; Policy::ALL.len()],
+}
 
 impl DecisionCounters {
     /// For the configured policy, the one that it falls back to, and that of requests without a prompt.
-    pub(super) fn new(metrics: &Metrics, configured: Policy) -> Self {
-        let mut policies = vec![configured, Policy::LeastLoaded];
+    pub(super) fn new(metrics: &Arc<Metrics>, configured: Policy) -> Self {
+        let counters = Self { metrics: metrics.clone(), by_policy: Default::default() };
+        counters.expect(configured);
+        counters.expect(Policy::LeastLoaded);
+        counters
+    }
+
+    /// Shows the counters of a policy from now on, before it has decided anything.
+    pub(super) fn expect(&self, configured: Policy) {
+        self.of(configured);
         if configured == Policy::Lmcache {
-            policies.push(Policy::Warm);
+            self.of(Policy::Warm);
         }
-        policies.dedup();
-        let counters = |policy: Policy| {
-            Reason::ALL.iter().map(|reason| metrics.decisions(policy.name(), *reason)).collect()
-        };
-        Self(policies.into_iter().map(|policy| (policy, counters(policy))).collect())
     }
 
     pub(super) fn count(&self, decision: &Decision) {
-        if let Some((_, counters)) = self.0.iter().find(|(policy, _)| *policy == decision.policy) {
-            counters[decision.reason as usize].inc();
-        }
+        self.of(decision.policy)[decision.reason as usize].inc();
+    }
+
+    fn of(&self, policy: Policy) -> &[IntCounter] {
+        self.by_policy[policy as usize].get_or_init(|| {
+            Reason::ALL.iter().map(|reason| self.metrics.decisions(policy.name(), *reason)).collect()
+        })
     }
 }

@@ -5,13 +5,18 @@
 //! business but the operator's (addresses, system errors) go to the log only. Errors of workers are not errors here: their
 //! responses are relayed as they are.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use crate::{prompt::ParseError, upstream::SendError};
+use super::{identify, route::Route};
+use crate::{
+    prompt::{ApiKind, ParseError},
+    tenants::{Limit, OverLimit, Unauthorized},
+    upstream::SendError,
+};
 
 /// Why the gateway answers instead of a worker.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,21 @@ pub enum GatewayError {
     /// A method that makes no sense here.
     #[error("method CONNECT is not supported: this is a gateway, not a forward proxy")]
     Connect,
+    /// No key, or one that is not known.
+    #[error(transparent)]
+    Unauthorized(#[from] Unauthorized),
+    /// The key is for the inference API only.
+    #[error("this API key may use the inference API only (paths: all allows the rest)")]
+    PathNotAllowed,
+    /// The key's limit is reached.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
+    /// The key is not for this model, which may or may not exist.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelNotAllowed(String),
+    /// The key is for some models only, and the request names none: the worker could take any.
+    #[error("you must provide a model parameter: this API key may use some models only")]
+    ModelNotNamed,
     /// The request names a model that no worker serves.
     #[error(
         "The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)"
@@ -65,13 +85,18 @@ impl GatewayError {
     /// The status that says whose fault it is.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) | Self::ModelNotNamed => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Self::PathNotAllowed => StatusCode::FORBIDDEN,
+            Self::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoSuchModel(_) => StatusCode::NOT_FOUND,
+            Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
             Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
@@ -98,31 +123,54 @@ impl GatewayError {
             Self::TransferCoding => "transfer_coding_not_supported",
             Self::Expectation => "expectation_failed",
             Self::Connect => "method_not_supported",
-            Self::NoSuchModel(_) => "model_not_found",
+            Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => "model_not_found",
+            Self::ModelNotNamed => "model_not_named",
+            Self::Unauthorized(_) => "invalid_api_key",
+            Self::PathNotAllowed => "path_not_allowed",
+            Self::OverLimit(_) => "rate_limit_exceeded",
             Self::NoWorker => "no_worker_available",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } => "worker_failed",
                 SendError::Timeout(_) => "worker_timeout",
                 SendError::Malformed(_) => "worker_malformed",
+                SendError::Removed => "worker_removed",
             },
         }
     }
 
-    /// The OpenAI error object, as a response.
-    pub fn response(&self) -> Response<Full<Bytes>> {
+    /// The error object of the API that the client speaks, as a response: Anthropic's on its route, else OpenAI's.
+    pub(super) fn response(&self, route: Route) -> Response<Full<Bytes>> {
         let status = self.status();
-        let kind = if status.is_client_error() { "invalid_request_error" } else { "server_error" };
         let message = self.to_string();
-        let param = matches!(self, Self::NoSuchModel(_)).then_some("model");
-        let error = ErrorObject { message: &message, r#type: kind, param, code: self.kind() };
-        let body = serde_json::to_string(&ErrorBody { error }).expect("strings serialise");
-        let mut response = Response::new(Full::from(body));
+        let body = if route == Route::Inference(ApiKind::Messages) {
+            let error = AnthropicError { r#type: self.anthropic_type(), message: &message };
+            serde_json::to_string(&AnthropicBody { r#type: "error", error })
+        } else {
+            let param = matches!(self, Self::NoSuchModel(_) | Self::ModelNotAllowed(_) | Self::ModelNotNamed);
+            let param = param.then_some("model");
+            let error =
+                ErrorObject { message: &message, r#type: self.openai_type(), param, code: self.kind() };
+            serde_json::to_string(&ErrorBody { error })
+        };
+        let mut response = Response::new(Full::from(body.expect("strings serialise")));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        match self {
+            Self::Unauthorized(_) => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            Self::OverLimit(over) => {
+                if let Some(after) = over.retry_after {
+                    headers.insert(header::RETRY_AFTER, whole_seconds(after));
+                }
+                identify::set_standings(headers, over.tenant.standings(Instant::now()));
+            }
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
         }
         let leaves_bytes = matches!(
             self,
@@ -139,6 +187,29 @@ impl GatewayError {
         }
         response
     }
+
+    fn openai_type(&self) -> &'static str {
+        match self {
+            Self::OverLimit(over) if over.kind == Limit::Tokens => "tokens",
+            Self::OverLimit(_) => "requests",
+            _ if self.status().is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    fn anthropic_type(&self) -> &'static str {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        }
+    }
 }
 
 /// OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`.
@@ -153,4 +224,23 @@ struct ErrorObject<'a> {
     r#type: &'a str,
     param: Option<&'a str>,
     code: &'a str,
+}
+
+/// Anthropic's: `{"type": "error", "error": {"type", "message"}}`.
+#[derive(serde::Serialize)]
+struct AnthropicBody<'a> {
+    r#type: &'static str,
+    error: AnthropicError<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct AnthropicError<'a> {
+    r#type: &'static str,
+    message: &'a str,
+}
+
+/// `Retry-After` has whole seconds; none of them is too early.
+fn whole_seconds(time: Duration) -> HeaderValue {
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1);
+    HeaderValue::from(seconds)
 }

@@ -166,17 +166,35 @@ impl Controller {
     }
 }
 
-/// Reads the controller's list of instances again and again; for the control thread. Ends at once without a controller.
+/// Reads the controller's list of instances again and again; for the control thread, for ever.
 pub async fn watch_lmcache(shared: Arc<Shared>) {
-    let Some(mut controller) = Controller::new(&shared.config) else { return };
-    controller.timeout = shared.config.health.timeout; // nobody waits for this one
-    let mut polls = tokio::time::interval(shared.config.scrape_interval);
+    let mut changes = shared.config.changes();
+    loop {
+        let config = shared.config.get();
+        let following = async {
+            match Controller::new(&config) {
+                Some(controller) => follow(&shared, &config, controller).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+async fn follow(shared: &Shared, config: &config::Config, mut controller: Controller) {
+    controller.timeout = config.health.timeout; // nobody waits for this one
+    let mut polls = tokio::time::interval(config.scrape_interval);
     polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         polls.tick().await;
         match controller.exchange::<Listed>(Method::GET, "/controller/workers", Bytes::new()).await {
             Ok(listed) => {
-                let instances = by_worker(&shared.fleet, &shared.config.routing.lmcache, &listed.workers);
+                let instances = by_worker(&shared.fleet, &config.routing.lmcache, &listed.workers);
                 for worker in shared.fleet.workers().iter() {
                     let is_of = |instance: &&Instance| instances.get(&instance.id) == Some(&worker.slot);
                     let keys =

@@ -11,10 +11,13 @@ mod choose;
 mod client_io;
 mod conformance;
 mod connection;
+mod cut;
 mod decided;
 mod decisions;
 mod error;
+mod forwarded;
 mod headers;
+mod identify;
 mod listen;
 mod lmcache;
 mod models;
@@ -23,27 +26,33 @@ mod relay;
 pub mod request;
 mod retry_budget;
 mod route;
+mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
+mod usage;
 mod verify;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
 
 use self::retry_budget::RetryBudget;
 use crate::{
-    config::Config,
+    config::{Config, Live},
     fleet::Fleet,
-    index::PrefixIndex,
+    index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
+    tenants::Tenants,
     tokenize::Tokenizers,
 };
 
@@ -86,10 +95,10 @@ pub struct CacheView {
 
 /// What all data threads share.
 pub struct Shared {
-    /// The configuration.
-    pub config: Config,
+    /// The configuration in force. A request on a data thread has its own snapshot of it.
+    pub config: Arc<Live>,
     /// The workers.
-    pub fleet: Fleet,
+    pub fleet: Arc<Fleet>,
     /// Which worker holds which prefix.
     pub index: Arc<PrefixIndex>,
     /// Which worker holds which token blocks, by its own word.
@@ -104,6 +113,8 @@ pub struct Shared {
     pub flows: Flows,
     /// Where token ids come from.
     pub tokenizers: Tokenizers,
+    /// Who may ask.
+    pub tenants: Tenants,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -122,8 +133,8 @@ pub struct Shared {
 impl Shared {
     /// Puts the parts together.
     pub fn new(
-        config: Config,
-        fleet: Fleet,
+        config: Arc<Live>,
+        fleet: Arc<Fleet>,
         caches: CacheView,
         metrics: Arc<Metrics>,
         kernel: KernelSide,
@@ -131,14 +142,16 @@ impl Shared {
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
+        let started = config.get();
         Self {
             routers: Mutex::new(ByKind {
-                by_prefix: router(config.routing.settings.clone()),
+                by_prefix: router(started.routing.settings.clone()),
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
-            decisions: DecisionCounters::new(&metrics, config.routing.settings.policy),
-            retries: RetryBudget::new(config.limits.retry_share),
+            decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
+            retries: RetryBudget::new(started.limits.retry_share),
+            tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,
             index: caches.indices.bytes,
@@ -154,6 +167,42 @@ impl Shared {
         }
     }
 
+    /// The configuration now, to look something up; see [`Live::load`].
+    pub fn config(&self) -> arc_swap::Guard<Arc<Config>> {
+        self.config.load()
+    }
+
+    /// Puts another configuration in force: for new requests at once, for what runs at its next look. What only a restart
+    /// can change must be as it was ([`crate::config::settle`]).
+    pub fn reconfigure(&self, config: Config) {
+        let settings = config.routing.settings.clone();
+        self.decisions.expect(settings.policy);
+        self.retries.set_share(config.limits.retry_share);
+        self.tenants.replace(&config.keys);
+        for worker in self.fleet.workers().iter() {
+            worker.breaker.configure(config.breaker.failures, config.breaker.open_for);
+        }
+        self.config.replace(config);
+        self.routers.lock().by_prefix.configure(settings);
+    }
+
+    /// Returns when every decision that began before has been made and counted.
+    pub fn wait_for_decisions(&self) {
+        drop(self.routers.lock());
+    }
+
+    /// Empties a place whose worker has left: what is known of the next one begins with nothing.
+    pub fn forget(&self, slot: WorkerSlot) {
+        self.index.remove_worker(slot);
+        self.token_index.remove_worker(slot);
+        self.flows.forget(slot.0.into());
+        self.lmcache_instances.rcu(|instances| {
+            let mut instances = HashMap::clone(instances);
+            instances.retain(|_, of| *of != slot);
+            instances
+        });
+    }
+
     /// Takes a retry out of the budget; what is refused is counted.
     fn may_retry(&self) -> bool {
         let may = self.retries.take();
@@ -165,7 +214,7 @@ impl Shared {
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.
     fn enter(&self) -> bool {
-        let limit = self.config.limits.connections;
+        let limit = self.config().limits.connections;
         self.connections.fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1)).is_ok()
     }
 

@@ -90,6 +90,8 @@ impl Body for GatewayBody {
 pub(super) enum RelayError {
     #[error("the worker's response broke off: {0}")]
     Http(#[from] hyper::Error),
+    #[error("the worker was removed while it was answering")]
+    Removed,
     #[error(transparent)]
     Raw(RawError),
 }
@@ -129,10 +131,14 @@ impl Relay {
         if self.ended {
             return Poll::Ready(None);
         }
+        if self.attempt.cut().poll(cx).is_ready() {
+            return self.broke_off(RelayError::Removed);
+        }
         match std::task::ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.attempt.body_data(data);
+                    self.account.body_data(data);
                     if self.is_event_stream {
                         self.at_event_boundary = data.ends_with(b"\n\n");
                         if data.starts_with(b"data: {\"error\":") {
@@ -149,18 +155,21 @@ impl Relay {
                 self.end();
                 Poll::Ready(None)
             }
-            Some(Err(error)) => {
-                self.ended = true;
-                self.attempt.fail("broken_stream");
-                self.account.answered(self.status);
-                tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
-                // A body with a length would be cut there, and look complete.
-                if self.is_event_stream && self.body.size_hint().exact().is_none() {
-                    Poll::Ready(Some(Ok(Frame::data(self.error_event()))))
-                } else {
-                    Poll::Ready(Some(Err(error.into())))
-                }
-            }
+            Some(Err(error)) => self.broke_off(error.into()),
+        }
+    }
+
+    /// There will be no more: the client is told where that can be done.
+    fn broke_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
+        self.ended = true;
+        self.attempt.fail("broken_stream");
+        self.account.answered(self.status);
+        tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
+        // A body with a length would be cut there, and look complete.
+        if self.is_event_stream && self.body.size_hint().exact().is_none() {
+            Poll::Ready(Some(Ok(Frame::data(self.error_event()))))
+        } else {
+            Poll::Ready(Some(Err(error)))
         }
     }
 

@@ -15,20 +15,25 @@ use super::{
     body,
     choose::{self, Choice},
     client_io::ClientSocket,
-    conformance, headers, models,
+    conformance,
+    headers::{self, Sender},
+    identify::{identify, set_standings},
+    models,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
+    snapshot::Snapshot,
     thread::ThreadContext,
     token_keys::MatchKind,
     tokens,
 };
-use crate::{fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
+use crate::{config, fleet::Worker, index::WorkerSlot, kernel::Relays, routing::Decision, upstream};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
     pub(super) address: SocketAddr,
     pub(super) socket: Rc<ClientSocket>,
+    pub(super) is_tls: bool,
 }
 
 /// Answers one request, always: an error becomes an OpenAI error object.
@@ -37,31 +42,47 @@ pub(super) async fn handle(
     client: Client,
     request: Request<Incoming>,
 ) -> Response<GatewayBody> {
+    let config = context.config();
     let (parts, body) = request.into_parts();
-    let conforms = conformance::check(&parts);
+    let admitted = conformance::check(&parts).and_then(|()| identify(&context.shared.tenants, &parts));
     let Parts { method, uri, version, headers: client_headers, .. } = parts;
     let route = Route::of(&method, uri.path());
     let mut account = RequestAccount::new(context.shared.clone(), route);
-    let (worker_headers, request_id) = headers::for_worker(client_headers, client.address.ip());
+    let sender = Sender {
+        ip: client.address.ip(),
+        is_tls: client.is_tls,
+        is_trusted: config.is_trusted_proxy(client.address.ip()),
+        has_key: admitted.as_ref().is_ok_and(|admission| admission.tenant().has_key),
+    };
+    let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
-    let raw = raw && fastrand::f64() >= context.shared.config.relay.sample;
+    let raw = raw && fastrand::f64() >= config.relay.sample;
     let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold: relays.map(|_| raw::hold(&context.shared.config.relay)),
+        hold: relays.map(|_| raw::hold(&config.relay)),
     };
 
-    let own = outgoing.lists_models().then(|| models::list(&context.shared.fleet)).flatten();
-    let answered = match (conforms, own) {
-        (Err(error), _) => Err(error),
-        (Ok(()), Some(list)) => Ok(Answered::Here(list)),
-        (Ok(()), None) => answer(context, route, outgoing, body, &request_id)
-            .await
-            .map(|answer| Answered::Worker(Box::new(answer))),
+    let (mut tenant, mut may_go_on) = (None, true);
+    let answered = match admitted {
+        Err(error) => {
+            may_go_on = body::discard(body, config.timeouts.body_idle).await;
+            Err(error)
+        }
+        Ok(admission) => {
+            let asking = tenant.insert(admission.tenant().clone());
+            account.admitted(admission);
+            match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
+                Some(list) => Ok(Answered::Here(list)),
+                None => answer(context, &config, route, outgoing, body, &request_id, &mut account)
+                    .await
+                    .map(|answer| Answered::Worker(Box::new(answer))),
+            }
+        }
     };
     let mut response = match answered {
         Ok(Answered::Here(response)) => {
@@ -70,7 +91,7 @@ pub(super) async fn handle(
         }
         Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
-            answer.relay(context, &client, relays, account)
+            answer.relay(context, &config.relay, &client, relays, account)
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -80,10 +101,17 @@ pub(super) async fn handle(
                 tracing::warn!(?request_id, %error, cause, "request not served");
             }
             account.answered(error.status());
-            error.response().map(GatewayBody::own)
+            error.response(route).map(GatewayBody::own)
         }
     };
-    response.headers_mut().insert(headers::REQUEST_ID, request_id);
+    let headers = response.headers_mut();
+    headers.insert(headers::REQUEST_ID, request_id);
+    if let Some(tenant) = tenant {
+        set_standings(headers, tenant.standings(Instant::now()));
+    }
+    if !may_go_on {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 
@@ -109,12 +137,12 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    fn request(&self, worker: &Worker) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn request(&self, worker: &Worker) -> Request<Bytes> {
+        let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        headers::set_host(request.headers_mut(), worker);
+        headers::set_worker(request.headers_mut(), worker);
         request
     }
 }
@@ -129,23 +157,27 @@ struct Answer {
 
 async fn answer(
     context: &Rc<ThreadContext>,
+    config: &Snapshot,
     route: Route,
     mut outgoing: Outgoing,
     body: Incoming,
     request_id: &HeaderValue,
+    account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
-    let config = &shared.config;
     outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
 
     let deciding = Instant::now();
-    let mut plan = choose::plan(shared, route, &outgoing.headers, &outgoing.body)?;
+    let admission = account.admission().expect("only requests that were let in are answered");
+    let mut plan =
+        choose::plan(shared, config, admission.tenant(), route, &outgoing.headers, &outgoing.body)?;
     let planning = deciding.elapsed();
-    let tokens = tokens::learn(context, plan.ask_tokens(), &outgoing.body).await;
+    let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
-    if let Some(controller) = context.lmcache.as_ref().filter(|_| plan.by_prefix) {
+    admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
+    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let choosing = Instant::now();
@@ -164,7 +196,8 @@ async fn answer(
     let mut tried: Vec<WorkerSlot> = Vec::new();
     loop {
         let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
-        let mut attempt = Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction);
+        let mut attempt =
+            Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction, &context.cuts);
         let worker = attempt.worker().clone();
         tried.push(worker.slot);
         let may_try_again = || {
@@ -174,32 +207,34 @@ async fn answer(
         };
         let head_timeout = config.timeouts.response_head;
         let request = || outgoing.request(&worker);
-        let retry_reason =
-            match upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request)
-                .await
-            {
-                Ok(sent) => {
-                    let status = sent.response.status();
-                    if is_load(status) || status.is_server_error() {
-                        choose::forget(shared, &plan, &decision, sent_blocks);
-                    }
-                    if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                        return Ok(Answer { sent, attempt, decision, match_kind });
-                    }
-                    attempt.complete(status);
-                    if is_load(status) { "load" } else { "status" }
-                }
-                Err(error) => {
-                    attempt.fail(error.kind());
+        let sent = tokio::select! {
+            biased;
+            sent = upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request) => sent,
+            () = attempt.cut().cut() => Err(upstream::SendError::Removed),
+        };
+        let retry_reason = match sent {
+            Ok(sent) => {
+                let status = sent.response.status();
+                if is_load(status) || status.is_server_error() {
                     choose::forget(shared, &plan, &decision, sent_blocks);
-                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                    let harmless = repeatable || !error.may_have_been_processed();
-                    if !(harmless && may_try_again()) {
-                        return Err(GatewayError::Failed { tries: tried.len(), last: error });
-                    }
-                    error.kind()
                 }
-            };
+                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
+                    return Ok(Answer { sent, attempt, decision, match_kind });
+                }
+                attempt.complete(status);
+                if is_load(status) { "load" } else { "status" }
+            }
+            Err(error) => {
+                attempt.fail(error.kind());
+                choose::forget(shared, &plan, &decision, sent_blocks);
+                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                let harmless = repeatable || !error.may_have_been_processed();
+                if !(harmless && may_try_again()) {
+                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
+                }
+                error.kind()
+            }
+        };
         drop(attempt); // its load is off the worker before the next decision
         shared.metrics.retries.with_label_values(&[retry_reason]).inc();
         choice = choose(&tried)?;
@@ -238,9 +273,10 @@ impl Answer {
     fn relay(
         self,
         context: &ThreadContext,
+        config: &config::Relay,
         client: &Client,
         relays: Option<&Relays>,
-        account: RequestAccount,
+        mut account: RequestAccount,
     ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
@@ -248,7 +284,7 @@ impl Answer {
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(&context.shared.config.relay) == upstream::Hold::All;
+        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
@@ -264,12 +300,12 @@ impl Answer {
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
+        account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
         let (lease, ledger) = match raw {
             None => (lease, ledger),
             Some((relays, plan)) => {
-                match RawRelay::new(plan, &context.shared.config.relay, relays, &client.socket, lease, ledger)
-                {
+                match RawRelay::new(plan, config, relays, &client.socket, lease, ledger) {
                     Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                     Err(refused) => refused,
                 }

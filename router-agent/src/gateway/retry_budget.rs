@@ -15,20 +15,27 @@ const FULL: i64 = RESERVE as i64 * RETRY;
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     balance: AtomicI64,
-    share: i64,
+    share: AtomicI64,
 }
 
 impl RetryBudget {
     /// `share`: retries per request, 0 to 1.
     pub(super) fn new(share: f64) -> Self {
-        Self { balance: AtomicI64::new(FULL), share: (share * RETRY as f64) as i64 }
+        let budget = Self { balance: AtomicI64::new(FULL), share: AtomicI64::new(0) };
+        budget.set_share(share);
+        budget
+    }
+
+    /// As in [`RetryBudget::new`], from now on.
+    pub(super) fn set_share(&self, share: f64) {
+        self.share.store((share * RETRY as f64) as i64, Relaxed);
     }
 
     /// A request has come.
     pub(super) fn pay_in(&self) {
         // Mostly full: then nothing is written.
         if self.balance.load(Relaxed) < FULL {
-            self.balance.fetch_add(self.share, Relaxed);
+            self.balance.fetch_add(self.share.load(Relaxed), Relaxed);
         }
     }
 

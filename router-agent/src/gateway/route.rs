@@ -39,6 +39,45 @@ impl Route {
     }
 }
 
+/// Paths of the inference API that have no parameters.
+const API: [&str; 22] = [
+    "/classify",
+    "/detokenize",
+    "/health",
+    "/inference/v1/generate",
+    "/ping",
+    "/pooling",
+    "/rerank",
+    "/score",
+    "/tokenize",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/models",
+    "/v1/rerank",
+    "/v1/responses",
+    "/v1/score",
+    "/v2/rerank",
+    "/version",
+];
+
+/// Whether a path is of vLLM's inference API, and not one by which a worker is controlled (`/sleep`,
+/// `/reset_prefix_cache`, `/v1/load_lora_adapter` and whatever a later version may have).
+pub(super) fn is_api(path: &str) -> bool {
+    let is_plain = |rest: &str| {
+        let up = |segment: &str| segment.to_ascii_lowercase().replace("%2e", ".") == "..";
+        !rest.is_empty() && !rest.split('/').any(up)
+    };
+    API.binary_search(&path).is_ok()
+        || ["/v1/models/", "/v1/responses/"]
+            .iter()
+            .any(|start| path.strip_prefix(start).is_some_and(is_plain))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,6 +96,29 @@ mod tests {
             (Method::POST, "/v1/chat/completions/"),
         ] {
             assert_eq!(of(method.clone(), path), Route::Other, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn the_inference_api_is_told_from_the_control_of_a_worker() {
+        assert!(API.is_sorted());
+        for path in
+            ["/v1/chat/completions", "/v1/models/org/name", "/v1/responses/resp_1/cancel", "/tokenize"]
+        {
+            assert!(is_api(path), "{path}");
+        }
+        for path in [
+            "/sleep",
+            "/metrics",
+            "/v1/load_lora_adapter",
+            "/v1",
+            "/v1/models/",
+            "/v1/models/../../sleep",
+            "/v1/models/%2E%2e/%2e./sleep",
+            "//v1/models",
+            "/v1/completions/",
+        ] {
+            assert!(!is_api(path), "{path}");
         }
     }
 }

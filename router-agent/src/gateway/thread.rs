@@ -21,7 +21,8 @@ use super::{
     Shared,
     choose::Scratch,
     connection::{self, OpenConnection},
-    lmcache::Controller,
+    cut::Cuts,
+    snapshot::{Snapshot, Snapshots},
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
 
@@ -57,11 +58,20 @@ pub(super) struct ThreadContext {
     pub(super) shared: Arc<Shared>,
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
-    pub(super) lmcache: Option<Controller>,
+    snapshots: Snapshots,
+    /// Requests in flight, to be cut off if need be.
+    pub(super) cuts: Cuts,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
     pub(super) empty: Notify,
+}
+
+impl ThreadContext {
+    /// The configuration now.
+    pub(super) fn config(&self) -> Rc<Snapshot> {
+        self.snapshots.newest(&self.shared.config, &self.pool)
+    }
 }
 
 /// A running data thread.
@@ -99,17 +109,19 @@ async fn run(
     mut phase: watch::Receiver<Phase>,
     core: Option<Core>,
 ) -> io::Result<()> {
-    let pool = Pool::new(PoolSettings { connect_timeout: shared.config.timeouts.connect });
-    let lmcache = Controller::new(&shared.config);
+    let pool = Pool::new(PoolSettings { connect_timeout: shared.config().timeouts.connect });
+    let snapshots = Snapshots::new(&shared.config);
     let context = Rc::new(ThreadContext {
         shared,
         pool,
         scratch: RefCell::default(),
-        lmcache,
+        snapshots,
+        cuts: Cuts::default(),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
+    tokio::task::spawn_local(cut_off(context.clone()));
     if let Some(core) = core.clone() {
         tokio::task::spawn_local(beat(context.clone(), core));
     }
@@ -186,6 +198,14 @@ async fn sweep(context: Rc<ThreadContext>) {
     loop {
         ticks.tick().await;
         context.pool.sweep();
+    }
+}
+
+/// Cuts off the requests on workers that are dismissed.
+async fn cut_off(context: Rc<ThreadContext>) {
+    let mut cuts = context.shared.fleet.cuts();
+    while cuts.changed().await.is_ok() {
+        context.cuts.wake();
     }
 }
 

@@ -8,12 +8,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use memchr::memmem;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Shared, headers, thread::ThreadContext};
 use crate::{
+    config::Config,
     fleet::Worker,
     limits,
     prompt::{self, ApiKind, Form},
@@ -74,7 +75,12 @@ fn digest(request: &prompt::Request<'_>) -> u128 {
 }
 
 /// The token ids of the request with this body; none where they cannot be had in time.
-pub(super) async fn learn(context: &ThreadContext, ask: Ask, body: &Bytes) -> Option<Arc<[u32]>> {
+pub(super) async fn learn(
+    context: &ThreadContext,
+    config: &Config,
+    ask: Ask,
+    body: &Bytes,
+) -> Option<Arc<[u32]>> {
     let shared = &context.shared;
     let metrics = &shared.metrics.tokenize;
     let started = Instant::now();
@@ -92,7 +98,7 @@ pub(super) async fn learn(context: &ThreadContext, ask: Ask, body: &Bytes) -> Op
             (TokensFrom::Local, encoded.map(|encoded| encoded.tokens))
         }
         Ask::Worker(key) => {
-            let tokens = by_worker(context, key, body).await;
+            let tokens = by_worker(context, config.tokenizers.deadline, key, body).await;
             metrics.seconds.observe(started.elapsed().as_secs_f64());
             (TokensFrom::Worker, tokens)
         }
@@ -110,7 +116,12 @@ pub(super) async fn learn(context: &ThreadContext, ask: Ask, body: &Bytes) -> Op
     }
 }
 
-async fn by_worker(context: &ThreadContext, key: u128, body: &Bytes) -> Result<Arc<[u32]>, Unknown> {
+async fn by_worker(
+    context: &ThreadContext,
+    deadline: Duration,
+    key: u128,
+    body: &Bytes,
+) -> Result<Arc<[u32]>, Unknown> {
     let cache = context.shared.tokenizers.cache();
     if let Some(tokens) = cache.get(key) {
         context.shared.metrics.tokenize.cached_tokens.inc_by(tokens.len() as u64);
@@ -119,7 +130,6 @@ async fn by_worker(context: &ThreadContext, key: u128, body: &Bytes) -> Result<A
     if IGNORED_BY_TOKENIZE.iter().any(|member| memmem::find(body, member).is_some()) {
         return Err(Unknown::Unsupported("/tokenize leaves out something that changes the prompt"));
     }
-    let deadline = context.shared.config.tokenizers.deadline;
     let asked = tokio::time::timeout(deadline, ask_worker(context, body, deadline));
     let tokens = asked.await.unwrap_or(Err(Unknown::Late))?;
     context.shared.metrics.tokenize.new_tokens.inc_by(tokens.len() as u64);
@@ -157,12 +167,12 @@ async fn ask_worker(
     parse_answer(&answer).map_err(|error| failed(error.to_string()))
 }
 
-fn tokenize_request(worker: &Worker, body: Bytes) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(body));
+fn tokenize_request(worker: &Worker, body: Bytes) -> Request<Bytes> {
+    let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static("/tokenize");
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers::set_host(request.headers_mut(), worker);
+    headers::set_worker(request.headers_mut(), worker);
     request
 }
 

@@ -114,7 +114,7 @@ fn probes(model: Option<&str>) -> Vec<(ApiKind, Bytes)> {
 
 /// The worker's tokens for a probe; none if it does not tell.
 async fn ask(shared: &Shared, worker: &Worker, body: &Bytes) -> Option<Arc<[u32]>> {
-    let timeout = shared.config.health.timeout;
+    let timeout = shared.config().health.timeout;
     let answer =
         fetch::post(worker, "/tokenize", body.clone(), timeout, limits::TOKENIZE_ANSWER_BYTES_MAX).await;
     match answer {

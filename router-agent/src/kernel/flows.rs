@@ -123,6 +123,21 @@ impl Flows {
         self.start(u32::MAX, client, 0, Start { sent_ns: 0, is_event_stream: false })
     }
 
+    /// The index has another worker from now on: its histograms begin anew.
+    pub fn forget(&self, worker: u32) {
+        if worker >= WORKERS_MAX {
+            return;
+        }
+        for kind in [LatencyKind::TimeToFirstByte, LatencyKind::EventGap] {
+            let at = latency::key(worker, kind) as usize * size_of::<LatencyValue>();
+            let fields = [offset_of!(LatencyValue, count), offset_of!(LatencyValue, sum_ns)];
+            let buckets = (0..BUCKETS).map(|i| offset_of!(LatencyValue, buckets) + 8 * i);
+            for field in fields.into_iter().chain(buckets) {
+                self.shared.latency.u64(at + field).store(0, Relaxed);
+            }
+        }
+    }
+
     /// A worker's histogram.
     pub fn latency(&self, worker: u32, kind: LatencyKind) -> Option<LatencyValue> {
         if worker >= WORKERS_MAX {
@@ -296,6 +311,16 @@ mod tests {
         assert_eq!(flows.latency(4, LatencyKind::EventGap).expect("a worker").count, 0);
         assert_eq!(flow.entry.u64(offset_of!(FlowValue, bytes)).load(Relaxed), 27);
         assert_eq!(flow.events(), 3);
+    }
+
+    #[test]
+    fn a_forgotten_worker_s_histograms_are_empty() {
+        let flows = Flows::private().expect("memory");
+        start(&flows, true).data(b"data: 1\n\n");
+        assert_eq!(counts(&flows), [1, 0]);
+        flows.forget(3);
+        let empty = flows.latency(3, LatencyKind::TimeToFirstByte).expect("it is a worker");
+        assert_eq!((empty.count, empty.sum_ns, empty.buckets.iter().sum::<u64>()), (0, 0, 0));
     }
 
     #[test]

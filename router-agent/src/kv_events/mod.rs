@@ -16,6 +16,7 @@
 
 mod checker;
 mod follow;
+mod followers;
 mod live;
 mod mirror;
 mod predictions;
@@ -29,7 +30,7 @@ pub mod wire;
 mod worker;
 pub mod zmtp;
 
-use std::{io, sync::Arc, thread::JoinHandle};
+use std::{collections::HashMap, io, sync::Arc, thread::JoinHandle};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -38,16 +39,12 @@ use tokio::{
     time::sleep_until,
 };
 
-use self::{live::Publishers, mirror::Mirror, worker::WorkerFollower};
+use self::{followers::Followers, live::Publishers, mirror::Mirror};
 pub use self::{
     mirror::Indices,
     predictions::{Over, Prediction, Predictions},
 };
-use crate::{
-    config::{Config, WorkerKvEvents},
-    fleet::Fleet,
-    telemetry::Metrics,
-};
+use crate::{config::Live, fleet::Fleet, index::WorkerSlot, telemetry::Metrics};
 
 /// The thread that follows all workers. Dropped, it ends.
 pub struct KvEvents {
@@ -55,42 +52,32 @@ pub struct KvEvents {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts to follow every worker that is to be followed. `ended` is the other end of [`Predictions::new`].
+/// Starts to follow every worker that is to be followed, those that come included. `ended` is the other end of
+/// [`Predictions::new`].
 pub fn start(
-    config: &Config,
-    fleet: &Fleet,
+    config: &Arc<Live>,
+    fleet: &Arc<Fleet>,
     indices: &Indices,
     metrics: &Arc<Metrics>,
     ended: mpsc::Receiver<Over>,
 ) -> io::Result<KvEvents> {
-    let publishers = Publishers::default();
-    let mut followers = Vec::new();
-    for worker in fleet.workers().iter() {
-        let own = config.workers.iter().find(|own| own.name == worker.name).map(|own| own.kv_events.clone());
-        let own = if config.kv_events.is_on { own.unwrap_or_default() } else { WorkerKvEvents::Off };
-        let worker_metrics = metrics.kv_events.worker(&worker.name);
-        let mirror =
-            Mirror::new(worker.clone(), indices.clone(), fleet.key_spaces().clone(), worker_metrics.clone());
-        followers.push(WorkerFollower {
-            worker: worker.clone(),
-            mirror: Arc::new(Mutex::new(mirror)),
-            metrics: worker_metrics,
-            config: own,
-            hash_seed: config.kv_events.hash_seed.clone(),
-            publishers: publishers.clone(),
-            timeout: config.health.timeout,
-        });
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = oneshot::channel();
+    let mirrors = Mirrors::default();
+    let followers = Followers {
+        config: config.clone(),
+        fleet: fleet.clone(),
+        indices: indices.clone(),
+        metrics: metrics.clone(),
+        mirrors: mirrors.clone(),
+        publishers: Publishers::default(),
+        followed: HashMap::new(),
+    };
     let metrics = metrics.clone();
     let follow = async move {
-        let mirrors = followers.iter().map(|follower| follower.mirror.clone()).collect();
         let mut tasks = JoinSet::new();
         tasks.spawn(settle(mirrors, ended, metrics));
-        for follower in followers.into_iter().filter(|follower| follower.config != WorkerKvEvents::Off) {
-            tasks.spawn(follower.run());
-        }
+        tasks.spawn(followers.run());
         let _ = stopped.await; // said, or its sender dropped: the end
     };
     let thread =
@@ -107,11 +94,14 @@ impl Drop for KvEvents {
     }
 }
 
+/// What each worker's events add up to, by its place.
+type Mirrors = Arc<Mutex<HashMap<WorkerSlot, Arc<Mutex<Mirror>>>>>;
+
 /// Takes back what was predicted and not confirmed in time. Predictions end in the order of their times.
-async fn settle(mirrors: Vec<Arc<Mutex<Mirror>>>, mut ended: mpsc::Receiver<Over>, metrics: Arc<Metrics>) {
+async fn settle(mirrors: Mirrors, mut ended: mpsc::Receiver<Over>, metrics: Arc<Metrics>) {
     while let Some(Over { slot, keys, due }) = ended.recv().await {
         sleep_until(due).await;
-        let Some(mirror) = mirrors.get(usize::from(slot.0)) else { continue };
+        let Some(mirror) = mirrors.lock().get(&slot).cloned() else { continue };
         let confirmed = mirror.lock().settle(&keys);
         let metrics = &metrics.kv_events;
         if confirmed { &metrics.predictions_confirmed } else { &metrics.predictions_expired }.inc();

@@ -21,7 +21,7 @@ use super::{
     zmtp::Endpoint,
 };
 use crate::{
-    config::WorkerKvEvents,
+    config::{Live as LiveConfig, WorkerKvEvents},
     fleet::{KvState, Worker},
     limits,
     telemetry::KvWorkerMetrics,
@@ -36,7 +36,7 @@ const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// How long the first scrape is waited for: it says how long blocks are.
 const FIRST_SCRAPE: Duration = Duration::from_millis(500);
 
-/// Follows one worker's events for as long as the gateway runs.
+/// Follows one worker's events for as long as it runs.
 pub(super) struct WorkerFollower {
     pub(super) worker: Arc<Worker>,
     pub(super) mirror: Arc<Mutex<Mirror>>,
@@ -44,8 +44,8 @@ pub(super) struct WorkerFollower {
     pub(super) config: WorkerKvEvents,
     pub(super) hash_seed: Option<String>,
     pub(super) publishers: Publishers,
-    /// For each question to the worker.
-    pub(super) timeout: Duration,
+    /// How long each question to the worker may take.
+    pub(super) live: Arc<LiveConfig>,
 }
 
 impl WorkerFollower {
@@ -85,9 +85,13 @@ impl WorkerFollower {
         }
     }
 
+    fn timeout(&self) -> Duration {
+        self.live.load().health.timeout
+    }
+
     async fn sources(&self) -> Result<Vec<Source>, SourceError> {
         match &self.config {
-            WorkerKvEvents::Auto => source::discover(&self.worker, self.timeout).await,
+            WorkerKvEvents::Auto => source::discover(&self.worker, self.timeout()).await,
             WorkerKvEvents::At(endpoints) => Ok(vec![source::configured(endpoints, &self.worker.url.host)?]),
             WorkerKvEvents::Off => Ok(Vec::new()),
         }
@@ -118,7 +122,7 @@ impl WorkerFollower {
         let facts = first.ok().and_then(|scraped| scraped.ok().and_then(|facts| facts.clone()));
         let scraped_name = facts.as_ref().and_then(|facts| facts.model_name.clone());
         let block_tokens = facts.as_ref().and_then(|facts| facts.block_tokens);
-        let (root, names) = match source::model(&self.worker, self.timeout).await {
+        let (root, names) = match source::model(&self.worker, self.timeout()).await {
             Some(model) => (model.root, model.names),
             None => (scraped_name.clone().unwrap_or_default(), scraped_name.into_iter().collect()),
         };

@@ -56,6 +56,11 @@ impl Router {
         }
     }
 
+    /// Decides by these from now on. Who was chosen last is remembered.
+    pub fn configure(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
     /// The configured policy.
     pub fn policy(&self) -> Policy {
         self.settings.policy

@@ -2,7 +2,7 @@
 //!
 //! Read when it is scraped, so that the kernel programs and the data threads count in one place only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use prometheus::{
     core::{Collector, Desc},
@@ -10,7 +10,7 @@ use prometheus::{
 };
 use router_common::latency::{BUCKETS, LatencyKind, LatencyValue, bucket_end_seconds};
 
-use crate::kernel::Flows;
+use crate::{fleet::WorkerList, kernel::Flows};
 
 /// The first bucket that is exported ends at 16 µs; shorter times are in it.
 const FIRST: usize = 13;
@@ -40,13 +40,12 @@ const FAMILIES: [Family; 2] = [
 /// Both histograms of every worker.
 pub(super) struct LatencyCollector {
     flows: Flows,
-    /// Index and name.
-    workers: Vec<(u32, String)>,
+    workers: WorkerList,
     descs: Vec<Desc>,
 }
 
 impl LatencyCollector {
-    pub(super) fn new(flows: Flows, workers: Vec<(u32, String)>) -> prometheus::Result<Self> {
+    pub(super) fn new(flows: Flows, workers: WorkerList) -> prometheus::Result<Self> {
         let desc = |family: &Family| {
             Desc::new(
                 family.name.to_owned(),
@@ -67,14 +66,18 @@ impl Collector for LatencyCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let family = |family: &Family| {
-            let of_worker = |(worker, name): &(u32, String)| {
-                self.flows.latency(*worker, family.kind).map(|value| metric(name, &value))
+            // Two workers have one name while one of them leaves: the one that came last has the series.
+            let workers = self.workers.load();
+            let named: BTreeMap<_, _> =
+                workers.iter().map(|worker| (&worker.name, u32::from(worker.slot.0))).collect();
+            let of_worker = |(name, slot): (&&String, &u32)| {
+                self.flows.latency(*slot, family.kind).map(|value| metric(name, &value))
             };
             let mut out = MetricFamily::default();
             out.set_name(family.name.to_owned());
             out.set_help(family.help.to_owned());
             out.set_field_type(MetricType::HISTOGRAM);
-            out.set_metric(self.workers.iter().filter_map(of_worker).collect());
+            out.set_metric(named.iter().filter_map(of_worker).collect());
             out
         };
         FAMILIES.iter().map(family).collect()

@@ -3,18 +3,23 @@
 //! The hot path touches handles that were looked up once (per worker, per route, per reason), never a label map.
 //! Gauges that are known elsewhere (in-flight, index size, worker state) are read at scrape time from where they live.
 
-use std::sync::Arc;
+use std::{cell::RefCell, sync::Arc};
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
+    core::{MetricVec, MetricVecBuilder},
 };
 
 use router_common::cores::SteeringCounts;
 
-use super::{GuardMetrics, KvEventMetrics, LmcacheMetrics, TokenizeMetrics, latency::LatencyCollector};
+use super::{
+    GuardMetrics, KvEventMetrics, LmcacheMetrics, TenantFamilies, TokenizeMetrics,
+    by_worker::{ByWorker, WORKER_LABEL},
+    latency::LatencyCollector,
+};
 use crate::{
-    fleet::Worker,
+    fleet::{Standing, Worker, WorkerList},
     kernel::{Flows, relay::Stop},
     routing::Reason,
 };
@@ -34,6 +39,7 @@ const DECISION_BUCKETS_SECONDS: &[f64] = &[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    by_worker: ByWorker,
     /// Requests answered, by route and status.
     pub requests: IntCounterVec,
     /// Failures by whose fault they are (`client`, `worker`, `gateway`) and kind.
@@ -68,6 +74,8 @@ pub struct Metrics {
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
+    /// API keys.
+    pub tenants: TenantFamilies,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -78,6 +86,7 @@ pub struct Metrics {
     worker_queued: IntGaugeVec,
     worker_health: IntGaugeVec,
     worker_breaker: IntGaugeVec,
+    worker_standing: IntGaugeVec,
     worker_running: IntGaugeVec,
     worker_waiting: IntGaugeVec,
     worker_kv_usage: GaugeVec,
@@ -214,54 +223,69 @@ pub struct WorkerMetrics {
 }
 
 /// Registers each metric where it is made, so that none can be forgotten.
-pub(super) struct Maker(Registry);
+pub(super) struct Maker {
+    registry: Registry,
+    by_worker: RefCell<ByWorker>,
+}
 
 impl Maker {
+    fn new() -> Self {
+        Self { registry: Registry::new(), by_worker: RefCell::default() }
+    }
+
+    fn register<T: MetricVecBuilder + 'static>(&self, metric: &MetricVec<T>, labels: &[&str]) -> Result<()> {
+        self.registry.register(Box::new(metric.clone()))?;
+        if labels.contains(&WORKER_LABEL) {
+            self.by_worker.borrow_mut().note(metric.clone());
+        }
+        Ok(())
+    }
+
     pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
         let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.register(&metric, labels)?;
         Ok(metric)
     }
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
         let metric = IntCounter::new(name, help)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
     pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
         let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.register(&metric, labels)?;
         Ok(metric)
     }
 
     fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
         let metric = GaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.register(&metric, labels)?;
         Ok(metric)
     }
 
     fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
         let metric = IntGauge::new(name, help)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
     pub(super) fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
         let metric = Gauge::new(name, help)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec> {
         let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.register(&metric, labels)?;
         Ok(metric)
     }
 
     pub(super) fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
         let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
-        self.0.register(Box::new(metric.clone()))?;
+        self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 }
@@ -269,7 +293,7 @@ impl Maker {
 impl Metrics {
     /// A registry of its own with every metric in it.
     pub fn new() -> Result<Arc<Self>> {
-        let make = Maker(Registry::new());
+        let make = Maker::new();
         Ok(Arc::new(Self {
             requests: make.counters(
                 "warmpath_requests_total",
@@ -371,6 +395,11 @@ impl Metrics {
                 "Circuit breaker of a worker: 1 for the state that it is in.",
                 &["worker", "state"],
             )?,
+            worker_standing: make.gauges(
+                "warmpath_worker_standing",
+                "Whether a worker is given requests (serving), or none (draining, leaving): 1 for what it is.",
+                &["worker", "standing"],
+            )?,
             worker_running: make.gauges(
                 "warmpath_worker_engine_running_requests",
                 "vllm:num_requests_running as last scraped.",
@@ -412,7 +441,9 @@ impl Metrics {
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
-            registry: make.0,
+            tenants: TenantFamilies::new(&make)?,
+            by_worker: make.by_worker.into_inner(),
+            registry: make.registry,
         }))
     }
 
@@ -435,8 +466,13 @@ impl Metrics {
         }
     }
 
-    /// From here on, the streams' times are among the metrics. `workers`: index and name.
-    pub fn show_latency(&self, flows: Flows, workers: Vec<(u32, String)>) -> Result<()> {
+    /// Drops every series of a worker that is there no longer.
+    pub fn forget_worker(&self, name: &str) {
+        self.by_worker.forget(name);
+    }
+
+    /// From here on, the streams' times are among the metrics.
+    pub fn show_latency(&self, flows: Flows, workers: WorkerList) -> Result<()> {
         self.registry.register(Box::new(LatencyCollector::new(flows, workers)?))
     }
 
@@ -483,6 +519,10 @@ impl Metrics {
         for state in Health::ALL {
             let is = i64::from(state == health);
             self.worker_health.with_label_values(&[name, state.label()]).set(is);
+        }
+        let standing = worker.standing().label();
+        for label in Standing::LABELS {
+            self.worker_standing.with_label_values(&[name, label]).set(i64::from(label == standing));
         }
         let breaker = worker.breaker.state();
         for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {

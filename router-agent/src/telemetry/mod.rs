@@ -1,11 +1,13 @@
 //! What the gateway says of itself: metrics and logs.
 
+mod by_worker;
 mod guard;
 mod kv_events;
 mod latency;
 mod lmcache;
 mod logging;
 mod metrics;
+mod tenants;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
@@ -13,4 +15,5 @@ pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tokenize::{TokenizeMetrics, TokensFrom};

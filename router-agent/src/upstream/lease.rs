@@ -8,22 +8,23 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::Full;
+use http::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::AbortHandle};
 
 use super::{
     Pool,
+    outgoing::OutgoingBody,
     pool::Parked,
     seam::{Hold, Seam, Taken},
 };
-use crate::{index::WorkerSlot, kernel::bypass::Ends, limits};
+use crate::{fleet::WorkerId, kernel::bypass::Ends, limits};
 
 /// A connection and the task that drives it; dropping it closes the socket at once.
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<OutgoingBody>,
     driver: AbortHandle,
     seam: Rc<Seam>,
 }
@@ -63,14 +64,14 @@ impl Drop for Connection {
 #[derive(Debug)]
 pub struct Lease {
     pool: Pool,
-    slot: WorkerSlot,
+    worker: WorkerId,
     connection: Connection,
     reused: bool,
 }
 
 impl Lease {
-    pub(super) fn new(pool: Pool, slot: WorkerSlot, connection: Connection, reused: bool) -> Self {
-        Self { pool, slot, connection, reused }
+    pub(super) fn new(pool: Pool, worker: WorkerId, connection: Connection, reused: bool) -> Self {
+        Self { pool, worker, connection, reused }
     }
 
     /// Whether it served a request before: such a connection may turn out to be closed only when it is used.
@@ -78,13 +79,18 @@ impl Lease {
         self.reused
     }
 
-    pub(super) fn sender(&mut self) -> &mut SendRequest<Full<Bytes>> {
+    pub(super) fn sender(&mut self) -> &mut SendRequest<OutgoingBody> {
         &mut self.connection.sender
     }
 
-    /// The response about to come stops after its head, until [`Lease::open_body`] or [`Lease::take_body`].
-    pub(super) fn hold_body(&self, hold: Hold) {
-        self.connection.seam.hold_after_head(hold);
+    /// Prepares the connection for `request`. With `hold`, the response about to come stops after its head, until
+    /// [`Lease::open_body`] or [`Lease::take_body`].
+    pub(super) fn begin(&self, request: Request<Bytes>, hold: Option<Hold>) -> Request<OutgoingBody> {
+        let seam = &self.connection.seam;
+        if let Some(hold) = hold {
+            seam.hold_after_head(hold);
+        }
+        request.map(|body| seam.progress().begin(body))
     }
 
     /// hyper may read the body.
@@ -97,16 +103,19 @@ impl Lease {
         self.connection.seam.ends()
     }
 
-    /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be.
+    /// Takes a held body, and the connection with it, away from hyper. Gives the lease back where that cannot be: the worker
+    /// answered before it had all of the request, for one.
     pub fn take_body(self) -> Result<RawBody, Self> {
         let Some(Taken { socket, early }) = self.connection.seam.take() else { return Err(self) };
-        Ok(RawBody { place: Place { pool: self.pool, slot: self.slot }, socket, early })
+        Ok(RawBody { place: Place { pool: self.pool, worker: self.worker }, socket, early })
     }
 
-    /// The response has been read to its end: the connection may serve another request.
+    /// The response has been read to its end: the connection may serve another request, if the worker has all of this one.
     pub fn put_back(self) {
-        let Self { pool, slot, connection, .. } = self;
-        pool.put(slot, Parked::Driven(connection));
+        let Self { pool, worker, connection, .. } = self;
+        if connection.seam.progress().is_whole() {
+            pool.put(worker, Parked::Driven(connection));
+        }
     }
 }
 
@@ -124,8 +133,8 @@ pub struct RawBody {
 impl RawBody {
     /// The body has been read to its last byte: the connection may serve another request.
     pub fn put_back(self) {
-        let Self { place: Place { pool, slot }, socket, .. } = self;
-        pool.put(slot, Parked::Raw(RawConnection { socket }));
+        let Self { place: Place { pool, worker }, socket, .. } = self;
+        pool.put(worker, Parked::Raw(RawConnection { socket }));
     }
 
     /// Takes the connection out of this thread's reactor; its early bytes were taken before.
@@ -138,7 +147,7 @@ impl RawBody {
 #[derive(Debug)]
 pub struct Place {
     pool: Pool,
-    slot: WorkerSlot,
+    worker: WorkerId,
 }
 
 impl Place {

@@ -7,6 +7,7 @@
 mod connect;
 pub mod fetch;
 mod lease;
+mod outgoing;
 mod pool;
 mod seam;
 mod send;

@@ -4,7 +4,7 @@
 //! vLLM's keep-alive time (5.0 s): a connection that the worker is about to close is not worth the race.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     rc::Rc,
     time::{Duration, Instant},
@@ -15,7 +15,10 @@ use super::{
     connect::connect,
     lease::{Connection, RawConnection},
 };
-use crate::{fleet::Worker, index::WorkerSlot, limits};
+use crate::{
+    fleet::{Worker, WorkerId},
+    limits,
+};
 
 /// How a pool connects.
 #[derive(Debug, Clone, Copy)]
@@ -58,26 +61,31 @@ impl Parked {
 /// The pools of one data thread. Cloning gives another handle on the same pools.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    settings: PoolSettings,
-    idle: Rc<RefCell<HashMap<WorkerSlot, Vec<Idle>>>>,
+    settings: Rc<Cell<PoolSettings>>,
+    idle: Rc<RefCell<HashMap<WorkerId, Vec<Idle>>>>,
 }
 
 impl Pool {
     /// Empty pools.
     pub fn new(settings: PoolSettings) -> Self {
-        Self { settings, idle: Rc::default() }
+        Self { settings: Rc::new(Cell::new(settings)), idle: Rc::default() }
+    }
+
+    /// For the connections to come.
+    pub fn configure(&self, settings: PoolSettings) {
+        self.settings.set(settings);
     }
 
     /// A connection that was used before and is still good, if there is one.
     pub fn reuse(&self, worker: &Worker) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&worker.slot)?;
+        let connections = idle.get_mut(&worker.id)?;
         let now = Instant::now();
         while let Some(Idle { connection, since }) = connections.pop() {
             if now.duration_since(since) >= limits::IDLE_CONNECTION_TIMEOUT {
                 connections.clear(); // the rest is older still
             } else if connection.is_open() {
-                return Some(Lease::new(self.clone(), worker.slot, connection.connection(), true));
+                return Some(Lease::new(self.clone(), worker.id, connection.connection(), true));
             }
         }
         None
@@ -85,14 +93,14 @@ impl Pool {
 
     /// A new connection. Needs a `LocalSet`: the connection is driven by a task on this thread.
     pub async fn connect(&self, worker: &Worker) -> Result<Lease, ConnectError> {
-        let stream = connect(worker, self.settings.connect_timeout).await?;
-        Ok(Lease::new(self.clone(), worker.slot, Connection::start(stream), false))
+        let stream = connect(worker, self.settings.get().connect_timeout).await?;
+        Ok(Lease::new(self.clone(), worker.id, Connection::start(stream), false))
     }
 
     /// Takes back a connection whose last response has been read to its end.
-    pub(super) fn put(&self, slot: WorkerSlot, connection: Parked) {
+    pub(super) fn put(&self, worker: WorkerId, connection: Parked) {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(slot).or_default();
+        let connections = idle.entry(worker).or_default();
         if connection.is_open() && connections.len() < limits::IDLE_CONNECTIONS_MAX {
             connections.push(Idle { connection, since: Instant::now() });
         }

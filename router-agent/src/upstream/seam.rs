@@ -25,6 +25,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::outgoing::Progress;
 use crate::kernel::bypass::Ends;
 
 /// The seam of one worker connection.
@@ -37,6 +38,8 @@ pub(super) struct Seam {
     early: RefCell<BytesMut>,
     /// hyper's, while it may not read.
     reader: RefCell<Option<Waker>>,
+    /// The request on its way out.
+    progress: Rc<Progress>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +71,13 @@ impl Seam {
             state: Cell::new(State::Open),
             early: RefCell::default(),
             reader: RefCell::default(),
+            progress: Rc::default(),
         })
+    }
+
+    /// The request on its way out.
+    pub(super) fn progress(&self) -> &Rc<Progress> {
+        &self.progress
     }
 
     /// What hyper is given.
@@ -89,9 +98,9 @@ impl Seam {
         }
     }
 
-    /// Takes the socket, if it is held after a head.
+    /// Takes the socket, if it is held after a head, and the worker has all of the request.
     pub(super) fn take(&self) -> Option<Taken> {
-        if !matches!(self.state.get(), State::Held) {
+        if !(matches!(self.state.get(), State::Held) && self.progress.is_whole()) {
             return None;
         }
         let socket = self.socket.borrow_mut().take()?;
@@ -164,10 +173,12 @@ impl AsyncRead for WorkerIo {
 
 impl AsyncWrite for WorkerIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.with_socket(|socket| socket.poll_write(cx, buf))
+        let wrote = self.0.with_socket(|socket| socket.poll_write(cx, buf));
+        self.0.progress.written(wrote, buf.len())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.progress.flushed();
         self.0.with_socket(|socket| socket.poll_flush(cx))
     }
 
@@ -180,7 +191,8 @@ impl AsyncWrite for WorkerIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.with_socket(|socket| socket.poll_write_vectored(cx, bufs))
+        let wrote = self.0.with_socket(|socket| socket.poll_write_vectored(cx, bufs));
+        self.0.progress.written(wrote, bufs.iter().map(|buf| buf.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -283,6 +295,13 @@ mod tests {
         assert!(!names_event_stream(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx: event-strea"));
     }
 
+    async fn send_request(seam: &Seam, io: &mut WorkerIo) {
+        use tokio::io::AsyncWriteExt as _;
+        let _body = seam.progress().begin(bytes::Bytes::new());
+        io.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        io.flush().await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_body_that_is_no_event_stream_comes_with_its_head_where_only_those_are_held() {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -293,6 +312,7 @@ mod tests {
         let mut io = seam.io();
         for (kind, is_held) in [("application/json", false), ("text/event-stream", true)] {
             let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: 4\r\n\r\n");
+            send_request(&seam, &mut io).await;
             seam.hold_after_head(Hold::EventStreams);
             worker.write_all(format!("{head}body").as_bytes()).await.unwrap();
             let mut read = [0; 1024];
@@ -334,6 +354,7 @@ mod tests {
         let seam = Seam::new(socket);
         let mut io = seam.io();
         for take in [false, true] {
+            send_request(&seam, &mut io).await;
             seam.hold_after_head(Hold::All);
             worker.write_all(&[HEAD, b"bo"].concat()).await.unwrap();
             let mut read = [0; 1024];

@@ -7,8 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
-use http_body_util::Full;
+use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use super::{ConnectError, Hold, Lease, Pool};
@@ -28,9 +27,13 @@ pub enum SendError {
         /// Whether anything of the request was written.
         sent: bool,
     },
-    /// The head says two things about the body's end: another reader might find another response in it.
+    /// The head is none that this request may have, or says two things about the body's end: another reader might find
+    /// another response in it.
     #[error("the worker's response is malformed: {0}")]
     Malformed(&'static str),
+    /// The worker was removed from the fleet, without waiting for what was in flight.
+    #[error("the worker was removed while it had the request")]
+    Removed,
     /// The head did not come.
     #[error("no response head within {0:?}")]
     Timeout(Duration),
@@ -42,7 +45,7 @@ impl SendError {
         match self {
             Self::Connect(_) => false,
             Self::Broken { sent, .. } => *sent,
-            Self::Timeout(_) | Self::Malformed(_) => true,
+            Self::Timeout(_) | Self::Malformed(_) | Self::Removed => true,
         }
     }
 
@@ -53,6 +56,7 @@ impl SendError {
             Self::Broken { .. } => "broken",
             Self::Timeout(_) => "timeout",
             Self::Malformed(_) => "malformed",
+            Self::Removed => "removed",
         }
     }
 }
@@ -76,7 +80,7 @@ pub async fn send(
     repeatable: bool,
     hold: Option<Hold>,
     head_timeout: Duration,
-    request: impl Fn() -> Request<Full<Bytes>>,
+    request: impl Fn() -> Request<Bytes>,
 ) -> Result<Sent, SendError> {
     if let Some(lease) = pool.reuse(worker) {
         match exchange(lease, hold, head_timeout, request()).await {
@@ -94,16 +98,12 @@ async fn exchange(
     mut lease: Lease,
     hold: Option<Hold>,
     head_timeout: Duration,
-    request: Request<Full<Bytes>>,
+    request: Request<Bytes>,
 ) -> Result<Sent, SendError> {
     let exchange = async {
-        let sender = lease.sender();
-        sender.ready().await.map_err(|source| SendError::Broken { source, sent: false })?;
-        if let Some(hold) = hold {
-            lease.hold_body(hold);
-        }
-        let sender = lease.sender();
-        sender.try_send_request(request).await.map_err(|mut error| {
+        lease.sender().ready().await.map_err(|source| SendError::Broken { source, sent: false })?;
+        let request = lease.begin(request, hold);
+        lease.sender().try_send_request(request).await.map_err(|mut error| {
             let sent = error.take_message().is_none();
             SendError::Broken { source: error.into_error(), sent }
         })
@@ -111,12 +111,17 @@ async fn exchange(
     let response = tokio::time::timeout(head_timeout, exchange)
         .await
         .map_err(|_| SendError::Timeout(head_timeout))??;
-    check_framing(response.headers()).map_err(SendError::Malformed)?;
+    check(&response).map_err(SendError::Malformed)?;
     Ok(Sent { response, lease })
 }
 
 /// hyper refuses lengths that differ and chunks that are none; beside chunks it overlooks a length (RFC 9112 section 6.1).
-fn check_framing(headers: &HeaderMap) -> Result<(), &'static str> {
+/// It lets a switch of protocols pass, which is never asked for here.
+fn check(response: &Response<Incoming>) -> Result<(), &'static str> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err("it switches protocols, which the request did not ask for");
+    }
+    let headers = response.headers();
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),

@@ -5,7 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+mod chaos;
+mod document;
 mod guard;
+mod namespace;
 mod processes;
 mod relay;
 mod replay;
@@ -28,6 +31,8 @@ enum Command {
     Relay(relay::Args),
     #[command(flatten)]
     Part(relay::Part),
+    /// Workers that fail in every way under load, and what comes of it
+    Chaos(chaos::Args),
     /// Cost per packet of the XDP guard, and a SYN flood with and without it
     Guard(guard::Args),
 }
@@ -37,6 +42,7 @@ fn main() -> std::process::ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Relay(args) => relay::run(&args),
         Command::Part(part) => relay::run_part(&part),
+        Command::Chaos(args) => chaos::run(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of one attempt; a machine with a long run queue takes more than a second.
@@ -55,6 +56,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends a signal; a process that has ended gets none.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<()> {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            kill_process(Pid::from_child(&self.child), signal)?;
+        }
+        Ok(())
+    }
+
     /// User and system time so far, all threads, its children and theirs included.
     pub(crate) fn cpu(&self) -> Duration {
         let mut ids = vec![self.child.id().to_string()];
@@ -75,9 +84,8 @@ impl Drop for Process {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return; // its id may be somebody else's by now
         }
-        let pid = self.child.id().to_string();
-        // std can only SIGKILL; the shell's built-in `kill` is there on every system.
-        let _ = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &pid]).status();
+        let pid = self.child.id();
+        let _ = self.signal(Signal::TERM);
         let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -128,6 +136,13 @@ pub(crate) fn cpu_of(pid: &str) -> Duration {
     // The second field is the name in parentheses and may hold spaces: count from behind it.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
     fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u32>().ok()).map(|ticks| TICK * ticks).sum()
+}
+
+/// `VmRSS` of a process.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Busy and total time of all CPUs since boot, in ticks. Time of niced processes counts as free: they give way.

@@ -1,5 +1,5 @@
-//! `cargo xtask bench replay|relay|guard [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
-//! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md and docs/guard.md explain it.
+//! `cargo xtask bench replay|relay|guard|chaos [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
+//! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md and docs/reliability.md explain it.
 //!
 //! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
 //! what the peers depend on; docs/routing.md has the figures.
@@ -28,6 +28,11 @@ pub(crate) struct Args {
 enum Benchmark {
     /// Replay a request trace against simulated workers under each policy (`-- --help` lists the options)
     Replay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Workers that fail in every way under load, and what comes of it (`-- --help` lists the options)
+    Chaos {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -76,6 +81,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args,
             &["router-agent", "warmpath-bench"],
             "the measurement of the guard had errors or invalid trials (see above)",
+        ),
+        Benchmark::Chaos { args } => bench(
+            "chaos",
+            args,
+            &["router-agent", "vllm-sim", "warmpath-bench"],
+            "something came out that must not (see above)",
         ),
         Benchmark::Index { args } => index(args),
         Benchmark::Decide => in_process("decide"),

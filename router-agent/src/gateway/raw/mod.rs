@@ -36,6 +36,7 @@ use self::source::{Lending, Source, Terms, Way};
 use super::{
     account::{Attempt, RequestAccount},
     client_io::ClientSocket,
+    cut::CutOff,
     relay::error_event,
 };
 use crate::{
@@ -57,6 +58,8 @@ pub(super) enum RawError {
     Worker(io::Error),
     #[error("the worker's response is not framed as it says")]
     Framing,
+    #[error("the worker was removed while it was answering")]
+    Removed,
     #[error("the client's connection broke: {0}")]
     Client(io::Error),
     #[error("the kernel redirected {redirected} bytes, and the client's socket took {taken}")]
@@ -152,6 +155,7 @@ pub(super) struct RawRelay {
     client: Rc<ClientSocket>,
     length: Option<u64>,
     stage: Stage,
+    cut_off: CutOff,
 }
 
 enum Stage {
@@ -187,6 +191,7 @@ impl RawRelay {
             Err(lease) => return Err((lease, ledger)),
         };
         let Plan { framing, length, is_event_stream, keep } = plan;
+        let cut_off = CutOff::clone(ledger.attempt.cut());
         let task = Task {
             source: Source::new(body),
             ways,
@@ -198,7 +203,7 @@ impl RawRelay {
             ledger,
             buffer: BytesMut::with_capacity(limits::RELAY_BUFFER_BYTES),
         };
-        Ok(Self { client: client.clone(), length, stage: Stage::New(Box::pin(task.run())) })
+        Ok(Self { client: client.clone(), length, stage: Stage::New(Box::pin(task.run())), cut_off })
     }
 
     pub(super) fn poll_frame(
@@ -217,6 +222,10 @@ impl RawRelay {
         if let Stage::Relay(task) = &mut self.stage {
             if !self.client.is_relays() {
                 return Poll::Pending;
+            }
+            // As if the client had left: the stream may be the kernel's, so nothing can be told in it.
+            if self.cut_off.poll(cx).is_ready() {
+                return Poll::Ready(Some(Err(RawError::Removed)));
             }
             if let Err(error) = std::task::ready!(task.as_mut().poll(cx)) {
                 return Poll::Ready(Some(Err(error)));
@@ -361,9 +370,10 @@ impl Task {
 
     /// Passes bytes on, up to the end of the body.
     async fn pass(&mut self, bytes: &[u8]) -> Result<Step, RawError> {
-        let Ledger { attempt, is_event_stream, .. } = &mut self.ledger;
+        let Ledger { attempt, account, is_event_stream, .. } = &mut self.ledger;
         let count = self.framing.advance_with(bytes, |data| {
             attempt.body_data(data);
+            account.body_data(data);
             if *is_event_stream && data.starts_with(ERROR_EVENT) {
                 attempt.fail("error_event"); // the engine died; vLLM says so in the stream
             }

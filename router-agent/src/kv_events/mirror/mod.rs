@@ -205,6 +205,17 @@ impl Mirror {
         self.indices.bytes.clear(self.worker.slot);
     }
 
+    /// Nothing is followed any longer; what was sent there may still be in its cache.
+    pub(super) fn reset(&mut self) {
+        self.blocks.clear();
+        self.names.clear();
+        self.physical = 0;
+        self.group = None;
+        self.space = None;
+        self.worker.kv_cache.set_key_space(None);
+        self.indices.tokens.clear(self.worker.slot);
+    }
+
     /// Nothing is known any longer of the rank's blocks; what was sent there may still be in its cache.
     pub(super) fn forget(&mut self, rank: u32) {
         let mine = self.blocks.extract_if(|(own, _), _| *own == rank);

@@ -23,7 +23,8 @@ use rustix::{
 use tappers::{Interface, Tun};
 use warmpath_tests::stress::Random;
 
-use super::{load::now_ns, namespace::Place};
+use super::load::now_ns;
+use crate::namespace::Place;
 
 /// How late a packet is that does not overtake.
 const DELAY: Duration = Duration::from_millis(1);

@@ -19,11 +19,13 @@ use super::{
     cpu::Sample,
     load::{Load, Workload},
     loopback,
-    namespace::Place,
     path::{Options, Path, Proxy, Start, value},
     report::{self, Setup},
 };
-use crate::processes::{Process, free_ports};
+use crate::{
+    namespace::Place,
+    processes::{Process, free_ports},
+};
 
 /// Everything flows before it is measured.
 const WARM_UP: Duration = Duration::from_secs(1);

@@ -11,7 +11,6 @@ mod figures;
 mod http;
 mod kmsg;
 mod load;
-mod namespace;
 mod path;
 mod pipe;
 mod report;

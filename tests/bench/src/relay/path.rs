@@ -13,8 +13,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::namespace::Place;
-use crate::processes::{Process, free_ports, sibling};
+use crate::{
+    namespace::Place,
+    processes::{Process, free_ports, sibling},
+};
 
 /// How long an answer of an admin port may take.
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);

@@ -26,10 +26,12 @@ use super::{
     Args,
     cable::Cable,
     kmsg::KernelLog,
-    namespace::{Place, remove_leftovers},
     path::{Options, Path, Proxy, Start, value},
 };
-use crate::processes::{Process, free_ports};
+use crate::{
+    namespace::{Place, remove_leftovers},
+    processes::{Process, free_ports, resident_kib},
+};
 
 /// Worker deaths must not take it out of service; checks are kept rare, so that the storm is the traffic; over a bad
 /// cable the first packets of a connection are lost too.
@@ -326,13 +328,6 @@ fn settle(proxy: &Proxy) -> Result<f64> {
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// `VmRSS` of a process.
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// The kernel's table of the connections of one port in this thread's namespace, and of the workers' that wait.

@@ -9,7 +9,6 @@ mod bootstrap;
 mod capacity;
 mod client;
 mod contender;
-mod document;
 mod drive;
 mod fleet;
 mod nginx;
@@ -40,8 +39,14 @@ use self::report::Report;
 use self::setup::{Load, Setup};
 use self::trace::Request;
 use self::trial::Trial;
+use crate::document::{self, Marks};
 use crate::processes::{Process, cpu_of, host_cpu};
 
+/// Where the report stands in the published document.
+const MARKS: Marks = Marks {
+    begin: "<!-- replay: begin (written by `cargo xtask bench replay --markdown`) -->",
+    end: "<!-- replay: end -->",
+};
 /// The committed sample of the trace.
 const SAMPLE: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/traces/mooncake_conversation_1000.jsonl");
@@ -166,7 +171,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         serde_json::to_writer(std::io::BufWriter::new(file), &report)?;
     }
     if let Some(path) = &args.markdown {
-        document::write(path, &text)?;
+        document::write(path, MARKS, &text)?;
     }
     Ok(report.is_clean())
 }
@@ -291,5 +296,16 @@ impl Replay<'_> {
             work,
             records,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_document_has_the_marks() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks.md");
+        document::replace(&std::fs::read_to_string(path).unwrap(), MARKS, "x").unwrap();
     }
 }

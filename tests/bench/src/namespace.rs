@@ -11,7 +11,7 @@ const PREFIX: &str = "warmpath-bench-";
 
 /// Where something runs: this namespace, or one of those.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Place(Option<Arc<Namespace>>);
+pub(crate) struct Place(Option<Arc<Namespace>>);
 
 #[derive(Debug)]
 struct Namespace {
@@ -20,7 +20,7 @@ struct Namespace {
 
 impl Place {
     /// A new namespace, its loopback interface up.
-    pub(super) fn new(word: &str) -> Result<Self> {
+    pub(crate) fn new(word: &str) -> Result<Self> {
         let name = format!("{PREFIX}{}-{word}", std::process::id());
         ip(&["netns", "add", &name])?;
         let place = Self(Some(Arc::new(Namespace { name })));
@@ -33,7 +33,7 @@ impl Place {
     }
 
     /// Runs `work` there, on a thread of its own: what it starts and opens is in that namespace.
-    pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let Some(name) = self.name() else { return Ok(work()) };
         let path = format!("/run/netns/{name}");
         let namespace = File::open(&path).with_context(|| path.clone())?;
@@ -47,8 +47,14 @@ impl Place {
         })
     }
 
+    /// Takes an interface of this process's namespace.
+    pub(crate) fn adopt(&self, interface: &str) -> Result<()> {
+        let Some(name) = self.name() else { return Ok(()) };
+        ip(&["link", "set", interface, "netns", name])
+    }
+
     /// `ip` in this namespace.
-    pub(super) fn ip(&self, args: &[&str]) -> Result<()> {
+    pub(crate) fn ip(&self, args: &[&str]) -> Result<()> {
         match self.name() {
             Some(name) => ip(&[&["-n", name], args].concat()),
             None => ip(args),
@@ -65,7 +71,7 @@ impl Drop for Namespace {
 }
 
 /// Removes namespaces of benchmarks that do not run any more.
-pub(super) fn remove_leftovers() {
+pub(crate) fn remove_leftovers() {
     let Ok(entries) = std::fs::read_dir("/run/netns") else { return };
     for entry in entries.filter_map(Result::ok) {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -1,0 +1,263 @@
+//! One tenant: what it may do, and what it has used.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::bucket::{Bucket, Rate, Standing};
+use crate::{
+    config::{AllowedModels, KeyConfig},
+    telemetry::TenantMetrics,
+};
+
+/// A client with keys of its own, or everyone where no keys are configured. Replaced by a reload; what it has used stays.
+#[derive(Debug)]
+pub struct Tenant {
+    /// What it is called in metrics and logs.
+    pub name: Arc<str>,
+    /// Its share beside others' where requests have to wait; at least 1.
+    pub weight: u32,
+    /// Of its requests that name none; lower is sooner, as in vLLM.
+    pub priority: i64,
+    /// Whether it may use every path that workers have.
+    pub all_paths: bool,
+    /// Whether its requests come with a key, which is for this gateway only.
+    pub has_key: bool,
+    models: AllowedModels,
+    requests: Option<Rate>,
+    tokens: Option<Rate>,
+    concurrent: Option<u32>,
+    used: Arc<Used>,
+}
+
+/// What a tenant uses, kept over reloads.
+#[derive(Debug)]
+pub(super) struct Used {
+    requests: Bucket,
+    tokens: Bucket,
+    in_flight: AtomicU32,
+    metrics: TenantMetrics,
+}
+
+impl Used {
+    pub(super) fn new(metrics: TenantMetrics, now: Instant) -> Arc<Self> {
+        let bucket = || Bucket::new(now);
+        Arc::new(Self { requests: bucket(), tokens: bucket(), in_flight: AtomicU32::new(0), metrics })
+    }
+}
+
+/// Which limit a request has met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// `requests_per_second`.
+    Requests,
+    /// `concurrent`.
+    Concurrent,
+    /// `tokens_per_minute`.
+    Tokens,
+}
+
+impl Limit {
+    /// The key of the configuration, and the label in metrics.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Requests => "requests_per_second",
+            Self::Concurrent => "concurrent",
+            Self::Tokens => "tokens_per_minute",
+        }
+    }
+}
+
+/// Why a request is not taken now.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("Rate limit reached for {} on {}: limit {limit}{}{}", tenant.name, kind.key(), asked(*requested), again(*retry_after))]
+pub struct OverLimit {
+    /// Whose limit.
+    pub tenant: Arc<Tenant>,
+    /// Which one.
+    pub kind: Limit,
+    /// As configured.
+    pub limit: f64,
+    /// Tokens that the request needs; none of the other limits.
+    pub requested: Option<u32>,
+    /// When it would be taken. None: never, it asks for more than the limit at once.
+    pub retry_after: Option<Duration>,
+}
+
+fn asked(requested: Option<u32>) -> String {
+    requested.map_or_else(String::new, |tokens| format!(", requested {tokens}"))
+}
+
+fn again(after: Option<Duration>) -> String {
+    after.map_or_else(
+        || ". The request is too large for this limit; make it shorter.".to_owned(),
+        |after| format!(". Please try again in {:.3}s.", after.as_secs_f64()),
+    )
+}
+
+/// How a tenant's limits stand; none where there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Standings {
+    /// `requests_per_second` and its burst.
+    pub requests: Option<Standing>,
+    /// `tokens_per_minute`.
+    pub tokens: Option<Standing>,
+}
+
+/// When a place for one more request is free nobody knows: a guess that does not invite a storm.
+const CONCURRENT_RETRY: Duration = Duration::from_secs(1);
+
+impl Tenant {
+    /// Everyone, where no keys are configured: no limits.
+    pub(super) fn everyone(used: Arc<Used>) -> Self {
+        Self {
+            name: super::DEFAULT.into(),
+            weight: 1,
+            priority: 0,
+            all_paths: true,
+            has_key: false,
+            models: AllowedModels::All,
+            requests: None,
+            tokens: None,
+            concurrent: None,
+            used,
+        }
+    }
+
+    pub(super) fn new(config: &KeyConfig, used: Arc<Used>) -> Self {
+        let requests = |per_second| Rate { capacity: f64::from(config.burst), per_second };
+        let tokens = |tokens| Rate { capacity: tokens as f64, per_second: tokens as f64 / 60.0 };
+        Self {
+            name: config.name.clone(),
+            weight: config.weight,
+            priority: config.priority,
+            all_paths: config.all_paths,
+            has_key: true,
+            models: config.models.clone(),
+            requests: config.requests_per_second.map(requests),
+            tokens: config.tokens_per_minute.map(tokens),
+            concurrent: config.concurrent,
+            used,
+        }
+    }
+
+    pub(super) fn used(&self) -> &Arc<Used> {
+        &self.used
+    }
+
+    /// Whether it may use this model. Who may not use every model must name one: the worker's own choice could be any.
+    pub fn allows(&self, model: Option<&str>) -> bool {
+        match (&self.models, model) {
+            (AllowedModels::All, _) => true,
+            (only, Some(model)) => only.allow(model),
+            (_, None) => false,
+        }
+    }
+
+    /// Whether what its answers cost has to be known.
+    pub fn counts_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// How its limits stand now.
+    pub fn standings(&self, now: Instant) -> Standings {
+        let Used { requests, tokens, .. } = &*self.used;
+        Standings {
+            requests: self.requests.map(|rate| requests.standing(rate, now)),
+            tokens: self.tokens.map(|rate| tokens.standing(rate, now)),
+        }
+    }
+
+    /// Counts a request in, if its limits allow one more.
+    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Admission, OverLimit> {
+        let Used { requests, in_flight, metrics, .. } = &*self.used;
+        let limit = self.concurrent.unwrap_or(u32::MAX);
+        let one_more = |count: u32| (count < limit).then_some(count + 1);
+        if in_flight.fetch_update(Relaxed, Relaxed, one_more).is_err() {
+            return Err(self.over(Limit::Concurrent, f64::from(limit), None, Some(CONCURRENT_RETRY)));
+        }
+        metrics.in_flight.inc();
+        // From here on its drop counts the request out.
+        let admission = Admission { tenant: self.clone(), charged: 0, served: false, used: None };
+        if let Some(rate) = self.requests {
+            let over = |after| self.over(Limit::Requests, rate.per_second, None, after);
+            requests.take(rate, 1.0, now).map_err(over)?;
+        }
+        metrics.admitted.inc();
+        Ok(admission)
+    }
+
+    fn over(
+        self: &Arc<Self>,
+        kind: Limit,
+        limit: f64,
+        requested: Option<u32>,
+        after: Option<Duration>,
+    ) -> OverLimit {
+        self.used.metrics.refused(kind).inc();
+        OverLimit { tenant: self.clone(), kind, limit, requested, retry_after: after }
+    }
+}
+
+/// A request that was counted in. Dropping it counts it out and settles its tokens: prompt and answer of one that was
+/// served, nothing of one that was not.
+#[derive(Debug)]
+pub struct Admission {
+    tenant: Arc<Tenant>,
+    /// Tokens taken so far.
+    charged: u64,
+    served: bool,
+    used: Option<u64>,
+}
+
+impl Admission {
+    /// Whose request it is.
+    pub fn tenant(&self) -> &Arc<Tenant> {
+        &self.tenant
+    }
+
+    /// Takes the prompt's tokens out of the minute's, if they are there. The answer's are taken when they are known.
+    pub fn charge_prompt(&mut self, tokens: u32, now: Instant) -> Result<(), OverLimit> {
+        let Tenant { tokens: rate, used, .. } = &*self.tenant;
+        if let Some(rate) = *rate {
+            let over = |after| self.tenant.over(Limit::Tokens, rate.capacity, Some(tokens), after);
+            // Even no tokens have to wait while there is a debt.
+            used.tokens.take(rate, f64::from(tokens.max(1)), now).map_err(over)?;
+            used.tokens.settle(rate, f64::from(tokens) - f64::from(tokens.max(1)), now);
+        }
+        self.charged = tokens.into();
+        Ok(())
+    }
+
+    /// A worker is answering it: it has to be paid for, however it ends.
+    pub fn served(&mut self) {
+        self.served = true;
+    }
+
+    /// Prompt and answer had this many tokens, by the worker's own word.
+    pub fn used(&mut self, tokens: u64) {
+        self.used = Some(tokens);
+    }
+
+    /// The answer had this many tokens beside the prompt's.
+    pub fn generated(&mut self, tokens: u64) {
+        self.used = Some(self.charged + tokens);
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let Tenant { tokens: rate, used, .. } = &*self.tenant;
+        used.in_flight.fetch_sub(1, Relaxed);
+        used.metrics.in_flight.dec();
+        let tokens = if self.served { self.used.unwrap_or(self.charged) } else { 0 };
+        used.metrics.tokens.inc_by(tokens);
+        if let Some(rate) = *rate {
+            used.tokens.settle(rate, tokens as f64 - self.charged as f64, Instant::now());
+        }
+    }
+}
