@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     WorkerSlot,
-    run::{GROUP, NIL, WORKERS_MAX},
+    run::{GROUP, NIL, WORKERS_MAX, first_blocks},
     writer::{Shared, Writer},
 };
 
@@ -19,7 +19,7 @@ macro_rules! check {
 impl Writer {
     /// See [`super::PrefixIndex::audit`].
     pub(super) fn audit(&self, shared: &Shared) -> Result<(), String> {
-        let (mut blocks, mut placed, mut further, mut live) = (0, 0, 0, 0);
+        let (mut blocks, mut placed, mut further, mut wides, mut live) = (0, 0, 0, 0, 0);
         let mut held = vec![0_u64; WORKERS_MAX];
         let entered: HashSet<u32> = shared.starts.runs().into_iter().collect();
         for run in (0..self.infos.end()).filter(|run| shared.runs.len(*run) > 0) {
@@ -43,6 +43,8 @@ impl Writer {
             );
             blocks += u64::from(union.count_ones());
             let mut numbers = HashSet::new();
+            let wide = shared.runs.top(run).wide().get();
+            wides += usize::from(wide.is_some());
             for (id, group) in shared.runs.groups(run) {
                 further += usize::from(id != run);
                 let header = group.header();
@@ -51,6 +53,13 @@ impl Writer {
                 check!(numbers.insert(header.number()), "run {run} has group {} twice", header.number());
                 for lane in 0..GROUP {
                     let mask = group.mask(lane);
+                    let slot = header.number() * GROUP + lane;
+                    if let Some((id, blocks)) = wide {
+                        let ((sure, any), first) =
+                            (shared.runs.wide(id).word(slot / 64), first_blocks(blocks));
+                        let says = (sure >> (slot % 64) & 1 == 1, any >> (slot % 64) & 1 == 1);
+                        check!(says == (mask & first == first, mask != 0), "the sets of run {run} are wrong");
+                    }
                     held[header.number() * GROUP + lane] += u64::from(mask.count_ones());
                     self.audit_uses(id, lane, mask)?;
                 }
@@ -59,6 +68,7 @@ impl Writer {
         check!(blocks == self.blocks, "{} blocks counted, {blocks} there", self.blocks);
         check!(placed == self.places.len(), "{} places, {placed} blocks in runs", self.places.len());
         check!(further == self.groups.live(), "{} groups counted, {further} there", self.groups.live());
+        check!(wides == self.wides.live(), "{} runs with sets counted, {wides} there", self.wides.live());
         check!(live == self.infos.live(), "{} runs counted, {live} there", self.infos.live());
         check!(live == entered.len() && live == self.counts.len(), "{live} runs, {} entered", entered.len());
         check!(self.bytes() <= self.bytes_max || live == 0, "the bound in bytes is broken");

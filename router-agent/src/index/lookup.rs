@@ -91,7 +91,8 @@ fn holders<const WORDS: usize>(
 ) -> Option<[u64; WORDS]> {
     let (mut kept, mut noted) = ([0; WORDS], [0; WORDS]);
     let mut group = run.top.group();
-    for _ in 0..GROUPS_MAX {
+    let all_known = shared_by_many(runs, run, left, &mut kept);
+    for _ in 0..if all_known { 0 } else { GROUPS_MAX } {
         let header = group.header();
         let (word, shift) = (header.number() * GROUP / 64, header.number() * GROUP % 64);
         if let Some(left) = left.get(word) {
@@ -128,4 +129,29 @@ fn holders<const WORDS: usize>(
         }
     }
     same.then_some(kept)
+}
+
+/// Of the workers `left`, those that hold what the run and the prompt share, where the run has sets of its holders and
+/// they say it of everyone; else `false`.
+fn shared_by_many<const WORDS: usize>(
+    runs: &Runs,
+    run: &Entered<'_>,
+    left: &[u64; WORDS],
+    kept: &mut [u64; WORDS],
+) -> bool {
+    let Some((id, blocks)) = run.top.wide().get() else { return false };
+    if run.common > blocks {
+        return false;
+    }
+    let wide = runs.wide(id);
+    let mut unsure = 0;
+    for (index, left) in left.iter().enumerate() {
+        let (sure, any) = wide.word(index);
+        kept[index] = left & sure;
+        unsure |= left & any & !sure;
+    }
+    if unsure != 0 {
+        *kept = [0; WORDS];
+    }
+    unsure == 0
 }

@@ -31,6 +31,7 @@ mod sync;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
 mod uses;
+mod wide;
 mod writer;
 
 use parking_lot::{Mutex, MutexGuard};

@@ -13,12 +13,14 @@
 use prefetch_index::prefetch_index;
 
 use super::{
+    WorkerSlot,
     arena::Arena,
     places::RUNS_MAX,
     sync::{
         AtomicU32, AtomicU64,
         Ordering::{Acquire, Release},
     },
+    wide::{WIDES_MAX, Wide, WideRef},
 };
 
 /// Blocks of a run.
@@ -88,6 +90,8 @@ pub(super) struct Top {
     last: AtomicU64,
     /// The first workers that held any of it, and those who share their group.
     group: Group,
+    /// See [`WideRef`].
+    wide: AtomicU32,
 }
 
 #[cfg(not(shuttle))]
@@ -113,10 +117,19 @@ impl Top {
         &self.group
     }
 
+    pub(super) fn wide(&self) -> WideRef {
+        WideRef(self.wide.load(Acquire))
+    }
+
+    pub(super) fn set_wide(&self, wide: WideRef) {
+        self.wide.store(wide.0, Release);
+    }
+
     /// The run is free: from here on its words may become another run's.
     pub(super) fn retire(&self) {
         self.generation.store(self.generation().wrapping_add(1), Release);
         self.set_end(0, 0);
+        self.set_wide(WideRef::NONE);
     }
 }
 
@@ -159,7 +172,7 @@ impl GroupHeader {
 
     /// The bits of a worker, as its mask wants them.
     fn with_lane(self, lane: usize, mask: u32) -> Self {
-        let before_cut = ((1_u64 << self.cut()) - 1) as u32;
+        let before_cut = first_blocks(self.cut());
         let full = u64::from(mask == u32::MAX) << 8;
         let cut = u64::from(before_cut != 0 && mask & before_cut == before_cut) << 16;
         Self(self.0 & !(0x1_0100 << lane) | (full | cut) << lane)
@@ -185,7 +198,7 @@ impl Group {
     }
 
     /// What is gone leaves the short cuts before the mask; what is new enters them after.
-    pub(super) fn set_mask(&self, lane: usize, mask: u32) {
+    fn set_mask(&self, lane: usize, mask: u32) {
         let before = self.header();
         let after = before.with_lane(lane, mask);
         if after.0 & before.0 != before.0 {
@@ -210,11 +223,17 @@ impl Group {
     }
 }
 
+/// The mask of so many blocks.
+pub(super) fn first_blocks(count: usize) -> u32 {
+    ((1_u64 << count) - 1) as u32
+}
+
 /// All runs and groups.
 pub(super) struct Runs {
     tops: Arena<Top>,
     hashes: Arena<Hashes>,
     groups: Arena<Group>,
+    wides: Arena<Wide>,
 }
 
 /// A run's first group is its own and has its number; the number of any other has this bit.
@@ -226,6 +245,7 @@ const SPARE: usize = 1 << 16;
 impl Runs {
     pub(super) const RUN_BYTES: usize = size_of::<Top>() + size_of::<Hashes>();
     pub(super) const GROUP_BYTES: usize = size_of::<Group>();
+    pub(super) const WIDE_BYTES: usize = size_of::<Wide>();
 
     pub(super) fn new(bytes_max: usize) -> Self {
         let runs_max = (bytes_max / Self::RUN_BYTES + SPARE).min(RUNS_MAX - 1024);
@@ -233,6 +253,7 @@ impl Runs {
             tops: Arena::new(runs_max),
             hashes: Arena::new(runs_max),
             groups: Arena::new((bytes_max / Self::GROUP_BYTES + SPARE).min((1 << 31) - 1024)),
+            wides: Arena::new((bytes_max / Self::WIDE_BYTES + SPARE).min(WIDES_MAX)),
         }
     }
 
@@ -244,6 +265,23 @@ impl Runs {
     /// Makes a further group exist; says whether there is room for it.
     pub(super) fn ensure_group(&self, id: u32) -> bool {
         self.groups.ensure(id & !FURTHER)
+    }
+
+    pub(super) fn ensure_wide(&self, id: u32) -> bool {
+        self.wides.ensure(id)
+    }
+
+    pub(super) fn wide(&self, id: u32) -> &Wide {
+        self.wides.get(id).expect("sets that exist")
+    }
+
+    /// Says which blocks of a run a worker of this group holds.
+    pub(super) fn set_mask(&self, run: u32, group: u32, slot: WorkerSlot, mask: u32) {
+        self.group(group).set_mask(usize::from(slot.0) % GROUP, mask);
+        if let Some((id, blocks)) = self.top(run).wide().get() {
+            let first = first_blocks(blocks);
+            self.wide(id).set(slot, mask & first == first, mask != 0);
+        }
     }
 
     /// A run by a number that may never have been given out.
@@ -299,6 +337,9 @@ impl Runs {
     }
 
     pub(super) fn directory_bytes(&self) -> usize {
-        self.tops.directory_bytes() + self.hashes.directory_bytes() + self.groups.directory_bytes()
+        self.tops.directory_bytes()
+            + self.hashes.directory_bytes()
+            + self.groups.directory_bytes()
+            + self.wides.directory_bytes()
     }
 }

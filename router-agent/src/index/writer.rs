@@ -6,10 +6,11 @@ use super::{
     WorkerSlot,
     lay::{Stretch, place_of},
     places::Places,
-    run::{FURTHER, GROUP, Group, NIL, Runs, WORKERS_MAX},
+    run::{FURTHER, GROUP, Group, NIL, RUN_BLOCKS, Runs, WORKERS_MAX, first_blocks},
     slab::Slab,
     starts::{StartCounts, Starts},
     uses::{GroupInfo, Use, Worker},
+    wide::{WIDE_GROUPS, WideRef},
 };
 
 /// What the writer remembers of a run.
@@ -40,6 +41,7 @@ pub(super) struct Writer {
     pub(super) infos: Slab<RunInfo>,
     pub(super) groups: Slab<GroupInfo>,
     pub(super) uses: Slab<Use>,
+    pub(super) wides: Slab<()>,
     pub(super) places: Places,
     pub(super) counts: StartCounts,
     pub(super) workers: Box<[Worker]>,
@@ -70,6 +72,7 @@ impl Writer {
             infos: Slab::default(),
             groups: Slab::default(),
             uses: Slab::default(),
+            wides: Slab::default(),
             places: Places::new(),
             counts,
             bytes_max,
@@ -98,6 +101,7 @@ impl Writer {
             + self.infos.live() * (Runs::RUN_BYTES + size_of::<RunInfo>())
             + self.groups.live() * (Runs::GROUP_BYTES + size_of::<GroupInfo>())
             + self.uses.live() * size_of::<Use>()
+            + self.wides.live() * Runs::WIDE_BYTES
             + self.places.bytes()
             + self.counts.bytes()
     }
@@ -152,7 +156,7 @@ impl Writer {
             self.blocks +=
                 u64::from(added.count_ones() - (added & shared.runs.held(run, added)).count_ones());
             self.worker_mut(slot).blocks += u64::from(added.count_ones());
-            group.set_mask(lane, held | mask);
+            shared.runs.set_mask(run, id, slot, held | mask);
         }
         if mask & 1 != 0 {
             self.infos[run].hits = self.infos[run].hits.saturating_add(1);
@@ -176,7 +180,28 @@ impl Writer {
         let first = shared.runs.top(run).group();
         shared.runs.group(id).begin(usize::from(slot.0) / GROUP, first.header().cut(), first.header().next());
         first.set_next(id);
+        if shared.runs.top(run).wide() == WideRef::NONE && shared.runs.groups(run).count() >= WIDE_GROUPS {
+            self.widen(shared, run, first.header().cut());
+        }
         Some(id)
+    }
+
+    /// Gives a run its sets of holders, if there is room.
+    fn widen(&mut self, shared: &Shared, run: u32, cut: usize) {
+        let (id, blocks) = (self.wides.alloc(), if cut == 0 { RUN_BLOCKS } else { cut });
+        if !shared.runs.ensure_wide(id) {
+            self.wides.free(id);
+            return;
+        }
+        let first = first_blocks(blocks);
+        for (_, group) in shared.runs.groups(run) {
+            for lane in 0..GROUP {
+                let slot = WorkerSlot((group.header().number() * GROUP + lane) as u16);
+                let mask = group.mask(lane);
+                shared.runs.wide(id).set(slot, mask & first == first, mask != 0);
+            }
+        }
+        shared.runs.top(run).set_wide(WideRef::new(id, blocks));
     }
 
     /// The worker holds these blocks no longer; what it does not hold is passed over.
@@ -214,7 +239,7 @@ impl Writer {
     pub(super) fn release(&mut self, shared: &Shared, id: u32, lane: usize, slot: WorkerSlot, mask: u32) {
         let (group, run) = (shared.runs.group(id), self.run_of(id));
         debug_assert_eq!(group.mask(lane) & mask, mask, "released, so held");
-        group.set_mask(lane, group.mask(lane) & !mask);
+        shared.runs.set_mask(run, id, slot, group.mask(lane) & !mask);
         self.worker_mut(slot).blocks -= u64::from(mask.count_ones());
         self.blocks -= u64::from((mask & !shared.runs.held(run, mask)).count_ones());
         if group.mask(lane) == 0 && shared.runs.held(run, u32::MAX) == 0 {
@@ -224,8 +249,12 @@ impl Writer {
 
     /// Nobody holds any of it. The generation goes first: see `run`.
     fn free_run(&mut self, shared: &Shared, run: u32) {
-        let len = shared.runs.len(run);
+        let (len, wide) = (shared.runs.len(run), shared.runs.top(run).wide());
         shared.runs.top(run).retire();
+        if let Some((id, _)) = wide.get() {
+            shared.runs.wide(id).clear();
+            self.wides.free(id);
+        }
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
         shared.starts.remove(&mut self.counts, first, run);
