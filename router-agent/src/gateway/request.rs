@@ -332,7 +332,8 @@ impl Answer {
         let is_event_stream =
             content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
+        let may_go_raw =
+            is_event_stream || (raw::hold(config) == upstream::Hold::All && !account.reads_usage());
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
