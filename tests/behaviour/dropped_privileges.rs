@@ -5,30 +5,38 @@ use std::{collections::BTreeSet, fs, process::Command};
 
 use warmpath_tests::{Gateway, Signal, eventually, sims, urls};
 
-use crate::privileges::{CONFIG, Place, USER, can_arrange, prepared, said};
+use crate::{
+    privileges::{CONFIG, Place, USER, can_arrange, granted, prepared, said},
+    upgrade::successor_of,
+};
 
-/// A line of each thread's status: `CapEff`, `NoNewPrivs`, `Uid` …
-fn of_threads(gateway: &Gateway, key: &str) -> BTreeSet<String> {
+/// The thread that starts successors.
+const STARTER: &str = "successor";
+
+/// A line of the status of each thread that `of` names: `CapEff`, `NoNewPrivs`, `Uid` …
+fn of_threads(gateway: &Gateway, of: impl Fn(&str) -> bool, key: &str) -> BTreeSet<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
     // A thread may end while we look.
     let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
-    let value = |status: String| {
+    let value = |status: &str, key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("{key}: {status}")).split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    statuses.map(value).collect()
+    statuses.filter(|status| of(&value(status, "Name"))).map(|status| value(&status, key)).collect()
 }
 
-/// No thread has a privilege, or can get one.
+/// No thread that serves has a privilege, or can get one; none at all can use one.
 async fn has_none(gateway: &Gateway) {
-    // The threads that were there before follow.
-    eventually("every thread has no_new_privs", || async {
-        (of_threads(gateway, "NoNewPrivs") == ["1".to_owned()].into()).then_some(())
-    })
-    .await;
-    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
-        assert_eq!(of_threads(gateway, set), ["0000000000000000".to_owned()].into(), "{set}");
+    let serves = |name: &str| name != STARTER;
+    let none: BTreeSet<String> = ["0000000000000000".to_owned()].into();
+    // The threads that were there before follow, this last.
+    for (key, value) in [("CapPrm", &none), ("NoNewPrivs", &["1".to_owned()].into())] {
+        eventually(key, || async { (of_threads(gateway, serves, key) == *value).then_some(()) }).await;
     }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(of_threads(gateway, serves, set), none, "{set}");
+    }
+    assert_eq!(of_threads(gateway, |_| true, "CapEff"), none);
 }
 
 fn is_root() -> bool {
@@ -83,8 +91,8 @@ async fn a_gateway_that_root_starts_can_become_another_user_and_leaves_no_pin_be
         .args(["--instance", "become", "--threads", "2", "--worker", &urls(&sims)[0], "--config"])
         .arg(config);
     let mut gateway = Gateway::spawn(command.into()).await;
-    assert_eq!(of_threads(&gateway, "Uid"), [[USER; 4].join(" ")].into());
-    assert_eq!(of_threads(&gateway, "Groups"), [USER.to_owned()].into());
+    assert_eq!(of_threads(&gateway, |_| true, "Uid"), [[USER; 4].join(" ")].into());
+    assert_eq!(of_threads(&gateway, |_| true, "Groups"), [USER.to_owned()].into());
     has_none(&gateway).await;
     assert_eq!(gateway.chat("hello").await.status, 200);
     let pins = format!("/proc/{}/root/sys/fs/bpf/warmpath-become", gateway.pid());
@@ -95,6 +103,38 @@ async fn a_gateway_that_root_starts_can_become_another_user_and_leaves_no_pin_be
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.ended().await, Some(0));
     assert_eq!(pinned().map_or(0, Iterator::count), 0, "the pins are gone");
+}
+
+#[tokio::test]
+async fn a_successor_of_a_gateway_without_privileges_has_what_the_first_one_began_with() {
+    if !can_arrange() {
+        return;
+    }
+    let (place, sims) = (Place::new(), sims(1).await);
+    let mut gateway = place.start("heir", Some(&granted()), &sims).await;
+    if said(&gateway.output(), "load") != "yes" {
+        return println!("skipped: {}", said(&gateway.output(), "load"));
+    }
+    has_none(&gateway).await;
+    gateway.signal(Signal::USR2);
+    assert_eq!(gateway.ended().await, Some(0));
+    let heir = Heir(successor_of(&gateway.output()));
+    for capability in ["load", "steering", "bypass", "pins"] {
+        let available = format!("warmpath_kernel_available{{capability=\"{capability}\"}}");
+        assert!(gateway.metric(&available).await > 0.5, "{capability}");
+    }
+    assert_eq!(gateway.chat("hello").await.status, 200);
+    drop(heir);
+}
+
+/// A process that no handle here would end.
+struct Heir(i32);
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.0).unwrap();
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
 }
 
 #[tokio::test]

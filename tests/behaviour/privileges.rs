@@ -32,7 +32,7 @@ fn unit(key: &str) -> &'static str {
 }
 
 /// The capabilities that the unit grants, as setpriv(1) names them.
-fn granted() -> Vec<String> {
+pub(crate) fn granted() -> Vec<String> {
     let names = unit("AmbientCapabilities").split(' ');
     names.map(|name| name.strip_prefix("CAP_").unwrap().to_lowercase()).collect()
 }
@@ -76,7 +76,12 @@ impl Place {
     }
 
     /// A gateway of `instance` with a BPF file system of its own; as root, or as an ordinary user with `caps`.
-    async fn start(&self, instance: &str, caps: Option<&[String]>, workers: &[SimHandle]) -> Gateway {
+    pub(crate) async fn start(
+        &self,
+        instance: &str,
+        caps: Option<&[String]>,
+        workers: &[SimHandle],
+    ) -> Gateway {
         let mut command = prepared(instance);
         command.args(caps.map(as_user).unwrap_or_default()).arg(self.binary());
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"]);

@@ -17,7 +17,7 @@ pub mod stress;
 use std::{future::Future, time::Duration};
 
 pub use certificates::{Authority, Pair, TlsClient};
-pub use client::{Connected, Reply, Stream, get, open, open_over, request, request_over};
+pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
 pub use gateway::{Gateway, Signal, binary};
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 

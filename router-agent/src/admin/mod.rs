@@ -59,16 +59,37 @@ pub struct Admin {
 /// What the port offers by ALPN.
 pub const ALPN: &[&[u8]] = &[b"http/1.1"];
 
-/// Serves on `listener`, over TLS where there is a certificate, until the future is dropped.
-pub async fn serve(
-    listener: tokio::net::TcpListener,
-    tls: Option<Arc<ServerTls>>,
-    admin: Admin,
-) -> std::io::Result<()> {
-    let router = Router::new()
+/// Serves on `listener`, over TLS where there is a certificate, until the future is dropped, or a successor does.
+pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>>, admin: Admin) {
+    let mut phase = admin.phase.clone();
+    let handed_over = async move {
+        let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
+    };
+    let router = probes().merge(operations());
+    let router = router.layer(middleware::from_fn_with_state(admin.clone(), access::check)).with_state(admin);
+    let result = match tls {
+        None => axum::serve(listener, router).with_graceful_shutdown(handed_over).await,
+        Some(tls) => {
+            let listener = tls::TlsListener::new(listener, tls);
+            axum::serve(listener, router).with_graceful_shutdown(handed_over).await
+        }
+    };
+    if let Err(error) = result {
+        tracing::error!(%error, "the admin port is closed");
+    }
+}
+
+/// What probes and scrapers ask.
+fn probes() -> Router<Admin> {
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
+}
+
+/// What shows or changes the gateway: for operators alone.
+fn operations() -> Router<Admin> {
+    Router::new()
         .route("/workers", get(workers::list).post(workers::add))
         .route("/workers/{name}", get(workers::show).delete(workers::remove))
         .route("/workers/{name}/drain", post(workers::drain))
@@ -76,12 +97,6 @@ pub async fn serve(
         .route("/admin/reload", post(reload::run))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
-        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
-        .with_state(admin);
-    match tls {
-        None => axum::serve(listener, router).await,
-        Some(tls) => axum::serve(tls::TlsListener::new(listener, tls), router).await,
-    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

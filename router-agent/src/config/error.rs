@@ -24,6 +24,16 @@ pub enum ConfigError {
         /// Where and why.
         message: String,
     },
+    /// A value is wrong, and it stands in the file.
+    #[error("configuration file {}, line {line}: {source}", path.display())]
+    InFile {
+        /// The file as it was given.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        source: Box<ConfigError>,
+    },
     /// A value is out of its range.
     #[error("{key}: {message}")]
     Value {

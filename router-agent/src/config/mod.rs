@@ -12,6 +12,7 @@ mod guard;
 mod keys;
 mod kv_events;
 mod live;
+mod place;
 mod routing;
 mod secret;
 mod tls;
@@ -182,6 +183,8 @@ pub struct Timeouts {
     pub response_head: Duration,
     /// In-flight requests after SIGTERM.
     pub drain: Duration,
+    /// In-flight requests after a successor has taken over.
+    pub upgrade: Duration,
 }
 
 /// Everything `warmpath serve` needs, with every default filled in.
@@ -289,6 +292,7 @@ impl Default for Config {
                 connect: limits::CONNECT_TIMEOUT,
                 response_head: limits::RESPONSE_HEAD_TIMEOUT,
                 drain: Duration::from_secs(30),
+                upgrade: limits::UPGRADE_TIMEOUT,
             },
             guard: Guard::default(),
             tokenizers: Tokenizers::default(),

@@ -1,8 +1,10 @@
 //! One client connection, from accept to close.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Instant};
+use std::{
+    cell::Cell, convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Instant,
+};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::Service, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -16,10 +18,12 @@ use tokio::{
 use super::{
     client_io::{ClientIo, ClientSocket},
     http2,
+    panics::{Contained, contained},
     phases::{Phases, Verdict, Watched},
     protocol::Protocol,
     relay::GatewayBody,
     request::{self, Client, End},
+    route::Route,
     thread::{Phase, ThreadContext},
 };
 use crate::{
@@ -38,7 +42,7 @@ pub(super) async fn serve(
     let _ = stream.set_nodelay(true);
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
-    let connection = Connection { context, address, phase };
+    let connection = Connection { context, address, phase, is_last: Rc::default() };
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
         let end = End::coded(&stream, true);
@@ -91,6 +95,8 @@ struct Connection<'a> {
     context: &'a Rc<ThreadContext>,
     address: SocketAddr,
     phase: watch::Receiver<Phase>,
+    /// Of HTTP/1, where a successor takes connections: the next response says that it is the last.
+    is_last: Rc<Cell<bool>>,
 }
 
 impl Connection<'_> {
@@ -127,7 +133,7 @@ impl Connection<'_> {
         let phases = Phases::new(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = http2::builder(self.context.clone()).serve_connection(io, service);
+        let connection = http2::builder().serve_connection(io, service);
         self.drive(connection, phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     }
 
@@ -137,15 +143,27 @@ impl Connection<'_> {
         phases: &Rc<Phases>,
     ) -> impl Service<
         Request<Incoming>,
-        Response = Response<GatewayBody>,
+        Response = Response<Contained<GatewayBody>>,
         Error = Infallible,
-        Future = impl Future<Output = Result<Response<GatewayBody>, Infallible>> + use<>,
+        Future = impl Future<Output = Result<Response<Contained<GatewayBody>>, Infallible>> + use<>,
     > + use<> {
         let (context, address, phases) = (self.context.clone(), self.address, phases.clone());
-        service_fn(move |request| {
+        let is_last = self.is_last.clone();
+        service_fn(move |request: Request<Incoming>| {
             let serving = phases.serve();
             let (context, client) = (context.clone(), Client { address, end: end.clone() });
-            async move { Ok(request::handle(&context, client, request).await.map(|body| body.hold(serving))) }
+            let is_last = is_last.clone();
+            async move {
+                let metrics = &context.shared.metrics;
+                let route = Route::of(request.method(), request.uri().path());
+                let handler = request::handle(&context, client, request);
+                let response = contained(metrics, route, handler, GatewayBody::own).await;
+                let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
+                if is_last.get() {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(response)
+            }
         })
     }
 
@@ -159,7 +177,16 @@ impl Connection<'_> {
         let mut connection = std::pin::pin!(connection);
         let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
         let mut watchdog = std::pin::pin!(watchdog);
-        let mut draining = *self.phase.borrow() != Phase::Serve;
+        // Over HTTP/2 a client can be told to go elsewhere with its next request; over HTTP/1 by a response only.
+        let is_http2 = phases.protocol() == Protocol::Http2;
+        let is_over = |phase: Phase| match phase {
+            Phase::Serve => false,
+            Phase::HandOver => is_http2,
+            Phase::Drain | Phase::Stop => true,
+        };
+        let now = *self.phase.borrow();
+        self.is_last.set(now == Phase::HandOver && !is_http2);
+        let mut draining = is_over(now);
         if draining {
             finish(connection.as_mut());
         }
@@ -174,8 +201,9 @@ impl Connection<'_> {
                     return;
                 }
                 changed = self.phase.changed(), if !draining => {
-                    draining = true;
-                    if changed.is_ok() {
+                    self.is_last.set(!is_http2);
+                    draining = changed.is_err() || is_over(*self.phase.borrow());
+                    if draining && changed.is_ok() {
                         finish(connection.as_mut());
                     }
                 }
@@ -211,7 +239,7 @@ fn http1_builder() -> http1::Builder {
     builder
 }
 
-/// Counts a connection from accept to close, and the panic that ends it, if one does.
+/// Counts a connection from accept to close, and a panic outside of its requests that ends it, if one does.
 pub(super) struct OpenConnection {
     context: Rc<ThreadContext>,
 }

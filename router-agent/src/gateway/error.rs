@@ -71,6 +71,9 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// A defect of this program.
+    #[error("internal error of the gateway")]
+    Panicked,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -98,6 +101,7 @@ impl GatewayError {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
             Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
@@ -107,7 +111,7 @@ impl GatewayError {
     pub fn source_label(&self) -> &'static str {
         match self {
             Self::Failed { .. } => "worker",
-            Self::NoWorker => "gateway",
+            Self::NoWorker | Self::Panicked => "gateway",
             _ => "client",
         }
     }
@@ -129,6 +133,7 @@ impl GatewayError {
             Self::PathNotAllowed => "path_not_allowed",
             Self::OverLimit(_) => "rate_limit_exceeded",
             Self::NoWorker => "no_worker_available",
+            Self::Panicked => "internal_error",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } => "worker_failed",

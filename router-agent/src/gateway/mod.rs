@@ -22,8 +22,10 @@ mod identify;
 mod listen;
 mod lmcache;
 mod models;
+mod panics;
 mod phases;
 mod protocol;
+mod pulse;
 mod raw;
 mod relay;
 pub mod request;
@@ -66,6 +68,7 @@ pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use protocol::ALPN;
+pub use pulse::Pulses;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -132,6 +135,8 @@ pub struct Shared {
     lmcache_instances: lmcache::Instances,
     /// Decision counters.
     decisions: DecisionCounters,
+    /// Whether the data threads' event loops turn.
+    pub pulses: Arc<Pulses>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
@@ -158,6 +163,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
+            pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
             tls,
             tenants: Tenants::new(&started.keys, metrics.clone()),

@@ -55,6 +55,10 @@ impl Phases {
         Rc::new(Self { protocol, phase, since, serving: Cell::new(0) })
     }
 
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
     fn enter(&self, phase: Phase) {
         self.phase.set(phase);
         self.since.set(Instant::now());

@@ -30,7 +30,8 @@ pub(super) struct Question {
 pub(super) enum Outcome {
     /// Every byte as it must be.
     Exact,
-    /// An honest end in the middle: an error event, or a body that is visibly not whole. Words that came.
+    /// An honest end in the middle: an error event, vLLM's own word that it gave up (`finish_reason: "abort"`), or a body
+    /// that is visibly not whole. Words that came.
     Cut(usize),
     /// An error in OpenAI's form, with its status and code.
     Refused(u16, String),
@@ -135,7 +136,7 @@ fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
 }
 
 fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
-    let (mut content, mut is_done, mut has_error) = (String::new(), false, false);
+    let (mut content, mut is_done, mut has_error, mut half) = (String::new(), false, false, None);
     // What stands behind the last blank line is half an event.
     let complete = text.rfind("\n\n").map_or("", |end| &text[..end]);
     for event in complete.split("\n\n").filter(|event| !event.is_empty()) {
@@ -147,9 +148,17 @@ fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
             continue;
         }
         let Ok(data) = serde_json::from_str::<Value>(data) else {
-            return Outcome::Wrong(format!("an event of {data:?}"));
+            // Cut in its middle, which the error event behind it must say.
+            if let Some(before) = half.replace(data) {
+                return Outcome::Wrong(format!("half an event with more behind it: {before:?}"));
+            }
+            continue;
         };
-        has_error |= data.get("error").is_some();
+        let aborted = data.pointer("/choices/0/finish_reason").and_then(Value::as_str) == Some("abort");
+        has_error |= aborted || data.get("error").is_some();
+        if half.is_some() && !has_error {
+            return Outcome::Wrong(format!("half an event with more behind it: {half:?}"));
+        }
         content
             .push_str(data.pointer("/choices/0/delta/content").and_then(Value::as_str).unwrap_or_default());
     }
@@ -158,6 +167,8 @@ fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
     }
     if content == expected && is_done && is_whole && !has_error {
         Outcome::Exact
+    } else if half.is_some() && !has_error {
+        Outcome::Wrong(format!("half an event at a proper end: {half:?}"))
     } else if has_error || !is_whole {
         Outcome::Cut(content.len() / WORD_BYTES)
     } else {
@@ -185,5 +196,14 @@ mod tests {
         assert!(matches!(judge(format!("{one}{done}"), true), Outcome::Wrong(_)), "a silent cut");
         assert!(matches!(judge(format!("{two}{one}{done}"), true), Outcome::Wrong(_)), "out of order");
         assert!(matches!(judge(format!("{one}{two}"), true), Outcome::Wrong(_)), "no end");
+        let abort = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"abort\"}]}\n\n";
+        assert_eq!(judge(format!("{one}{abort}{done}"), true), Outcome::Cut(1));
+        let half = format!("{}   \n\n", &two[..20]);
+        assert_eq!(judge(format!("{one}{half}{error}{done}"), true), Outcome::Cut(1));
+        assert!(
+            matches!(judge(format!("{one}{half}{two}{done}"), true), Outcome::Wrong(_)),
+            "more behind it"
+        );
+        assert!(matches!(judge(format!("{one}{half}{done}"), true), Outcome::Wrong(_)), "nothing says it");
     }
 }
