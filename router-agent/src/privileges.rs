@@ -3,8 +3,8 @@
 //! Opening the kernel side, low ports and keys that only root can read take privileges; serving does not. So they are given
 //! up behind that, and before the threads that serve are started: capabilities, uid and gid belong to a thread, and a new one
 //! has those of the thread that starts it. A thread that serves and has to be started before is started by one that has none
-//! ([`without`]), and those that wait for the kernel follow within a turn of their loop ([`Follower`]). One thread keeps what
-//! a successor needs, to start it when it is asked to (`lifecycle::successor`); nothing that it could use by itself.
+//! ([`without`]), and those that wait for the kernel follow within a turn of their loop ([`Follower`]). What a
+//! successor needs, another process keeps (`lifecycle::Keeper`).
 //!
 //! What serving needs of the kernel side is looking up and changing its maps, and running one program, all by descriptors
 //! that are open. Linux 5.19 and later let any process do that; before, one with `CAP_BPF`, unless
@@ -141,18 +141,6 @@ pub fn without<T: Send>(
     let run = || drop_here(can_serve).map(|_| start());
     std::thread::scope(|scope| scope.spawn(run).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-/// For the thread that starts a successor: what it may hand on, and nothing that it may use itself.
-pub fn keep_for_a_successor() -> Result<(), PrivilegeError> {
-    let all = caps::read(None, CapSet::Permitted)?;
-    let wanted = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
-    let kept: CapsHashSet = wanted.into_iter().filter(|cap| all.contains(cap)).collect();
-    caps::clear(None, CapSet::Effective)?;
-    caps::set(None, CapSet::Inheritable, &kept)?;
-    caps::set(None, CapSet::Permitted, &kept)?;
-    caps::set(None, CapSet::Ambient, &kept)?;
-    Ok(())
 }
 
 /// A thread has called [`drop`].

@@ -10,33 +10,28 @@ use crate::{
     upgrade::successor_of,
 };
 
-/// The thread that starts successors.
-const STARTER: &str = "successor";
-
-/// A line of the status of each thread that `of` names: `CapEff`, `NoNewPrivs`, `Uid` …
-fn of_threads(gateway: &Gateway, of: impl Fn(&str) -> bool, key: &str) -> BTreeSet<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
+/// A line of each thread's status: `CapEff`, `NoNewPrivs`, `Uid` …
+fn of_threads(pid: u32, key: &str) -> BTreeSet<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     // A thread may end while we look.
     let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
-    let value = |status: &str, key: &str| {
+    let value = |status: String| {
         let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
         line.unwrap_or_else(|| panic!("{key}: {status}")).split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    statuses.filter(|status| of(&value(status, "Name"))).map(|status| value(&status, key)).collect()
+    statuses.map(value).collect()
 }
 
-/// No thread that serves has a privilege, or can get one; none at all can use one.
-async fn has_none(gateway: &Gateway) {
-    let serves = |name: &str| name != STARTER;
+/// No thread has a privilege, or can get one.
+async fn has_none(pid: u32) {
     let none: BTreeSet<String> = ["0000000000000000".to_owned()].into();
     // The threads that were there before follow, this last.
     for (key, value) in [("CapPrm", &none), ("NoNewPrivs", &["1".to_owned()].into())] {
-        eventually(key, || async { (of_threads(gateway, serves, key) == *value).then_some(()) }).await;
+        eventually(key, || async { (of_threads(pid, key) == *value).then_some(()) }).await;
     }
-    for set in ["CapInh", "CapAmb"] {
-        assert_eq!(of_threads(gateway, serves, set), none, "{set}");
+    for set in ["CapEff", "CapInh", "CapAmb"] {
+        assert_eq!(of_threads(pid, set), none, "{set}");
     }
-    assert_eq!(of_threads(gateway, |_| true, "CapEff"), none);
 }
 
 fn is_root() -> bool {
@@ -60,7 +55,7 @@ async fn no_thread_that_serves_has_a_capability_and_everything_works_without() {
     gateway.chat("hello").await;
     let mut stream = gateway.stream("hello", 20).await;
     assert!(stream.rest().await.1);
-    has_none(&gateway).await;
+    has_none(gateway.pid()).await;
     assert!(
         fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap().count() >= 4,
         "threads to look at"
@@ -91,9 +86,9 @@ async fn a_gateway_that_root_starts_can_become_another_user_and_leaves_no_pin_be
         .args(["--instance", "become", "--threads", "2", "--worker", &urls(&sims)[0], "--config"])
         .arg(config);
     let mut gateway = Gateway::spawn(command.into()).await;
-    assert_eq!(of_threads(&gateway, |_| true, "Uid"), [[USER; 4].join(" ")].into());
-    assert_eq!(of_threads(&gateway, |_| true, "Groups"), [USER.to_owned()].into());
-    has_none(&gateway).await;
+    assert_eq!(of_threads(gateway.pid(), "Uid"), [[USER; 4].join(" ")].into());
+    assert_eq!(of_threads(gateway.pid(), "Groups"), [USER.to_owned()].into());
+    has_none(gateway.pid()).await;
     assert_eq!(gateway.chat("hello").await.status, 200);
     let pins = format!("/proc/{}/root/sys/fs/bpf/warmpath-become", gateway.pid());
     // Its own mount of the BPF file system goes with it: held, so that one can look afterwards.
@@ -115,10 +110,11 @@ async fn a_successor_of_a_gateway_without_privileges_has_what_the_first_one_bega
     if said(&gateway.output(), "load") != "yes" {
         return println!("skipped: {}", said(&gateway.output(), "load"));
     }
-    has_none(&gateway).await;
+    has_none(gateway.pid()).await;
     gateway.signal(Signal::USR2);
     assert_eq!(gateway.ended().await, Some(0));
     let heir = Heir(successor_of(&gateway.output()));
+    has_none(heir.0.cast_unsigned()).await;
     for capability in ["load", "steering", "bypass", "pins"] {
         let available = format!("warmpath_kernel_available{{capability=\"{capability}\"}}");
         assert!(gateway.metric(&available).await > 0.5, "{capability}");

@@ -65,16 +65,18 @@ pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>
     let handed_over = async move {
         let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
     };
-    let router = probes().merge(operations());
-    let router = router.layer(middleware::from_fn_with_state(admin.clone(), access::check)).with_state(admin);
-    let result = match tls {
+    let router = probes()
+        .merge(operations())
+        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
+        .with_state(admin);
+    let served = match tls {
         None => axum::serve(listener, router).with_graceful_shutdown(handed_over).await,
         Some(tls) => {
             let listener = tls::TlsListener::new(listener, tls);
             axum::serve(listener, router).with_graceful_shutdown(handed_over).await
         }
     };
-    if let Err(error) = result {
+    if let Err(error) = served {
         tracing::error!(%error, "the admin port is closed");
     }
 }
@@ -105,6 +107,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
         shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
     }
+    shared.refresh_queue_metrics();
     shared.metrics.set_index_bytes(shared.index.bytes());
     shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);
     if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {

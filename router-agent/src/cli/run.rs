@@ -21,7 +21,7 @@ use crate::{
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
-    lifecycle::{Members, Reload, Signals, Wanted, Watch, handover::Release, successor::Starter, systemd},
+    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd},
     privileges::{self, Account},
     telemetry::{Metrics, RelayPath},
     tls::{self, ServerTls},
@@ -34,14 +34,15 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     let files = args.clone();
     let watch = Watch::new(&files.files(&config));
     let signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    // With the privileges of the start; this process is about to give them up.
+    let keeper =
+        Keeper::start().map_err(system("cannot start the process that keeps privileges for an upgrade"))?;
     if let Some(user) = &config.user {
         privileges::become_account(&Account::find(user)?)?;
     }
-    let starter = Starter::new().map_err(system("cannot start the thread of successors"))?;
     let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
     let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
     let mut doors = doors::open(&config)?;
-    let (config, simulated) = simulate(config)?;
 
     let metrics = Metrics::new()?;
     // Held until the end: its pins go with it.
@@ -55,6 +56,8 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         ..kernel::Options::default()
     });
     let steering = open_steering(&mut kernel, &mut capabilities, &doors);
+    // A successor needs its privileges until it serves; threads that serve have none from the first.
+    let (config, simulated) = privileges::without(|| kernel.can_use_maps(), || simulate(config))??;
     let tokenizers = privileges::without(|| kernel.can_use_maps(), || Tokenizers::load(&config.tokenizers))??;
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
@@ -128,12 +131,13 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         let members = members.clone();
         async move { members.see_off().await }
     });
+    {
+        let (ports, metrics) = (tls.into_iter().chain(admin_tls.clone()).collect(), shared.metrics.clone());
+        let reloads = live.changes();
+        tasks.spawn(async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await });
+    }
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
-    tasks.spawn({
-        let (ports, reloads) = (tls.into_iter().chain(admin_tls.clone()).collect(), live.changes());
-        async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await }
-    });
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));
     let kv_events = kv_events::start(&live, &shared.fleet, &indices, &shared.metrics, ended_predictions)
         .map_err(system("cannot start the thread of KV events"))?;
@@ -178,7 +182,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
 
     Running {
         signals,
-        starter,
+        keeper,
         succession,
         reload,
         files,
@@ -198,7 +202,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
 /// What a gateway is ended with.
 struct Running {
     signals: Signals,
-    starter: Starter,
+    keeper: Keeper,
     succession: Succession,
     reload: Arc<Reload>,
     files: ServeArgs,
@@ -261,7 +265,11 @@ impl Running {
                     Wanted::Reload => {
                         let _ = self.reload.run().await; // it is in the log
                     }
-                    Wanted::Upgrade => self.starter.start(),
+                    Wanted::Upgrade => {
+                        if let Err(error) = self.keeper.start_successor() {
+                            tracing::error!(%error, "upgrade: the successor could not be started");
+                        }
+                    }
                 },
                 () = self.watch.changed(|| self.files.files(&self.live.load())) => {
                     tracing::info!("a file of the configuration has changed");

@@ -4,7 +4,7 @@ use std::{
     cell::Cell, convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Instant,
 };
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, Version, header};
 use hyper::{body::Incoming, server::conn::http1, service::Service, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
@@ -42,7 +42,8 @@ pub(super) async fn serve(
     let _ = stream.set_nodelay(true);
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
-    let connection = Connection { context, address, phase, is_last: Rc::default() };
+    let is_last = Rc::new(Cell::new(*phase.borrow() == Phase::HandOver));
+    let connection = Connection { context, address, phase, is_last };
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
         let end = End::coded(&stream, true);
@@ -95,7 +96,7 @@ struct Connection<'a> {
     context: &'a Rc<ThreadContext>,
     address: SocketAddr,
     phase: watch::Receiver<Phase>,
-    /// Of HTTP/1, where a successor takes connections: the next response says that it is the last.
+    /// A successor takes connections: the next response here says that it is the last.
     is_last: Rc<Cell<bool>>,
 }
 
@@ -106,13 +107,12 @@ impl Connection<'_> {
         // What made it known that this is HTTP/1.
         phases.bytes_came();
         let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone()));
-        let service = self.service(End::Plain(socket), &phases);
-        self.drive(
-            http1_builder().serve_connection(io, service),
-            phases,
-            http1::Connection::graceful_shutdown,
-        )
-        .await;
+        let service = self.service(End::Plain(socket.clone()), &phases);
+        let connection = http1_builder().serve_connection(io, service);
+        let broke_off = self.drive(connection, phases, http1::Connection::graceful_shutdown).await;
+        if broke_off {
+            socket.abandon();
+        }
     }
 
     /// HTTP/1 over TLS.
@@ -156,10 +156,11 @@ impl Connection<'_> {
             async move {
                 let metrics = &context.shared.metrics;
                 let route = Route::of(request.method(), request.uri().path());
+                let may_close = request.version() != Version::HTTP_2;
                 let handler = request::handle(&context, client, request);
                 let response = contained(metrics, route, handler, GatewayBody::own).await;
                 let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
-                if is_last.get() {
+                if is_last.get() && may_close {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok(response)
@@ -167,26 +168,24 @@ impl Connection<'_> {
         })
     }
 
-    /// Runs a connection to its end. `finish` lets what is under way be the last.
+    /// Runs a connection to its end. `finish` lets what is under way be the last. Whether it ended because a response's body
+    /// broke off.
     async fn drive<C: Future<Output = hyper::Result<()>>>(
         mut self,
         connection: C,
         phases: Rc<Phases>,
         finish: impl Fn(Pin<&mut C>),
-    ) {
+    ) -> bool {
         let mut connection = std::pin::pin!(connection);
         let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
         let mut watchdog = std::pin::pin!(watchdog);
-        // Over HTTP/2 a client can be told to go elsewhere with its next request; over HTTP/1 by a response only.
-        let is_http2 = phases.protocol() == Protocol::Http2;
-        let is_over = |phase: Phase| match phase {
+        // A successor's clients of HTTP/2 are told to go there; those of HTTP/1 with their next response.
+        let is_over = |phase: &watch::Receiver<Phase>| match *phase.borrow() {
             Phase::Serve => false,
-            Phase::HandOver => is_http2,
+            Phase::HandOver => phases.protocol() == Protocol::Http2,
             Phase::Drain | Phase::Stop => true,
         };
-        let now = *self.phase.borrow();
-        self.is_last.set(now == Phase::HandOver && !is_http2);
-        let mut draining = is_over(now);
+        let mut draining = is_over(&self.phase);
         if draining {
             finish(connection.as_mut());
         }
@@ -195,14 +194,13 @@ impl Connection<'_> {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        tracing::debug!(client = %self.address, %error, "client connection ended");
-                    }
-                    return;
+                    let Err(error) = result else { return false };
+                    tracing::debug!(client = %self.address, %error, "client connection ended");
+                    return error.is_user();
                 }
                 changed = self.phase.changed(), if !draining => {
-                    self.is_last.set(!is_http2);
-                    draining = changed.is_err() || is_over(*self.phase.borrow());
+                    self.is_last.set(true);
+                    draining = changed.is_err() || is_over(&self.phase);
                     if draining && changed.is_ok() {
                         finish(connection.as_mut());
                     }
@@ -212,7 +210,7 @@ impl Connection<'_> {
                     match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
                         Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
                         // It was told so, and does not take even that.
-                        Verdict::Idle if was_idle => return,
+                        Verdict::Idle if was_idle => return false,
                         Verdict::Idle => {
                             was_idle = true;
                             finish(connection.as_mut());
@@ -221,7 +219,7 @@ impl Connection<'_> {
                         Verdict::SlowHead => {
                             let errors = &self.context.shared.metrics.errors;
                             errors.with_label_values(&["client", "head_timeout"]).inc();
-                            return;
+                            return false;
                         }
                     }
                 }

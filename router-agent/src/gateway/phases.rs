@@ -55,6 +55,7 @@ impl Phases {
         Rc::new(Self { protocol, phase, since, serving: Cell::new(0) })
     }
 
+    /// What is spoken on the connection.
     pub(super) fn protocol(&self) -> Protocol {
         self.protocol
     }

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, admission,
     choose::Scratch,
     connection::{self, OpenConnection},
     cut::Cuts,
@@ -31,6 +31,7 @@ use router_common::limits::CORE_REPORT_EVERY_MS;
 use crate::{
     kernel::Core,
     limits,
+    privileges::Follower,
     upstream::{Pool, PoolSettings},
 };
 
@@ -130,6 +131,7 @@ async fn run(
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
+    tokio::task::spawn_local(look_for_places(context.clone()));
     tokio::task::spawn_local(cut_off(context.clone()));
     let pulses = context.shared.pulses.clone();
     tokio::task::spawn_local(async move { pulses.beat(number).await });
@@ -219,9 +221,20 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 async fn sweep(context: Rc<ThreadContext>) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // A successor's threads are started before it gives its privileges up.
+    let mut privileges = Follower::default();
     loop {
         ticks.tick().await;
+        privileges.follow();
         context.pool.sweep();
+    }
+}
+
+/// Finds places for those who wait that became free without an event: a worker is well again, a breaker's time is over.
+async fn look_for_places(context: Rc<ThreadContext>) {
+    loop {
+        tokio::time::sleep(admission::LOOK_EVERY).await;
+        context.shared.admission.freed(&context.shared);
     }
 }
 
