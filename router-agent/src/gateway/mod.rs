@@ -17,11 +17,14 @@ mod decisions;
 mod error;
 mod forwarded;
 mod headers;
+mod http2;
 mod identify;
 mod listen;
 mod lmcache;
 mod models;
 mod panics;
+mod phases;
+mod protocol;
 mod pulse;
 mod raw;
 mod relay;
@@ -55,6 +58,7 @@ use crate::{
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
+    tls::ServerTls,
     tokenize::Tokenizers,
 };
 
@@ -63,6 +67,7 @@ use decisions::DecisionCounters;
 pub use error::GatewayError;
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
+pub use protocol::ALPN;
 pub use pulse::Pulses;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
@@ -118,6 +123,8 @@ pub struct Shared {
     pub tokenizers: Tokenizers,
     /// Who may ask.
     pub tenants: Tenants,
+    /// The data port's certificate, if it has one.
+    pub tls: Option<Arc<ServerTls>>,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -144,6 +151,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         kernel: KernelSide,
         tokenizers: Tokenizers,
+        tls: Option<Arc<ServerTls>>,
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
@@ -157,6 +165,7 @@ impl Shared {
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
+            tls,
             tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,

@@ -16,7 +16,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
     account::{Attempt, RequestAccount},
-    client_io::Serving,
+    phases::Serving,
     raw::{Ledger, RawError, RawRelay},
 };
 use crate::upstream::Lease;

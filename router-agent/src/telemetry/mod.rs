@@ -8,6 +8,7 @@ mod lmcache;
 mod logging;
 mod metrics;
 mod tenants;
+mod tls;
 mod tokenize;
 
 pub use guard::{GuardMetrics, action_label};
@@ -16,4 +17,5 @@ pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use tenants::{TenantFamilies, TenantMetrics};
+pub use tls::TlsMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};

@@ -25,6 +25,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::connect::WorkerStream;
 use super::outgoing::Progress;
 use crate::kernel::bypass::Ends;
 
@@ -32,7 +33,7 @@ use crate::kernel::bypass::Ends;
 #[derive(Debug)]
 pub(super) struct Seam {
     /// `None` once it was taken.
-    socket: RefCell<Option<TcpStream>>,
+    socket: RefCell<Option<WorkerStream>>,
     state: Cell<State>,
     /// What was read behind the head.
     early: RefCell<BytesMut>,
@@ -65,7 +66,7 @@ pub(super) struct Taken {
 }
 
 impl Seam {
-    pub(super) fn new(socket: TcpStream) -> Rc<Self> {
+    pub(super) fn new(socket: WorkerStream) -> Rc<Self> {
         Rc::new(Self {
             socket: RefCell::new(Some(socket)),
             state: Cell::new(State::Open),
@@ -85,8 +86,12 @@ impl Seam {
         WorkerIo(self.clone())
     }
 
-    /// From here on, hyper reads one response head and no more. Call between responses.
+    /// From here on, hyper reads one response head and no more. Call between responses. Over TLS nobody else could make
+    /// anything of the socket's bytes: nothing is held there.
     pub(super) fn hold_after_head(&self, hold: Hold) {
+        if self.plain(|_| ()).is_none() {
+            return;
+        }
         self.state.set(State::HeadOnly(HeadEnd::default(), hold));
     }
 
@@ -103,16 +108,22 @@ impl Seam {
         if !(matches!(self.state.get(), State::Held) && self.progress.is_whole()) {
             return None;
         }
-        let socket = self.socket.borrow_mut().take()?;
+        let mut place = self.socket.borrow_mut();
+        let WorkerStream::Plain(socket) = place.take()? else { return None };
+        drop(place);
         self.open(); // whoever reads from here on learns that there is nothing to be had
         Some(Taken { socket, early: self.early.take() })
     }
 
-    /// The addresses of both ends.
+    /// The addresses of both ends; none over TLS.
     pub(super) fn ends(&self) -> Option<Ends> {
-        let socket = self.socket.borrow();
-        let socket = socket.as_ref()?;
-        Some(Ends { worker: socket.peer_addr().ok()?, gateway: socket.local_addr().ok()? })
+        self.plain(|socket| {
+            Some(Ends { worker: socket.peer_addr().ok()?, gateway: socket.local_addr().ok()? })
+        })?
+    }
+
+    fn plain<T>(&self, look: impl FnOnce(&TcpStream) -> T) -> Option<T> {
+        self.socket.borrow().as_ref().and_then(WorkerStream::plain).map(look)
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -152,7 +163,7 @@ impl Seam {
 
     fn with_socket<T>(
         &self,
-        call: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+        call: impl FnOnce(Pin<&mut WorkerStream>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match self.socket.borrow_mut().as_mut() {
             Some(socket) => call(Pin::new(socket)),
@@ -308,7 +319,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut worker, _) = listener.accept().await.unwrap();
-        let seam = Seam::new(socket);
+        let seam = Seam::new(WorkerStream::Plain(socket));
         let mut io = seam.io();
         for (kind, is_held) in [("application/json", false), ("text/event-stream", true)] {
             let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: 4\r\n\r\n");
@@ -351,7 +362,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut worker, _) = listener.accept().await.unwrap();
-        let seam = Seam::new(socket);
+        let seam = Seam::new(WorkerStream::Plain(socket));
         let mut io = seam.io();
         for take in [false, true] {
             send_request(&seam, &mut io).await;
