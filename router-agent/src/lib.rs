@@ -19,6 +19,7 @@
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
+//! | [`window`] | sums over the last while |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
 //!
 //! A module knows those below it only: `index` and `routing` know no HTTP, `gateway` knows no BPF map, `kernel` knows no
@@ -60,3 +61,5 @@ pub mod tls;
 pub mod tokenize;
 #[forbid(unsafe_code)]
 pub mod upstream;
+#[forbid(unsafe_code)]
+pub mod window;

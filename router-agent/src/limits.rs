@@ -32,6 +32,8 @@ pub const H2_LOCAL_RESETS_MAX: usize = 256;
 pub const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Bytes of one request body; more is answered with 413.
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of all request bodies that are in memory, over all connections; beyond it one is answered with 503.
+pub const BODIES_BYTES_MAX: usize = 1024 * 1024 * 1024;
 /// How long a request body may pause between two reads; longer is answered with 408.
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Entries of `keys`.
@@ -46,6 +48,17 @@ pub const WORKERS_MAX: usize = 256;
 pub const TRIES_MAX: usize = 3;
 /// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
 pub const RETRY_SHARE: f64 = 0.2;
+/// Requests that wait for a worker, over all tenants; one more is answered with 429, or pushes out one of a tenant that has
+/// more than its share.
+pub const QUEUE_MAX: usize = 1_024;
+/// How long a request waits for a worker; then it is answered with 429, or with 503 where none is routable.
+pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the head of a stream waits for the stream's first byte, so that another worker can be tried until then.
+pub const HOLD_HEAD: Duration = Duration::from_secs(30);
+/// What a retry waits beside the `Retry-After` that it was told: up to this, at random, doubled at each wait.
+pub const BACKOFF_BASE: Duration = Duration::from_millis(100);
+/// As often as it is doubled.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Idle connections kept per worker and data thread.
 pub const IDLE_CONNECTIONS_MAX: usize = 256;
 /// How long an idle worker connection is kept. vLLM closes after 5.0 s (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`), so stay below.
@@ -66,6 +79,12 @@ pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
+/// A worker that has requests may be silent for this long before it is asked for a token, however it is as a rule.
+pub const SILENCE_MIN: Duration = Duration::from_secs(5);
+/// How long that token may take, beside what the worker's queue is expected to take.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a worker's answer to a probe: one token, and whatever else it says of it.
+pub const PROBE_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Threads that tokenise. One does some 500,000 new tokens per second; what was seen before costs next to nothing.
 pub const TOKENIZE_THREADS: usize = 2;
 /// As many as may be asked for.
@@ -99,6 +118,8 @@ pub const KV_BLOCKS_MAX: usize = 4 * 1024 * 1024;
 pub const KV_RANKS_MAX: usize = 64;
 /// Predictions whose requests have not been prefilled, over all workers; beyond it none is made.
 pub const KV_PREDICTIONS_MAX: usize = 16_384;
+/// What is read of a worker's response and not passed on yet, where hyper reads it; also the longest response head.
+pub const WORKER_BUFFER_BYTES: usize = 64 * 1024;
 /// Buffer of a raw body's relay while user space moves it.
 pub const RELAY_BUFFER_BYTES: usize = 16 * 1024;
 /// A stream goes to the kernel (again) when no more than this waits for the client.

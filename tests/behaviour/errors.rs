@@ -56,7 +56,9 @@ async fn a_workers_own_errors_are_passed_on_as_they_are() {
 #[tokio::test]
 async fn with_no_worker_left_the_answer_is_503_and_when_to_come_back() {
     let sims = sims(1).await;
-    let gateway = Gateway::start(&urls(&sims), &[]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "timeouts: {queue: 100ms}\n").unwrap();
+    let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
     sims[0].kill().await;
     let reply = warmpath_tests::eventually("503", || async {
         let reply = gateway.chat("x").await;

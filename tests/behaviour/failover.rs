@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use vllm_sim::{Ending, Fault, FaultKind};
-use warmpath_tests::{Gateway, SimConfig, eventually, sim, sims, urls};
+use warmpath_tests::{Gateway, SimConfig, eventually, request, sim, sims, urls};
 
 /// Health checks that do not interfere: what these tests see is the request's own path.
 const RARE_CHECKS: &str = "health: {interval: 1h, timeout: 1s}\nscrape_interval: 1h\n";
@@ -63,7 +63,8 @@ async fn a_dead_worker_costs_no_request() {
 async fn retries_are_a_share_of_the_requests_so_that_they_do_not_multiply_an_outage() {
     const REQUESTS: u64 = 300;
     let sims = sims(3).await;
-    let gateway = start(&sims, &format!("{RARE_CHECKS}breaker: {{failures: 1000000}}\n")).await;
+    let gateway =
+        start(&sims, &format!("{RARE_CHECKS}breaker: {{failures: 1000000, volume: 1000000}}\n")).await;
     for sim in &sims {
         sim.set_fault(Fault::always(FaultKind::Status { status: 500, retry_after_s: None }));
     }
@@ -87,7 +88,10 @@ async fn the_last_workers_own_answer_is_passed_on() {
     for sim in &sims {
         sim.set_fault(Fault::always(FaultKind::Status { status: 503, retry_after_s: Some(7) }));
     }
-    let reply = gateway.chat("x").await;
+    // There is no time to wait for as long as they say.
+    let body = json!({"messages": [{"role": "user", "content": "x"}]}).to_string();
+    let headers = [("content-type", "application/json"), ("x-warmpath-timeout", "5s")];
+    let reply = request(gateway.address, "POST", "/v1/chat/completions", &headers, body).await;
     assert_eq!((reply.status, reply.header("retry-after")), (503, "7"));
     assert!(!reply.header("x-warmpath-worker").is_empty(), "it is a worker's answer");
 }

@@ -56,7 +56,9 @@ async fn a_model_that_nobody_serves_is_openai_s_404() {
 #[tokio::test]
 async fn a_model_whose_workers_are_down_is_no_404() {
     let sims = [serving("small", &[]).await, serving("large", &[]).await];
-    let gateway = Gateway::start(&urls(&sims), &[]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "timeouts: {queue: 100ms}\n").unwrap();
+    let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
     sims[1].kill().await;
     eventually("the worker is out", || async {
         (gateway.workers().await[1]["health"] == "unhealthy").then_some(())

@@ -9,7 +9,8 @@ use warmpath_tests::{
 };
 
 /// The worker's deaths must not take it out of service, and the storm is all the traffic there is.
-const COMMON: &str = "breaker: {failures: 1000000}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
+const COMMON: &str =
+    "breaker: {failures: 1000000, volume: 1000000}\nhealth: {interval: 60s}\nscrape_interval: 60s\n";
 
 /// Runs the storm; `path` is the way's label in the metrics, `relay` the configuration that makes it the only one.
 async fn weather(path: &str, relay: &str) {

@@ -107,6 +107,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
         shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
     }
+    shared.refresh_queue_metrics();
     shared.metrics.set_index_bytes(shared.index.bytes());
     shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);
     if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {

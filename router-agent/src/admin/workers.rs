@@ -40,6 +40,10 @@ struct WorkerView {
     url: String,
     health: &'static str,
     breaker: &'static str,
+    /// `live`, `suspect` (silent for longer than usual) or `hung`.
+    engine: &'static str,
+    /// Left out because it stands out from the others.
+    ejected: bool,
     standing: &'static str,
     /// Since when it is given no requests.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,6 +72,8 @@ impl WorkerView {
             url: worker.url.to_string(),
             health: worker.health().label(),
             breaker: worker.breaker.state().label(),
+            engine: worker.liveness.pulse().label(),
+            ejected: worker.record.is_ejected(),
             standing: standing.label(),
             drained_for_seconds: standing.since().map(|since| since.elapsed().as_secs_f64()),
             cut_off_in_seconds: until

@@ -59,6 +59,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         instance,
         health,
         breaker,
+        outliers,
         scrape_interval,
         index,
         kv_events,
@@ -90,6 +91,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("scrape_interval", scrape_interval, &new.scrape_interval);
     changes.live("health", health, &new.health);
     changes.live("breaker", breaker, &new.breaker);
+    changes.live("outliers", outliers, &new.outliers);
     changes.fixed("index.block_bytes", &index.block_bytes, &mut new.index.block_bytes);
     changes.fixed("index.max_bytes", &index.bytes_max, &mut new.index.bytes_max);
     changes.live(

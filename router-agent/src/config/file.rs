@@ -12,7 +12,9 @@ use serde::Deserialize;
 
 use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, WorkerUrl,
+    faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
+    limits::{LimitsFile, TimeoutsFile},
     secret::{Hidden, Place},
     tls,
 };
@@ -37,13 +39,14 @@ pub struct File {
     upgrade_timeout: Option<Duration>,
     #[serde(with = "humantime_serde")]
     scrape_interval: Option<Duration>,
-    health: Health,
-    breaker: Breaker,
+    health: HealthFile,
+    breaker: BreakerFile,
+    outliers: OutliersFile,
     relay: Relay,
     index: Index,
     kv_events: KvEvents,
-    limits: Limits,
-    timeouts: Timeouts,
+    limits: LimitsFile,
+    timeouts: TimeoutsFile,
     guard: Guard,
     tokenizers: Tokenizers,
     keys: Option<Vec<super::keys::Written>>,
@@ -81,25 +84,6 @@ struct WorkerEntry {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Health {
-    #[serde(with = "humantime_serde")]
-    interval: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    timeout: Option<Duration>,
-    unhealthy_after: Option<u32>,
-    healthy_after: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Breaker {
-    failures: Option<u32>,
-    #[serde(with = "humantime_serde")]
-    open_for: Option<Duration>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct Relay {
     bypass: Option<RelayMode>,
     splice: Option<RelayMode>,
@@ -121,30 +105,6 @@ struct Index {
 struct KvEvents {
     mode: Option<kv_events::Switch>,
     hash_seed: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Limits {
-    connections: Option<usize>,
-    body_bytes: Option<ByteSize>,
-    tries: Option<usize>,
-    retry_share: Option<f64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Timeouts {
-    #[serde(with = "humantime_serde")]
-    head: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    body_idle: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    keep_alive: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    connect: Option<Duration>,
-    #[serde(with = "humantime_serde")]
-    response_head: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -235,12 +195,9 @@ impl File {
                 })
                 .collect::<Result<_, _>>()?;
         }
-        set(&mut config.health.interval, self.health.interval);
-        set(&mut config.health.timeout, self.health.timeout);
-        set(&mut config.health.unhealthy_after, self.health.unhealthy_after);
-        set(&mut config.health.healthy_after, self.health.healthy_after);
-        set(&mut config.breaker.failures, self.breaker.failures);
-        set(&mut config.breaker.open_for, self.breaker.open_for);
+        self.health.apply(&mut config.health);
+        self.breaker.apply(&mut config.breaker);
+        self.outliers.apply(&mut config.outliers);
         set(&mut config.relay.bypass, self.relay.bypass);
         set(&mut config.relay.splice, self.relay.splice);
         set(&mut config.relay.copy, self.relay.copy);
@@ -253,15 +210,8 @@ impl File {
         if self.kv_events.hash_seed.is_some() {
             config.kv_events.hash_seed = self.kv_events.hash_seed;
         }
-        set(&mut config.limits.connections, self.limits.connections);
-        set(&mut config.limits.body_bytes, self.limits.body_bytes.map(|b| b.as_u64() as usize));
-        set(&mut config.limits.tries, self.limits.tries);
-        set(&mut config.limits.retry_share, self.limits.retry_share);
-        set(&mut config.timeouts.head, self.timeouts.head);
-        set(&mut config.timeouts.body_idle, self.timeouts.body_idle);
-        set(&mut config.timeouts.keep_alive, self.timeouts.keep_alive);
-        set(&mut config.timeouts.connect, self.timeouts.connect);
-        set(&mut config.timeouts.response_head, self.timeouts.response_head);
+        self.limits.apply(&mut config.limits);
+        self.timeouts.apply(&mut config.timeouts);
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;

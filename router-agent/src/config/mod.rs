@@ -6,10 +6,12 @@
 mod changes;
 mod cidr;
 mod digest;
+mod faults;
 mod file;
 mod guard;
 mod keys;
 mod kv_events;
+mod limits;
 mod live;
 mod place;
 mod routing;
@@ -27,14 +29,16 @@ use std::{
 use http::HeaderValue;
 
 use crate::{
-    limits,
+    limits as bounds,
     prompt::BLOCK_BYTES_MAX,
     tls::{TlsError, WorkerTls},
 };
 
+pub use self::limits::{Limits, Timeouts};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
 pub use digest::{SecretDigest, SecretDigestError};
+pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
 pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
@@ -124,28 +128,6 @@ pub struct WorkerConfig {
     pub tls: Option<WorkerTls>,
 }
 
-/// Active health checks: `GET /health` on every worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Health {
-    /// Pause between two checks of one worker.
-    pub interval: Duration,
-    /// How long one check may take.
-    pub timeout: Duration,
-    /// Failed checks in a row that make a worker unhealthy.
-    pub unhealthy_after: u32,
-    /// Passed checks in a row that make it healthy again.
-    pub healthy_after: u32,
-}
-
-/// The circuit breaker of each worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Breaker {
-    /// Worker faults in a row that open it.
-    pub failures: u32,
-    /// How long it stays open before one request is let through as a probe.
-    pub open_for: Duration,
-}
-
 /// The prefix index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Index {
@@ -155,38 +137,6 @@ pub struct Index {
     pub bytes_max: usize,
     /// KV capacity assumed for a worker that does not say it in `vllm:cache_config_info`, tokens.
     pub worker_capacity_tokens: u64,
-}
-
-/// Limits on clients; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Limits {
-    /// Client connections open at once.
-    pub connections: usize,
-    /// Bytes of one request body.
-    pub body_bytes: usize,
-    /// Tries of one request, the first included.
-    pub tries: usize,
-    /// Retries there may be for a request, over all of them: 0 to 1, a hundred apart that are always there.
-    pub retry_share: f64,
-}
-
-/// How long things may take; see [`crate::limits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// A request head, first byte to last.
-    pub head: Duration,
-    /// A pause inside a request body.
-    pub body_idle: Duration,
-    /// A client connection between requests.
-    pub keep_alive: Duration,
-    /// Connecting to a worker.
-    pub connect: Duration,
-    /// A worker's response head.
-    pub response_head: Duration,
-    /// In-flight requests after SIGTERM.
-    pub drain: Duration,
-    /// In-flight requests after a successor has taken over.
-    pub upgrade: Duration,
 }
 
 /// Everything `warmpath serve` needs, with every default filled in.
@@ -216,6 +166,8 @@ pub struct Config {
     pub health: Health,
     /// Circuit breaker.
     pub breaker: Breaker,
+    /// Outlier detection.
+    pub outliers: Outliers,
     /// Pause between two scrapes of a worker's `/metrics`.
     pub scrape_interval: Duration,
     /// Prefix index.
@@ -330,40 +282,23 @@ impl Default for Config {
                 bypass: RelayMode::Auto,
                 splice: RelayMode::Auto,
                 copy: RelayMode::Auto,
-                min_bytes: limits::RELAY_MIN_BYTES,
-                sample: limits::RELAY_SAMPLE,
+                min_bytes: bounds::RELAY_MIN_BYTES,
+                sample: bounds::RELAY_SAMPLE,
             },
             log_format: LogFormat::default(),
             instance: DEFAULT_INSTANCE.to_owned(),
-            health: Health {
-                interval: Duration::from_secs(2),
-                timeout: Duration::from_secs(2),
-                unhealthy_after: 2,
-                healthy_after: 1,
-            },
-            breaker: Breaker { failures: 5, open_for: Duration::from_secs(5) },
+            health: Health::default(),
+            breaker: Breaker::default(),
+            outliers: Outliers::default(),
             scrape_interval: Duration::from_secs(1),
             index: Index {
                 block_bytes: crate::prompt::BLOCK_BYTES,
-                bytes_max: limits::INDEX_BYTES_MAX,
+                bytes_max: bounds::INDEX_BYTES_MAX,
                 worker_capacity_tokens: 524_288,
             },
             kv_events: KvEvents { is_on: true, hash_seed: None },
-            limits: Limits {
-                connections: limits::CONNECTIONS_MAX,
-                body_bytes: limits::BODY_BYTES_MAX,
-                tries: limits::TRIES_MAX,
-                retry_share: limits::RETRY_SHARE,
-            },
-            timeouts: Timeouts {
-                head: limits::HEAD_TIMEOUT,
-                body_idle: limits::BODY_IDLE_TIMEOUT,
-                keep_alive: limits::KEEP_ALIVE_TIMEOUT,
-                connect: limits::CONNECT_TIMEOUT,
-                response_head: limits::RESPONSE_HEAD_TIMEOUT,
-                drain: Duration::from_secs(30),
-                upgrade: limits::UPGRADE_TIMEOUT,
-            },
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
             guard: Guard::default(),
             tokenizers: Tokenizers::default(),
             keys: Vec::new(),
@@ -390,10 +325,10 @@ impl Config {
         if self.workers.is_empty() && self.sim_workers == 0 {
             return Err(ConfigError::NoWorkers);
         }
-        if self.workers.len() > limits::WORKERS_MAX {
+        if self.workers.len() > bounds::WORKERS_MAX {
             return value(
                 "workers",
-                format!("{} workers, at most {} are possible", self.workers.len(), limits::WORKERS_MAX),
+                format!("{} workers, at most {} are possible", self.workers.len(), bounds::WORKERS_MAX),
             );
         }
         for (i, worker) in self.workers.iter().enumerate() {
@@ -440,15 +375,6 @@ impl Config {
         if !(0.0..=1.0).contains(&self.relay.sample) {
             return value("relay.sample", format!("{} is no share of responses: 0 to 1", self.relay.sample));
         }
-        if self.limits.tries == 0 {
-            return value("limits.tries", "0 would refuse every request: at least 1".to_owned());
-        }
-        if !(0.0..=1.0).contains(&self.limits.retry_share) {
-            return value(
-                "limits.retry_share",
-                format!("{} is no share of requests: 0 to 1", self.limits.retry_share),
-            );
-        }
         let name_ok = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.instance.is_empty() || self.instance.len() > 32 || !self.instance.chars().all(name_ok) {
             return value(
@@ -456,24 +382,16 @@ impl Config {
                 format!("{:?}: 1 to 32 letters, digits, '-' or '_' (it names a directory)", self.instance),
             );
         }
+        faults::validate(&self.health, &self.breaker, &self.outliers)?;
         self.guard.validate()?;
         self.routing.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;
-        for (key, duration) in [
-            ("health.interval", self.health.interval),
-            ("health.timeout", self.health.timeout),
-            ("scrape_interval", self.scrape_interval),
-            ("timeouts.connect", self.timeouts.connect),
-            ("timeouts.response_head", self.timeouts.response_head),
-            ("timeouts.head", self.timeouts.head),
-            ("timeouts.body_idle", self.timeouts.body_idle),
-            ("timeouts.keep_alive", self.timeouts.keep_alive),
-        ] {
-            if duration.is_zero() {
-                return value(key, "0s: must be longer than zero".to_owned());
-            }
+        self.limits.validate()?;
+        self.timeouts.validate()?;
+        if self.scrape_interval.is_zero() {
+            return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }
         Ok(())
     }

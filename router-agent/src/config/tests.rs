@@ -16,10 +16,12 @@ fn every_key_has_its_effect() {
     let config = apply(
         "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
          routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\nupgrade_timeout: 6s\n\
-         scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2}\n\
-         breaker: {failures: 7, open_for: 9s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
-         limits: {connections: 10, body_bytes: 1MiB, tries: 2, retry_share: 0.5}\n\
-         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s}\n\
+         scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2, silence: 6s, probe_timeout: 7s}\n\
+         breaker: {failures: 7, window: 20s, volume: 8, error_share: 0.25, open_for: 9s}\n\
+         outliers: {share_max: 0.25, volume: 3, errors: 0.5, slowness: 4, eject_for: 3s, eject_max: 30s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
+         limits: {connections: 10, body_bytes: 1MiB, bodies_bytes: 8MiB, tries: 2, retry_share: 0.5, worker_concurrency: 12,\n\
+         \x20 worker_queued_tokens: 13, queue: 14}\n\
+         timeouts: {head: 1s, body_idle: 2s, keep_alive: 3s, connect: 4s, response_head: 5s, first_byte: 6s, hold_head: 7s, queue: 8s}\n\
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
          trusted_proxies: ['10.0.0.0/8']\n\
@@ -38,9 +40,30 @@ fn every_key_has_its_effect() {
     assert_eq!(config.scrape_interval, ms(250));
     assert_eq!(
         config.health,
-        Health { interval: ms(1000), timeout: ms(300), unhealthy_after: 4, healthy_after: 2 }
+        Health {
+            interval: ms(1000),
+            timeout: ms(300),
+            unhealthy_after: 4,
+            healthy_after: 2,
+            silence: ms(6000),
+            probe_timeout: ms(7000),
+        }
     );
-    assert_eq!(config.breaker, Breaker { failures: 7, open_for: ms(9000) });
+    assert_eq!(
+        config.breaker,
+        Breaker { failures: 7, window: ms(20_000), volume: 8, error_share: 0.25, open_for: ms(9000) }
+    );
+    assert_eq!(
+        config.outliers,
+        Outliers {
+            share_max: 0.25,
+            volume: 3,
+            errors: 0.5,
+            slowness: 4.0,
+            eject_for: ms(3000),
+            eject_max: ms(30_000),
+        }
+    );
     assert_eq!(
         config.relay,
         Relay {
@@ -52,7 +75,19 @@ fn every_key_has_its_effect() {
         }
     );
     assert_eq!(config.index, Index { block_bytes: 64, bytes_max: 32 << 20, worker_capacity_tokens: 1000 });
-    assert_eq!(config.limits, Limits { connections: 10, body_bytes: 1 << 20, tries: 2, retry_share: 0.5 });
+    assert_eq!(
+        config.limits,
+        Limits {
+            connections: 10,
+            body_bytes: 1 << 20,
+            bodies_bytes: 8 << 20,
+            tries: 2,
+            retry_share: 0.5,
+            worker_concurrency: Some(12),
+            worker_queued_tokens: Some(13),
+            queue: 14,
+        }
+    );
     assert_eq!(
         config.timeouts,
         Timeouts {
@@ -61,6 +96,9 @@ fn every_key_has_its_effect() {
             keep_alive: ms(3000),
             connect: ms(4000),
             response_head: ms(5000),
+            first_byte: Some(ms(6000)),
+            hold_head: ms(7000),
+            queue: ms(8000),
             drain: ms(5000),
             upgrade: ms(6000),
         }
@@ -252,6 +290,28 @@ fn bad_values_say_what_would_be_right() {
 }
 
 #[test]
+fn wrong_bounds_of_faults_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("breaker: {error_share: 0}", &["breaker.error_share", "up to 1"]);
+    wrong("breaker: {window: 0s}", &["breaker.window"]);
+    wrong("health: {silence: 0s}", &["health.silence"]);
+    wrong("outliers: {share_max: 2}", &["outliers.share_max", "0 (nobody is left out) to 1"]);
+    wrong("outliers: {slowness: 1}", &["outliers.slowness", "above 1"]);
+    wrong("outliers: {errors: -1}", &["outliers.errors"]);
+    wrong("outliers: {eject_for: 10m}", &["outliers.eject_max", "outliers.eject_for"]);
+}
+
+#[test]
+fn wrong_limits_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("limits: {worker_concurrency: 0}", &["limits.worker_concurrency", "leave it out"]);
+    wrong("limits: {worker_queued_tokens: 0}", &["limits.worker_queued_tokens", "leave it out"]);
+    wrong("limits: {bodies_bytes: 1MiB}", &["limits.bodies_bytes", "1048576", "67108864"]);
+    wrong("timeouts: {first_byte: 1m}", &["timeouts.first_byte", "timeouts.hold_head"]);
+    wrong("timeouts: {first_byte: 0s}", &["timeouts.first_byte", "longer than zero"]);
+}
+
+#[test]
 fn wrong_rules_of_the_guard_are_named() {
     let guard =
         |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\nguard: {text}"), words);
@@ -269,7 +329,7 @@ fn wrong_rules_of_the_guard_are_named() {
     guard("{syn_rate: -1}", &["syn_rate"]);
     guard("{denyy: []}", &["denyy"]);
     let many: Vec<String> =
-        (0..=limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
+        (0..=crate::limits::GUARD_RULES_MAX).map(|i| format!("'10.0.{}.{}'", i / 256, i % 256)).collect();
     guard(&format!("{{deny: [{}]}}", many.join(", ")), &["4097", "4096"]);
 }
 

@@ -6,9 +6,11 @@
 
 mod breaker;
 mod kv_cache;
+mod liveness;
 mod load;
 mod models;
 mod monitor;
+mod outliers;
 mod row;
 mod scrape;
 mod slots;
@@ -25,11 +27,13 @@ use tokio::sync::watch;
 use self::slots::Slots;
 use crate::{config, index::WorkerSlot, telemetry::Metrics};
 
-pub use breaker::{Breaker, BreakerState};
+pub use breaker::{Breaker, BreakerState, Outcome, Role};
 pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
-pub use load::{Flight, Load};
+pub use liveness::{Liveness, Pulse};
+pub use load::{Flight, Load, Reservation};
 pub use models::{Models, model_key};
 pub use monitor::{check_all, watch as monitor};
+pub use outliers::{Record, Standout};
 pub use row::row;
 pub use speed::{FleetSpeed, WorkerSpeed};
 pub use standing::Standing;
@@ -91,7 +95,7 @@ impl Fleet {
         metrics: &Metrics,
     ) -> Option<Arc<Worker>> {
         let slot = self.slots.lock().take()?;
-        let breaker = Breaker::new(breaker.failures, breaker.open_for);
+        let breaker = Breaker::new(breaker);
         Some(Arc::new(Worker::new(slot, worker, breaker, metrics.worker(&worker.name), self.speed.clone())))
     }
 

@@ -20,7 +20,9 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, interval_at, sleep},
 };
 
-use super::{Fleet, Health, Models, Worker, WorkerId, WorkerList, model_key, scrape, speed};
+use super::{
+    Fleet, Health, Models, Worker, WorkerId, WorkerList, liveness, model_key, outliers, scrape, speed,
+};
 use crate::{
     config::{Config, Live},
     index::PrefixIndex,
@@ -96,6 +98,7 @@ pub async fn watch(fleet: &Fleet, index: &Arc<PrefixIndex>, flows: &Flows, confi
     let mut tasks = JoinSet::new();
     let mut watched: HashMap<WorkerId, AbortHandle> = HashMap::new();
     tasks.spawn(level(fleet.list(), config.clone()));
+    tasks.spawn(compare(fleet.list(), config.clone()));
     loop {
         let workers: Vec<_> = fleet.workers().to_vec();
         watched.retain(|id, task| {
@@ -126,8 +129,26 @@ async fn level(workers: WorkerList, config: Arc<Live>) {
     }
 }
 
-/// Checks and scrapes one worker, and at another pace when the configuration says so.
+/// Pause between two looks for outliers.
+const COMPARE_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks for outliers again and again.
+async fn compare(workers: WorkerList, config: Arc<Live>) {
+    loop {
+        sleep(COMPARE_EVERY).await;
+        outliers::sweep(&workers.load(), &config.load().outliers, std::time::Instant::now());
+    }
+}
+
+/// Watches one worker: its health, what it says of itself, and whether it says anything.
 async fn watch_one(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
+    let settings = config.clone();
+    let pulse = liveness::watch(worker.clone(), flows.clone(), move || settings.load().health);
+    tokio::join!(check_and_scrape(worker, index, flows, config), pulse);
+}
+
+/// Checks and scrapes one worker, and at another pace when the configuration says so.
+async fn check_and_scrape(worker: Arc<Worker>, index: Arc<PrefixIndex>, flows: Flows, config: Arc<Live>) {
     let mut changes = config.changes();
     let mut settings = Settings::of(&config.load());
     settings.bound(&worker, &index);

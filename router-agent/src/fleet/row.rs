@@ -7,7 +7,7 @@ use std::{
 
 use router_common::workers::{BreakerState as BreakerRow, WorkerState, WorkerValue};
 
-use super::{BreakerState, Health, Worker};
+use super::{BreakerState, Health, Pulse, Worker};
 
 /// The worker's row now, with the blocks that the index holds for it.
 pub fn row(worker: &Worker, cached_blocks: u64) -> WorkerValue {
@@ -16,9 +16,10 @@ pub fn row(worker: &Worker, cached_blocks: u64) -> WorkerValue {
     let ended = [&metrics.completed, &metrics.failed, &metrics.rejected, &metrics.cancelled];
     WorkerValue {
         state: match worker.health() {
+            Health::Unhealthy => WorkerState::Unhealthy,
+            _ if worker.liveness.pulse() != Pulse::Live => WorkerState::Suspect,
             Health::Unknown => WorkerState::Unknown,
             Health::Healthy => WorkerState::Healthy,
-            Health::Unhealthy => WorkerState::Unhealthy,
         },
         breaker: match worker.breaker.state() {
             BreakerState::Closed => BreakerRow::Closed,

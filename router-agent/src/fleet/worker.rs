@@ -13,7 +13,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Breaker, FleetSpeed, KvCache, Load, Models, Standing, WorkerSpeed, standing::StandingCell};
+use super::{
+    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, Pulse, Record, Standing, WorkerSpeed,
+    standing::StandingCell,
+};
 use crate::{
     config::{WorkerConfig, WorkerKvEvents, WorkerUrl},
     index::WorkerSlot,
@@ -97,6 +100,10 @@ pub struct Worker {
     pub load: Load,
     /// Its circuit breaker.
     pub breaker: Breaker,
+    /// How it does beside the others.
+    pub record: Record,
+    /// Whether its engine works.
+    pub liveness: Liveness,
     /// What its engine says.
     pub engine: Engine,
     /// How fast it is.
@@ -162,6 +169,8 @@ impl Worker {
             url,
             load: Load::default(),
             breaker,
+            record: Record::default(),
+            liveness: Liveness::default(),
             engine: Engine::default(),
             speed: WorkerSpeed::new(fleet_speed),
             identity: xxh3_64(name.as_bytes()),
@@ -191,9 +200,13 @@ impl Worker {
         self.health.store(health as u8, Relaxed);
     }
 
-    /// Whether a request may be sent to it now.
+    /// Whether a request may be sent to it now. Of several such workers, those that are not left out as outliers
+    /// ([`Record::is_ejected`]) come first.
     pub fn is_routable(&self, now: Instant) -> bool {
-        self.standing.takes_requests() && self.health() != Health::Unhealthy && self.breaker.admits(now)
+        self.standing.takes_requests()
+            && self.health() != Health::Unhealthy
+            && self.liveness.pulse() != Pulse::Hung
+            && self.breaker.admits(now)
     }
 
     /// Whether it is given requests.
@@ -272,7 +285,7 @@ impl Worker {
     pub(crate) fn for_tests_in(url: &str, fleet_speed: Arc<FleetSpeed>) -> Arc<Self> {
         let config = crate::config::worker_config(url, Some("test".to_owned())).expect("a test's URL");
         let metrics = crate::telemetry::Metrics::new().expect("fresh registry").worker("test");
-        let breaker = Breaker::new(3, std::time::Duration::from_secs(5));
+        let breaker = Breaker::new(super::breaker::settings_for_tests());
         Arc::new(Self::new(WorkerSlot(0), &config, breaker, metrics, fleet_speed))
     }
 }

@@ -68,6 +68,10 @@ impl RequestAccount {
         }
     }
 
+    pub(super) fn route(&self) -> Route {
+        self.route
+    }
+
     /// The response is complete, as far as this gateway could make it so.
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
@@ -96,10 +100,21 @@ impl Drop for RequestAccount {
     }
 }
 
+/// Tells those who wait for a worker that there may be a place.
+struct Freed(Arc<Shared>);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        self.0.admission.freed(&self.0);
+    }
+}
+
 /// One try of a request on one worker. Dropped without an outcome, the client has left.
 pub(super) struct Attempt {
     shared: Arc<Shared>,
     flight: Flight,
+    /// Behind the flight: what it had is free when this is dropped.
+    _freed: Freed,
     /// [`now_ns`].
     sent_ns: u64,
     /// What the decision expected of the time to the first token, seconds.
@@ -122,10 +137,12 @@ impl Attempt {
         prediction: Option<Prediction>,
         cuts: &Cuts,
     ) -> Self {
+        let freed = Freed(shared.clone());
         let cut = cuts.list(flight.worker().clone());
         Self {
             shared,
             flight,
+            _freed: freed,
             sent_ns: now_ns(),
             predicted_s,
             has_body: false,
@@ -167,6 +184,7 @@ impl Attempt {
         if let Some(flow) = &self.flow {
             flow.data(data);
         }
+        self.flight.said_something();
         self.first_byte();
     }
 
@@ -176,7 +194,7 @@ impl Attempt {
             self.prediction = None;
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
-                self.flight.first_token(self.sent_ns, first_ns);
+                self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
                 let metrics = &self.worker().metrics;
                 metrics.time_to_first_token.observe(seconds);
@@ -186,6 +204,7 @@ impl Attempt {
             } else {
                 self.flight.prefilled();
             }
+            self.shared.admission.freed(&self.shared); // of what waits to be prefilled there is less now
         }
     }
 
@@ -193,10 +212,13 @@ impl Attempt {
     pub(super) fn complete(&mut self, status: StatusCode) {
         if is_load(status) {
             self.reject();
-        } else if status.is_server_error() {
+        } else if is_fault(status) {
             self.fail("status");
         } else if !std::mem::replace(&mut self.ended, true) {
-            self.flight.succeeded();
+            // A 4xx is the client's, and says nothing of the worker.
+            if status.is_success() || status.is_redirection() {
+                self.flight.succeeded();
+            }
             self.worker().metrics.completed.inc();
         }
     }
@@ -224,6 +246,13 @@ impl Drop for Attempt {
             self.worker().metrics.cancelled.inc();
         }
     }
+}
+
+/// Statuses by which a worker says that it failed. 501 and 505 are about what was asked for.
+pub(super) fn is_fault(status: StatusCode) -> bool {
+    status.is_server_error()
+        && !is_load(status)
+        && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED)
 }
 
 /// Statuses that speak of load, not of a fault (429: Too Many Requests, 503: vLLM's queue is full).

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
+    eligible::Wanted,
     lmcache::Matched,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
@@ -21,8 +22,8 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Worker, model_key},
-    index::{Matches, WorkerSlot},
+    fleet::{Flight, Reservation, Worker, model_key},
+    index::Matches,
     kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
@@ -45,9 +46,11 @@ pub(super) struct Plan {
     bytes_per_token: f64,
     pub(super) by_prefix: bool,
     /// [`model_key`] of the model that the body names.
-    model: Option<u64>,
+    pub(super) model: Option<u64>,
     /// Hash of the session's key.
     session: Option<u64>,
+    /// vLLM's `priority`, where the body has one.
+    pub(super) priority: Option<i64>,
     /// Where its token ids are to come from.
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
@@ -131,6 +134,7 @@ pub(super) fn plan(
             by_prefix: false,
             model: serve(prompt::model(body).as_deref())?,
             session: None,
+            priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
         });
@@ -154,19 +158,21 @@ pub(super) fn plan(
         by_prefix: true,
         model: serve(request.model.as_deref())?,
         session: header.or(in_body).map(xxh3_64),
+        priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
     })
 }
 
-/// Chooses among the routable workers that are not in `tried`, counts the request there, and expects its prefix there
-/// from now on ([`forget`] takes that back). None if there is no such worker.
+/// Chooses among the workers that the request may go to, counts it there, and expects its prefix there from now on
+/// ([`forget`] takes that back). None if there is no such worker. `own`: the place that is reserved for it.
 pub(super) fn choose(
     shared: &Shared,
     scratch: &RefCell<Scratch>,
     plan: &Plan,
     request_id: &HeaderValue,
-    tried: &[WorkerSlot],
+    wanted: &Wanted<'_>,
+    own: Option<&Reservation>,
 ) -> Option<Choice> {
     let scratch = &mut *scratch.borrow_mut();
     let workers = shared.fleet.workers();
@@ -213,14 +219,13 @@ pub(super) fn choose(
             speed: worker.speed.get(),
         }
     };
-    let routable = |worker: &&Arc<Worker>| is_candidate(worker, plan, tried, now);
     let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
     let (flight, decision) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(workers.iter().filter(routable).map(candidate));
+        candidates.extend(wanted.with_room(&workers, now, own).map(candidate));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
         let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
             router.decide_by(Policy::Warm, &ask, candidates)?
@@ -240,7 +245,7 @@ pub(super) fn choose(
             let held = keys.match_of(flight.worker(), token_matches)?.blocks;
             shared.predictions.predict(decision.slot, keys.of_worker(flight.worker())?, held)
         });
-        if tried.is_empty() {
+        if wanted.tried.is_empty() {
             let metrics = &shared.metrics.kv_events;
             match match_kind {
                 MatchKind::Exact => metrics.matches_exact.inc(),
@@ -254,7 +259,7 @@ pub(super) fn choose(
         let circumstances = Circumstances {
             request_id,
             candidates,
-            tried: tried.len(),
+            tried: wanted.tried.len(),
             prompt_tokens: plan.prompt_tokens,
             matched_blocks,
         };
@@ -262,16 +267,6 @@ pub(super) fn choose(
     }
     let sent_blocks = matches.blocks(decision.slot);
     Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
-}
-
-fn is_candidate(worker: &Worker, plan: &Plan, tried: &[WorkerSlot], now: Instant) -> bool {
-    worker.is_routable(now) && worker.serves(plan.model) && !tried.contains(&worker.slot)
-}
-
-/// Whether a worker other than those in `tried` could take the request.
-pub(super) fn another_is_routable(shared: &Shared, plan: &Plan, tried: &[WorkerSlot]) -> bool {
-    let now = Instant::now();
-    shared.fleet.workers().iter().any(|worker| is_candidate(worker, plan, tried, now))
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.

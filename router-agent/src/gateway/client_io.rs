@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use socket2::SockRef;
@@ -28,6 +29,8 @@ pub(super) struct ClientSocket {
     writer: Cell<Writer>,
     /// `SO_COOKIE`, once it was needed.
     cookie: OnceCell<u64>,
+    /// Of the response under way: its end is the connection's, so it cannot be broken off in order.
+    ends_with_connection: Cell<bool>,
     /// As a target of redirection, once that was wanted.
     kernel: OnceCell<Option<ClientEnd>>,
 }
@@ -49,6 +52,7 @@ impl ClientSocket {
             stream,
             writer: Cell::new(Writer::Hyper),
             cookie: OnceCell::new(),
+            ends_with_connection: Cell::new(false),
             kernel: OnceCell::new(),
         })
     }
@@ -61,6 +65,18 @@ impl ClientSocket {
     /// The kernel's number for this socket; 0 if it has none to give.
     pub(super) fn cookie(&self) -> u64 {
         *self.cookie.get_or_init(|| kernel::socket_cookie(&self.stream).unwrap_or(0))
+    }
+
+    /// A request is answered over it whose client knows no chunks.
+    pub(super) fn set_ends_with_connection(&self, ends: bool) {
+        self.ends_with_connection.set(ends);
+    }
+
+    /// The connection closes in the middle of a response: by a reset where that would look like its end.
+    pub(super) fn abandon(&self) {
+        if self.ends_with_connection.get() {
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// hyper has a head in its buffer; when it has flushed that, writing is the relay's.

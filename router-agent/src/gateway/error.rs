@@ -30,6 +30,17 @@ pub enum GatewayError {
         /// Bytes.
         limit: usize,
     },
+    /// The bodies of all requests are too long.
+    #[error(
+        "this gateway holds request bodies of {limit} bytes, its limit (limits.bodies_bytes); try again shortly"
+    )]
+    BodiesTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// A header of this gateway's own says something else than it may.
+    #[error("malformed header {0}")]
+    Header(&'static str),
     /// The body stopped coming.
     #[error("request body paused for longer than {0:?} (timeouts.body_idle)")]
     BodyTimeout(Duration),
@@ -74,6 +85,17 @@ pub enum GatewayError {
     /// A defect of this program.
     #[error("internal error of the gateway")]
     Panicked,
+    /// The workers have too much to do.
+    #[error("the workers of this gateway have too much to do: {}; try again later", overload.why())]
+    Overloaded {
+        /// What of the queue.
+        overload: Overload,
+        /// When it is worth while again; zero where that is not known.
+        retry_after: Duration,
+    },
+    /// The client's own deadline passed before a worker began to answer.
+    #[error("no worker has begun to answer within the time that the client gave (x-warmpath-timeout)")]
+    Deadline,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -84,25 +106,66 @@ pub enum GatewayError {
     },
 }
 
+/// Why a request may not wait, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overload {
+    /// The queue is full.
+    QueueFull,
+    /// It was, and another tenant had less than its share of it.
+    PushedOut,
+    /// It waited for as long as it may.
+    Waited,
+    /// At the pace of the last seconds it would wait for longer than it may.
+    TooLate,
+}
+
+impl Overload {
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::PushedOut => "pushed_out",
+            Self::Waited => "queue_timeout",
+            Self::TooLate => "too_late",
+        }
+    }
+
+    fn why(self) -> &'static str {
+        match self {
+            Self::QueueFull => "the queue is full (limits.queue)",
+            Self::PushedOut => "the queue is full, and other clients have fewer requests in it",
+            Self::Waited => "none had room for this request in time (timeouts.queue, x-warmpath-timeout)",
+            Self::TooLate => {
+                "this request would wait for longer than it may (timeouts.queue, x-warmpath-timeout)"
+            }
+        }
+    }
+}
+
 impl GatewayError {
     /// The status that says whose fault it is.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Parse(_) | Self::BodyBroken | Self::Malformed(_) | Self::ModelNotNamed => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Parse(_)
+            | Self::BodyBroken
+            | Self::Malformed(_)
+            | Self::Header(_)
+            | Self::ModelNotNamed => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Self::PathNotAllowed => StatusCode::FORBIDDEN,
-            Self::OverLimit(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::OverLimit(_) | Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
-            Self::NoWorker => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoWorker | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Failed { last: SendError::Timeout(_), .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
     }
@@ -111,7 +174,11 @@ impl GatewayError {
     pub fn source_label(&self) -> &'static str {
         match self {
             Self::Failed { .. } => "worker",
-            Self::NoWorker | Self::Panicked => "gateway",
+            Self::NoWorker
+            | Self::BodiesTooLarge { .. }
+            | Self::Overloaded { .. }
+            | Self::Deadline
+            | Self::Panicked => "gateway",
             _ => "client",
         }
     }
@@ -134,10 +201,15 @@ impl GatewayError {
             Self::OverLimit(_) => "rate_limit_exceeded",
             Self::NoWorker => "no_worker_available",
             Self::Panicked => "internal_error",
+            Self::BodiesTooLarge { .. } => "bodies_too_large",
+            Self::Header(_) => "malformed_header",
+            Self::Overloaded { overload, .. } => overload.label(),
+            Self::Deadline => "deadline_exceeded",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
-                SendError::Broken { .. } => "worker_failed",
-                SendError::Timeout(_) => "worker_timeout",
+                SendError::Broken { .. } | SendError::Empty(_) => "worker_failed",
+                SendError::Timeout(_) | SendError::Silent(_) => "worker_timeout",
+                SendError::Hung => "worker_hung",
                 SendError::Malformed(_) => "worker_malformed",
                 SendError::Removed => "worker_removed",
             },
@@ -162,29 +234,28 @@ impl GatewayError {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, whole_seconds(after));
+        }
         match self {
             Self::Unauthorized(_) => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             Self::OverLimit(over) => {
-                if let Some(after) = over.retry_after {
-                    headers.insert(header::RETRY_AFTER, whole_seconds(after));
-                }
                 identify::set_standings(headers, over.tenant.standings(Instant::now()));
-            }
-            _ if status == StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
             }
             _ => {}
         }
         let leaves_bytes = matches!(
             self,
             Self::BodyTooLarge { .. }
+                | Self::BodiesTooLarge { .. }
                 | Self::BodyTimeout(_)
                 | Self::BodyBroken
                 | Self::Malformed(_)
                 | Self::TransferCoding
                 | Self::Expectation
+                | Self::Header(_)
         );
         if leaves_bytes {
             // What remains of the body is not read, so the connection cannot carry another request.
@@ -196,7 +267,7 @@ impl GatewayError {
     fn openai_type(&self) -> &'static str {
         match self {
             Self::OverLimit(over) if over.kind == Limit::Tokens => "tokens",
-            Self::OverLimit(_) => "requests",
+            Self::OverLimit(_) | Self::Overloaded { .. } => "requests",
             _ if self.status().is_client_error() => "invalid_request_error",
             _ => "server_error",
         }
@@ -216,6 +287,21 @@ impl GatewayError {
         }
     }
 }
+
+impl GatewayError {
+    /// When to come again; `None` where that would not help.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::OverLimit(over) => over.retry_after,
+            Self::Overloaded { retry_after, .. } => Some((*retry_after).min(RETRY_AFTER_MAX)),
+            Self::NoWorker | Self::BodiesTooLarge { .. } => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+/// A client that is told to come in an hour is told to go.
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
 
 /// OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(serde::Serialize)]

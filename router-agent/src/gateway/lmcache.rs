@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use super::Shared;
 use crate::{
     config::{self, WorkerUrl},
-    fleet::{Breaker, Fleet},
+    fleet::{Breaker, Fleet, Outcome},
     index::WorkerSlot,
     limits,
     routing::Policy,
@@ -98,7 +98,7 @@ impl Controller {
             return None;
         }
         let controller: &WorkerUrl = config.routing.lmcache.controller.as_ref()?;
-        let breaker = Breaker::new(config.breaker.failures, config.breaker.open_for);
+        let breaker = Breaker::new(config.breaker);
         Some(Self {
             client: Client::builder(TokioExecutor::new()).build_http(),
             authority: controller.authority(),
@@ -119,20 +119,20 @@ impl Controller {
             metrics.count(LookupOutcome::NotAsked);
             return None;
         }
-        self.breaker.begin(now);
+        let role = self.breaker.begin(now);
         let body = serde_json::to_vec(&Lookup { tokens }).expect("numbers serialise");
         let answer = self.exchange::<Layout>(Method::POST, "/lookup", body.into()).await;
         metrics.seconds.observe(now.elapsed().as_secs_f64());
         match answer {
             Ok(Layout { layout_info }) => {
-                self.breaker.succeeded();
+                self.breaker.ended(role, Outcome::Success, Instant::now());
                 metrics.count(LookupOutcome::Answered);
                 let instances = shared.lmcache_instances.load();
                 let slot = |(id, (_, tokens)): (String, (String, u32))| Some((*instances.get(&id)?, tokens));
                 Some(layout_info.into_iter().filter_map(slot).collect())
             }
             Err(error) => {
-                self.breaker.failed(Instant::now());
+                self.breaker.ended(role, Outcome::Fault, Instant::now());
                 let is_late = matches!(error, LookupError::Timeout(_));
                 metrics.count(if is_late { LookupOutcome::Late } else { LookupOutcome::Failed });
                 tracing::debug!(%error, "LMCache controller: decided without it");

@@ -5,6 +5,8 @@
 //! way of one request; everything else here is what it calls.
 
 mod account;
+mod admission;
+mod bodies;
 mod body;
 mod bytes_per_token;
 mod choose;
@@ -14,6 +16,8 @@ mod connection;
 mod cut;
 mod decided;
 mod decisions;
+mod eligible;
+mod ending;
 mod error;
 mod forwarded;
 mod headers;
@@ -22,6 +26,7 @@ mod identify;
 mod listen;
 mod lmcache;
 mod models;
+mod outgoing;
 mod panics;
 mod phases;
 mod protocol;
@@ -35,8 +40,10 @@ mod snapshot;
 mod thread;
 mod token_keys;
 mod tokens;
+mod tries;
 mod usage;
 mod verify;
+mod wishes;
 
 use std::{
     collections::HashMap,
@@ -44,11 +51,12 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 use parking_lot::Mutex;
 
-use self::retry_budget::RetryBudget;
+use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::Fleet,
@@ -64,7 +72,7 @@ use crate::{
 
 use decisions::DecisionCounters;
 
-pub use error::GatewayError;
+pub use error::{GatewayError, Overload};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use protocol::ALPN;
@@ -140,6 +148,10 @@ pub struct Shared {
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
+    /// Who waits for a worker.
+    admission: Admission,
+    /// The memory of request bodies.
+    bodies: Arc<Bodies>,
 }
 
 impl Shared {
@@ -179,6 +191,8 @@ impl Shared {
             bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
+            admission: Admission::default(),
+            bodies: Arc::default(),
         }
     }
 
@@ -195,10 +209,18 @@ impl Shared {
         self.retries.set_share(config.limits.retry_share);
         self.tenants.replace(&config.keys);
         for worker in self.fleet.workers().iter() {
-            worker.breaker.configure(config.breaker.failures, config.breaker.open_for);
+            worker.breaker.configure(config.breaker, Instant::now());
         }
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
+    }
+
+    /// Copies the queue's figures of this moment into its gauges.
+    pub fn refresh_queue_metrics(&self) {
+        let queue = &self.metrics.queue;
+        queue.length.set(self.admission.waiting() as i64);
+        queue.drain_rate.set(self.admission.drain_rate());
+        queue.body_bytes.set(self.bodies.bytes() as i64);
     }
 
     /// Returns when every decision that began before has been made and counted.

@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
     account::{Attempt, RequestAccount},
+    ending::Ending,
     phases::Serving,
     raw::{Ledger, RawError, RawRelay},
 };
@@ -92,6 +93,8 @@ pub(super) enum RelayError {
     Http(#[from] hyper::Error),
     #[error("the worker was removed while it was answering")]
     Removed,
+    #[error("the stream ended without its last event")]
+    Unfinished,
     #[error(transparent)]
     Raw(RawError),
 }
@@ -106,6 +109,7 @@ pub(super) struct Relay {
     status: StatusCode,
     /// Server-sent events: errors can be told in the stream.
     is_event_stream: bool,
+    ending: Option<Ending>,
     /// The last data ended a server-sent event.
     at_event_boundary: bool,
     ended: bool,
@@ -113,10 +117,10 @@ pub(super) struct Relay {
 
 impl Relay {
     pub(super) fn new(body: Incoming, lease: Lease, ledger: Ledger) -> Self {
-        let Ledger { attempt, account, status, is_event_stream } = ledger;
+        let Ledger { attempt, account, status, is_event_stream, ending } = ledger;
         let (lease, at_event_boundary, ended) = (Some(lease), true, false);
         let mut relay =
-            Self { body, lease, attempt, account, status, is_event_stream, at_event_boundary, ended };
+            Self { body, lease, attempt, account, status, is_event_stream, ending, at_event_boundary, ended };
         if relay.body.is_end_stream() {
             relay.end();
         }
@@ -141,7 +145,10 @@ impl Relay {
                     self.account.body_data(data);
                     if self.is_event_stream {
                         self.at_event_boundary = data.ends_with(b"\n\n");
-                        if data.starts_with(b"data: {\"error\":") {
+                    }
+                    if let Some(ending) = &mut self.ending {
+                        ending.push(data);
+                        if ending.has_failed() {
                             self.attempt.fail("error_event"); // the engine died; vLLM says so in the stream
                         }
                     }
@@ -150,6 +157,10 @@ impl Relay {
                     self.end(); // hyper asks no further once the length is reached
                 }
                 Poll::Ready(Some(Ok(frame)))
+            }
+            None if self.is_unfinished() => {
+                self.put_back();
+                self.broke_off(RelayError::Unfinished)
             }
             None => {
                 self.end();
@@ -162,7 +173,8 @@ impl Relay {
     /// There will be no more: the client is told where that can be done.
     fn broke_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
         self.ended = true;
-        self.attempt.fail("broken_stream");
+        let is_unfinished = matches!(error, RelayError::Unfinished);
+        self.attempt.fail(if is_unfinished { "unfinished_stream" } else { "broken_stream" });
         self.account.answered(self.status);
         tracing::warn!(worker = %self.attempt.worker().name, %error, "response broke off");
         // A body with a length would be cut there, and look complete.
@@ -176,8 +188,20 @@ impl Relay {
     /// The whole response has been read.
     fn end(&mut self) {
         self.ended = true;
+        if self.is_unfinished() {
+            self.attempt.fail("unfinished_stream"); // of known length: the client has all of it already
+        }
         self.attempt.complete(self.status);
         self.account.answered(self.status);
+        self.put_back();
+    }
+
+    /// The worker has ended its stream in order, and has not said that it is complete.
+    fn is_unfinished(&self) -> bool {
+        self.ending.as_ref().is_some_and(Ending::is_unfinished)
+    }
+
+    fn put_back(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.put_back();
         }

@@ -1,37 +1,38 @@
-//! The way of one request: identify → body → parse → tokens → decide → send → relay → account.
+//! The way of one request: identify → body → parse → tokens → (queue → decide → send) → relay → account. What is in
+//! brackets may happen more than once ([`super::tries`]).
 
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 
 use super::{
     GatewayError,
-    account::{Attempt, RequestAccount, is_load},
-    body,
-    choose::{self, Choice},
+    account::RequestAccount,
+    admission::Bid,
+    bodies::Collected,
+    body, choose,
     client_io::ClientSocket,
     conformance,
+    ending::Ending,
     headers::{self, Sender},
     identify::{identify, set_standings},
     models,
+    outgoing::Outgoing,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
     snapshot::Snapshot,
     thread::ThreadContext,
-    token_keys::MatchKind,
     tokens,
+    tries::{Answer, Tries},
+    wishes::Wishes,
 };
 use crate::{
     config,
-    fleet::Worker,
-    index::WorkerSlot,
     kernel::{self, Relays},
     routing::Decision,
     upstream,
@@ -89,16 +90,21 @@ pub(super) async fn handle(
 ) -> Response<GatewayBody> {
     let config = context.config();
     let (parts, body) = request.into_parts();
-    let admitted = conformance::check(&parts).and_then(|()| identify(&context.shared.tenants, &parts));
+    let admitted = conformance::check(&parts)
+        .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
+        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)));
     let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
     headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
+    if let Some(socket) = client.end.socket() {
+        socket.set_ends_with_connection(version < Version::HTTP_11);
+    }
     let mut account = RequestAccount::new(context.shared.clone(), route);
     let sender = Sender {
         ip: client.address.ip(),
         is_tls: client.end.is_tls(),
         is_trusted: config.is_trusted_proxy(client.address.ip()),
-        has_key: admitted.as_ref().is_ok_and(|admission| admission.tenant().has_key),
+        has_key: admitted.as_ref().is_ok_and(|(_, admission)| admission.tenant().has_key),
     };
     let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
@@ -110,7 +116,8 @@ pub(super) async fn handle(
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        hold: relays.map(|_| raw::hold(&config.relay)),
+        wishes: admitted.as_ref().map(|(wishes, _)| *wishes).unwrap_or_default(),
+        hold: relays.map_or(upstream::Hold::EventStreams, |_| raw::hold(&config.relay)),
     };
 
     let (mut tenant, mut may_go_on) = (None, true);
@@ -119,7 +126,7 @@ pub(super) async fn handle(
             may_go_on = body::discard(body, config.timeouts.body_idle).await;
             Err(error)
         }
-        Ok(admission) => {
+        Ok((_, admission)) => {
             let asking = tenant.insert(admission.tenant().clone());
             account.admitted(admission);
             match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
@@ -170,39 +177,6 @@ enum Answered {
     Worker(Box<Answer>),
 }
 
-/// A request as it goes to workers; the same bytes for every try.
-struct Outgoing {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-    /// The kernel may relay the response: hyper reads its head only, until that is decided.
-    hold: Option<upstream::Hold>,
-}
-
-impl Outgoing {
-    fn lists_models(&self) -> bool {
-        self.method == Method::GET && self.uri.path() == "/v1/models"
-    }
-
-    fn request(&self, worker: &Worker) -> Request<Bytes> {
-        let mut request = Request::new(self.body.clone());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        headers::set_worker(request.headers_mut(), worker);
-        request
-    }
-}
-
-/// A worker's response head, with what its body needs on its way.
-struct Answer {
-    sent: upstream::Sent,
-    attempt: Attempt,
-    decision: Decision,
-    match_kind: MatchKind,
-}
-
 async fn answer(
     context: &Rc<ThreadContext>,
     config: &Snapshot,
@@ -213,13 +187,24 @@ async fn answer(
     account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
-    outgoing.body = body::collect(body, config.limits.body_bytes, config.timeouts.body_idle).await?;
+    let bounds = body::Bounds {
+        bytes_max: config.limits.body_bytes,
+        all_bytes_max: config.limits.bodies_bytes,
+        idle_timeout: config.timeouts.body_idle,
+    };
+    let Collected { bytes, held: _held } =
+        body::collect(body, &shared.bodies, bounds).await.inspect_err(|error| {
+            if matches!(error, GatewayError::BodiesTooLarge { .. }) {
+                shared.metrics.queue.refused(error.kind());
+            }
+        })?;
+    outgoing.body = bytes;
 
-    let deciding = Instant::now();
+    let began = Instant::now();
     let admission = account.admission().expect("only requests that were let in are answered");
-    let mut plan =
-        choose::plan(shared, config, admission.tenant(), route, &outgoing.headers, &outgoing.body)?;
-    let planning = deciding.elapsed();
+    let tenant = admission.tenant().clone();
+    let mut plan = choose::plan(shared, config, &tenant, route, &outgoing.headers, &outgoing.body)?;
+    let planning = began.elapsed();
     let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
@@ -228,74 +213,16 @@ async fn answer(
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
-    let choosing = Instant::now();
-    let choose = |tried: &[WorkerSlot]| {
-        choose::choose(shared, &context.scratch, &plan, request_id, tried).ok_or(GatewayError::NoWorker)
+    let bid = Bid {
+        tenant: tenant.name.clone(),
+        weight: tenant.weight,
+        priority: tenant.priority_of(outgoing.wishes.priority.or(plan.priority)),
+        cost: u64::from(plan.prompt_tokens().max(1)),
     };
-    let mut choice = choose(&[])?;
-    shared.retries.pay_in();
-    if route != Route::Other {
-        shared.metrics.decision.observe((planning + choosing.elapsed()).as_secs_f64());
-    }
-
-    // Nothing has reached the client before a response head is passed on, so until then another worker may be tried. A
-    // request that must not be processed twice is tried again only where the worker has seen nothing of it.
-    let repeatable = route != Route::Other || outgoing.method.is_idempotent();
-    let mut tried: Vec<WorkerSlot> = Vec::new();
-    loop {
-        let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
-        let mut attempt =
-            Attempt::new(shared.clone(), flight, decision.time_to_first_token_s, prediction, &context.cuts);
-        let worker = attempt.worker().clone();
-        tried.push(worker.slot);
-        let may_try_again = || {
-            tried.len() < config.limits.tries
-                && choose::another_is_routable(shared, &plan, &tried)
-                && shared.may_retry()
-        };
-        let head_timeout = config.timeouts.response_head;
-        let request = || outgoing.request(&worker);
-        let sent = tokio::select! {
-            biased;
-            sent = upstream::send(&context.pool, &worker, repeatable, outgoing.hold, head_timeout, request) => sent,
-            () = attempt.cut().cut() => Err(upstream::SendError::Removed),
-        };
-        let retry_reason = match sent {
-            Ok(sent) => {
-                let status = sent.response.status();
-                if is_load(status) || status.is_server_error() {
-                    choose::forget(shared, &plan, &decision, sent_blocks);
-                }
-                if !(repeatable && is_worth_another_worker(status) && may_try_again()) {
-                    return Ok(Answer { sent, attempt, decision, match_kind });
-                }
-                attempt.complete(status);
-                if is_load(status) { "load" } else { "status" }
-            }
-            Err(error) => {
-                attempt.fail(error.kind());
-                choose::forget(shared, &plan, &decision, sent_blocks);
-                tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
-                let harmless = repeatable || !error.may_have_been_processed();
-                if !(harmless && may_try_again()) {
-                    return Err(GatewayError::Failed { tries: tried.len(), last: error });
-                }
-                error.kind()
-            }
-        };
-        drop(attempt); // its load is off the worker before the next decision
-        shared.metrics.retries.with_label_values(&[retry_reason]).inc();
-        choice = choose(&tried)?;
-    }
-}
-
-/// Failures that another worker may not have: its own faults, and its load.
-fn is_worth_another_worker(status: StatusCode) -> bool {
-    is_load(status)
-        || matches!(
-            status,
-            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
-        )
+    let (outgoing, plan) = (&outgoing, &plan);
+    Tries { context, config, route, outgoing, plan, planning, request_id, bid, began: Instant::now() }
+        .run()
+        .await
 }
 
 impl Answer {
@@ -328,9 +255,7 @@ impl Answer {
     ) -> Response<GatewayBody> {
         let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
         let (mut parts, body) = response.into_parts();
-        let content_type = parts.headers.get(header::CONTENT_TYPE);
-        let is_event_stream =
-            content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let is_event_stream = upstream::is_event_stream(&parts.headers);
         // Of others, hyper has read more than the head already.
         let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
         let relays = relays.filter(|_| may_go_raw);
@@ -349,7 +274,9 @@ impl Answer {
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
-        let ledger = Ledger { attempt, account, status: parts.status, is_event_stream };
+        let is_answer = is_event_stream && parts.status == StatusCode::OK;
+        let ending = is_answer.then(|| Ending::of(account.route())).flatten();
+        let ledger = Ledger { attempt, account, status: parts.status, is_event_stream, ending };
         let (lease, ledger) = match raw.zip(client.end.socket()) {
             None => (lease, ledger),
             Some(((relays, plan), socket)) => {

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Shared,
+    Shared, admission,
     choose::Scratch,
     connection::{self, OpenConnection},
     cut::Cuts,
@@ -131,6 +131,7 @@ async fn run(
         empty: Notify::new(),
     });
     tokio::task::spawn_local(sweep(context.clone()));
+    tokio::task::spawn_local(look_for_places(context.clone()));
     tokio::task::spawn_local(cut_off(context.clone()));
     let pulses = context.shared.pulses.clone();
     tokio::task::spawn_local(async move { pulses.beat(number).await });
@@ -226,6 +227,14 @@ async fn sweep(context: Rc<ThreadContext>) {
         ticks.tick().await;
         privileges.follow();
         context.pool.sweep();
+    }
+}
+
+/// Finds places for those who wait that became free without an event: a worker is well again, a breaker's time is over.
+async fn look_for_places(context: Rc<ThreadContext>) {
+    loop {
+        tokio::time::sleep(admission::LOOK_EVERY).await;
+        context.shared.admission.freed(&context.shared);
     }
 }
 

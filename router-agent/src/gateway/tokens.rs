@@ -20,7 +20,7 @@ use crate::{
     prompt::{self, ApiKind, Form},
     telemetry::TokensFrom,
     tokenize::{Local, Source, Unknown},
-    upstream,
+    upstream::{self, Hold},
 };
 
 /// Where a request's token ids are to come from; worked out while its body is parsed.
@@ -154,9 +154,10 @@ async fn ask_worker(
         workers.iter().filter(|worker| worker.is_routable(now)).min_by_key(|worker| worker.load.in_flight());
     let worker = idlest.ok_or_else(|| failed("there is none".to_owned()))?;
     let request = || tokenize_request(worker, body.clone());
-    let sent = upstream::send(&context.pool, worker, true, None, deadline, request)
+    let sent = upstream::send(&context.pool, worker, true, Hold::EventStreams, deadline, request)
         .await
         .map_err(|error| failed(error.to_string()))?;
+    sent.lease.open_body();
     let status = sent.response.status();
     let answer = Limited::new(sent.response.into_body(), limits::TOKENIZE_ANSWER_BYTES_MAX).collect().await;
     let answer = answer.map_err(|error| failed(error.to_string()))?.to_bytes();

@@ -14,7 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    GuardMetrics, KvEventMetrics, LmcacheMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics,
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies, TlsMetrics,
+    TokenizeMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
 };
@@ -70,6 +71,10 @@ pub struct Metrics {
     pub reloads_failed: IntCounter,
     /// Who moves response bodies.
     pub relay: RelayMetrics,
+    /// What takes workers out of the fleet.
+    pub faults: FaultMetrics,
+    /// What waits for a worker.
+    pub queue: QueueMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
     /// The LMCache controller.
@@ -226,6 +231,8 @@ pub struct WorkerMetrics {
     pub cancelled: IntCounter,
     /// Scrapes of its `/metrics` that gave nothing.
     pub scrape_failures: IntCounter,
+    /// What took it out of the fleet.
+    pub faults: WorkerFaultMetrics,
 }
 
 /// Registers each metric where it is made, so that none can be forgotten.
@@ -271,7 +278,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
+    pub(super) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge> {
         let metric = IntGauge::new(name, help)?;
         self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -450,6 +457,8 @@ impl Metrics {
                 &["result"],
             )?,
             relay: RelayMetrics::new(&make)?,
+            faults: FaultMetrics::new(&make)?,
+            queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
@@ -477,6 +486,7 @@ impl Metrics {
             rejected: self.worker_requests.with_label_values(&[name, "rejected"]),
             cancelled: self.worker_requests.with_label_values(&[name, "cancelled"]),
             scrape_failures: self.worker_scrape_failures.with_label_values(&[name]),
+            faults: self.faults.worker(name),
         }
     }
 
@@ -529,6 +539,7 @@ impl Metrics {
         let rate = worker.speed.get().map_or(0.0, |speed| 1.0 / speed.token_s);
         self.worker_prefill_rate.with_label_values(&[name]).set(rate);
         self.worker_decode_slope.with_label_values(&[name]).set(worker.speed.decode_slope_s());
+        self.faults.refresh(worker);
         let health = worker.health();
         for state in Health::ALL {
             let is = i64::from(state == health);

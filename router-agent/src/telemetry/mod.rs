@@ -1,21 +1,25 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod by_worker;
+mod faults;
 mod guard;
 mod kv_events;
 mod latency;
 mod lmcache;
 mod logging;
 mod metrics;
+mod queue;
 mod tenants;
 mod tls;
 mod tokenize;
 
+pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
+pub use queue::QueueMetrics;
 pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tls::TlsMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};

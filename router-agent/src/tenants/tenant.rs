@@ -21,7 +21,7 @@ pub struct Tenant {
     pub name: Arc<str>,
     /// Its share beside others' where requests have to wait; at least 1.
     pub weight: u32,
-    /// Of its requests that name none; lower is sooner, as in vLLM.
+    /// Of its requests that name none, and the most urgent that they may name; lower is sooner, as in vLLM.
     pub priority: i64,
     /// Whether it may use every path that workers have.
     pub all_paths: bool,
@@ -155,6 +155,16 @@ impl Tenant {
             (AllowedModels::All, _) => true,
             (only, Some(model)) => only.allow(model),
             (_, None) => false,
+        }
+    }
+
+    /// The priority of a request that names `asked`. Who has a key may put its requests back, not in front of what the key
+    /// is worth; where there are no keys there is nobody to protect.
+    pub fn priority_of(&self, asked: Option<i64>) -> i64 {
+        match asked {
+            None => self.priority,
+            Some(asked) if self.has_key => asked.max(self.priority),
+            Some(asked) => asked,
         }
     }
 

@@ -39,7 +39,7 @@ impl Connection {
     pub(super) fn start(socket: WorkerStream) -> Self {
         let seam = Seam::new(socket);
         let mut builder = http1::Builder::new();
-        builder.max_headers(limits::HEADERS_MAX).writev(true);
+        builder.max_headers(limits::HEADERS_MAX).max_buf_size(limits::WORKER_BUFFER_BYTES).writev(true);
         let handshake = pin!(builder.handshake(TokioIo::new(seam.io())));
         let Poll::Ready(Ok((sender, driver))) = handshake.poll(&mut Context::from_waker(Waker::noop()))
         else {
@@ -84,14 +84,17 @@ impl Lease {
         &mut self.connection.sender
     }
 
-    /// Prepares the connection for `request`. With `hold`, the response about to come stops after its head, until
-    /// [`Lease::open_body`] or [`Lease::take_body`].
-    pub(super) fn begin(&self, request: Request<Bytes>, hold: Option<Hold>) -> Request<OutgoingBody> {
+    /// Prepares the connection for `request`. The response about to come stops after its head, if it is one of those that
+    /// `hold` says, until [`Lease::open_body`] or [`Lease::take_body`].
+    pub(super) fn begin(&self, request: Request<Bytes>, hold: Hold) -> Request<OutgoingBody> {
         let seam = &self.connection.seam;
-        if let Some(hold) = hold {
-            seam.hold_after_head(hold);
-        }
+        seam.hold_after_head(hold);
         request.map(|body| seam.progress().begin(body))
+    }
+
+    /// Ready when a byte of a held body is here; an error if there will be none.
+    pub(super) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.seam.poll_first_byte(cx)
     }
 
     /// hyper may read the body.

@@ -16,4 +16,4 @@ pub use connect::ConnectError;
 pub use lease::{Lease, Place, RawBody};
 pub use pool::{Pool, PoolSettings};
 pub use seam::Hold;
-pub use send::{SendError, Sent, send};
+pub use send::{SendError, Sent, is_event_stream, send};

@@ -95,6 +95,19 @@ impl Seam {
         self.state.set(State::HeadOnly(HeadEnd::default(), hold));
     }
 
+    /// Ready when a byte behind the head is here; an error if the worker has closed instead. At once while hyper may read.
+    pub(super) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !matches!(self.state.get(), State::Held) || !self.early.borrow().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut byte = [0];
+        // Held: so it is plain, or was taken.
+        let peeked = self.plain(|socket| socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
+        let count =
+            std::task::ready!(peeked.unwrap_or(Poll::Ready(Err(io::ErrorKind::NotConnected.into()))))?;
+        Poll::Ready(if count > 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
+    }
+
     /// hyper reads whatever there is.
     pub(super) fn open(&self) {
         self.state.set(State::Open);

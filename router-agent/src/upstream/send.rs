@@ -4,10 +4,10 @@
 //! the request goes again, once, over a new connection. RFC 9112 section 9.3.1 allows this only where the request is
 //! idempotent or was certainly not processed, so [`Replay`] says which it is.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
 use super::{ConnectError, Hold, Lease, Pool};
@@ -31,6 +31,15 @@ pub enum SendError {
     /// another response in it.
     #[error("the worker's response is malformed: {0}")]
     Malformed(&'static str),
+    /// The stream ended behind its head.
+    #[error("the worker ended the stream before its first byte: {0}")]
+    Empty(io::Error),
+    /// The stream's first byte did not come.
+    #[error("no first byte of the stream within {0:?}")]
+    Silent(Duration),
+    /// The worker's engine was found to hang while the request waited there.
+    #[error("the worker's engine hangs")]
+    Hung,
     /// The worker was removed from the fleet, without waiting for what was in flight.
     #[error("the worker was removed while it had the request")]
     Removed,
@@ -45,7 +54,12 @@ impl SendError {
         match self {
             Self::Connect(_) => false,
             Self::Broken { sent, .. } => *sent,
-            Self::Timeout(_) | Self::Malformed(_) | Self::Removed => true,
+            Self::Timeout(_)
+            | Self::Malformed(_)
+            | Self::Empty(_)
+            | Self::Silent(_)
+            | Self::Hung
+            | Self::Removed => true,
         }
     }
 
@@ -53,8 +67,9 @@ impl SendError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
-            Self::Broken { .. } => "broken",
-            Self::Timeout(_) => "timeout",
+            Self::Broken { .. } | Self::Empty(_) => "broken",
+            Self::Timeout(_) | Self::Silent(_) => "timeout",
+            Self::Hung => "hung",
             Self::Malformed(_) => "malformed",
             Self::Removed => "removed",
         }
@@ -70,6 +85,14 @@ pub struct Sent {
     pub lease: Lease,
 }
 
+impl Sent {
+    /// Completes when a byte of the body is here, or the connection ends: then there is none. At once where hyper has read
+    /// more than the head; see [`send`].
+    pub async fn first_byte(&self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.lease.poll_first_byte(cx)).await
+    }
+}
+
 /// Sends `request` (made anew by the closure for each try) and waits for the response head.
 ///
 /// `repeatable`: the request may be processed twice without harm. `hold`: which bodies are not read before
@@ -78,7 +101,7 @@ pub async fn send(
     pool: &Pool,
     worker: &Worker,
     repeatable: bool,
-    hold: Option<Hold>,
+    hold: Hold,
     head_timeout: Duration,
     request: impl Fn() -> Request<Bytes>,
 ) -> Result<Sent, SendError> {
@@ -96,7 +119,7 @@ pub async fn send(
 
 async fn exchange(
     mut lease: Lease,
-    hold: Option<Hold>,
+    hold: Hold,
     head_timeout: Duration,
     request: Request<Bytes>,
 ) -> Result<Sent, SendError> {
@@ -113,6 +136,11 @@ async fn exchange(
         .map_err(|_| SendError::Timeout(head_timeout))??;
     check(&response).map_err(SendError::Malformed)?;
     Ok(Sent { response, lease })
+}
+
+/// Whether the response is a stream of server-sent events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
 /// hyper refuses lengths that differ and chunks that are none; beside chunks it overlooks a length (RFC 9112 section 6.1).

@@ -234,7 +234,8 @@ impl Connection {
         head.map(Some).map_err(Failure::Difference)
     }
 
-    /// A reply that is not the worker's: only for a worker that died before its head was complete, or was reset behind it.
+    /// A reply that is not the worker's: only for a worker that died before its head was complete, or was reset behind it,
+    /// or ended a stream there (its head waits for the first byte).
     async fn error_reply(
         &mut self,
         habits: &Habits,
@@ -260,7 +261,9 @@ impl Connection {
         let text = String::from_utf8_lossy(&text);
         let may_be = match script.death {
             Some(Death::InHead) => true,
-            Some(Death::InBody) => script.by_reset,
+            Some(Death::InBody) => {
+                script.by_reset || (script.is_event_stream && script.dies_behind_its_head())
+            }
             None => false,
         };
         if may_be && head.status == 502 && text.contains("\"error\"") {

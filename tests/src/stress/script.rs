@@ -135,6 +135,11 @@ impl Script {
         Wire { bytes, writes, dies_at }
     }
 
+    /// Whether the worker dies before the first byte of the body.
+    pub fn dies_behind_its_head(&self) -> bool {
+        self.wire().dies_at == Some(self.head().len())
+    }
+
     fn head(&self) -> String {
         let mut head = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: {}\r\nx-content-xxh3: {:016x}\r\n",

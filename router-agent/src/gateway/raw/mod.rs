@@ -29,7 +29,6 @@ use hyper::body::{Frame, SizeHint};
 use router_common::{
     flows::FlowState,
     framing::{self, Framing},
-    relay::ERROR_EVENT,
 };
 
 use self::source::{Lending, Source, Terms, Way};
@@ -37,6 +36,7 @@ use super::{
     account::{Attempt, RequestAccount},
     client_io::ClientSocket,
     cut::CutOff,
+    ending::Ending,
     relay::error_event,
 };
 use crate::{
@@ -200,6 +200,7 @@ impl RawRelay {
             client: client.clone(),
             framing,
             keep,
+            is_chunked: length.is_none(),
             ledger,
             buffer: BytesMut::with_capacity(limits::RELAY_BUFFER_BYTES),
         };
@@ -261,6 +262,8 @@ pub(super) struct Ledger {
     pub(super) account: RequestAccount,
     pub(super) status: StatusCode,
     pub(super) is_event_stream: bool,
+    /// Of an event stream whose last word is known.
+    pub(super) ending: Option<Ending>,
 }
 
 /// One body on its way.
@@ -275,6 +278,7 @@ struct Task {
     /// Where the scanner stands after everything that was passed on.
     framing: Framing,
     keep: bool,
+    is_chunked: bool,
     ledger: Ledger,
     buffer: BytesMut,
 }
@@ -370,20 +374,38 @@ impl Task {
 
     /// Passes bytes on, up to the end of the body.
     async fn pass(&mut self, bytes: &[u8]) -> Result<Step, RawError> {
-        let Ledger { attempt, account, is_event_stream, .. } = &mut self.ledger;
+        let Ledger { attempt, account, ending, .. } = &mut self.ledger;
         let count = self.framing.advance_with(bytes, |data| {
             attempt.body_data(data);
             account.body_data(data);
-            if *is_event_stream && data.starts_with(ERROR_EVENT) {
-                attempt.fail("error_event"); // the engine died; vLLM says so in the stream
+            if let Some(ending) = ending {
+                ending.push(data);
+                if ending.has_failed() {
+                    attempt.fail("error_event"); // the engine died; vLLM says so in the stream
+                }
             }
         });
-        self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?;
+        let is_unfinished = self.framing.is_done() && self.is_unfinished();
+        if is_unfinished {
+            self.ledger.attempt.fail("unfinished_stream");
+        }
+        match bytes[..count].strip_suffix(LAST_CHUNK).filter(|_| is_unfinished && self.is_chunked) {
+            Some(before) => {
+                self.client.write_all(before).await.map_err(RawError::Client)?;
+                self.client.write_all(&last_words()).await.map_err(RawError::Client)?;
+            }
+            None => self.client.write_all(&bytes[..count]).await.map_err(RawError::Client)?,
+        }
         self.source.passed(count);
         if self.framing.is_broken() {
             return Err(RawError::Framing);
         }
         if self.framing.is_done() { Ok(Step::Over { clean: count == bytes.len() }) } else { Ok(Step::More) }
+    }
+
+    /// The worker has ended its stream in order, and has not said that it is complete; where that is known.
+    fn is_unfinished(&self) -> bool {
+        !self.source.was_lent() && self.ledger.ending.as_ref().is_some_and(Ending::is_unfinished)
     }
 
     /// Lends the stream to the kernel until it gives it back, or bytes come that it did not take.
@@ -486,19 +508,24 @@ impl Task {
     /// The worker broke off. In an event stream that can be told, once the chunk that is open is filled up; else the
     /// connection ends unfinished.
     async fn broke_off(&mut self, error: RawError) -> Result<(), RawError> {
-        let Ledger { attempt, account, status, is_event_stream } = &mut self.ledger;
+        let Ledger { attempt, account, status, is_event_stream, .. } = &mut self.ledger;
         attempt.fail("broken_stream");
         account.answered(*status);
         tracing::warn!(worker = %attempt.worker().name, %error, "response broke off");
         let filler =
             filler(self.framing).filter(|_| *is_event_stream && matches!(error, RawError::Worker(_)));
         let Some(filler) = filler else { return Err(error) };
-        // What the kernel moved was not looked at: an event may be open.
-        let event = error_event(false);
-        let size = format!("{:x}\r\n", event.len());
-        let rest = [&filler, size.as_bytes(), &event, b"\r\n", LAST_CHUNK].concat();
+        let rest = [filler, last_words()].concat();
         self.client.write_all(&rest).await.map_err(RawError::Client)
     }
+}
+
+/// An error event in a chunk of its own, and the end of the chunks.
+fn last_words() -> Vec<u8> {
+    // What the kernel moved was not looked at: an event may be open.
+    let event = error_event(false);
+    let size = format!("{:x}\r\n", event.len());
+    [size.as_bytes(), &event, b"\r\n", LAST_CHUNK].concat()
 }
 
 /// What completes the chunk that is open: spaces, which are neither a new line nor, in JSON, anything. `None` where no

@@ -35,7 +35,7 @@ use crate::{
 
 /// Worker deaths must not take it out of service; checks are kept rare, so that the storm is the traffic; over a bad
 /// cable the first packets of a connection are lost too.
-const CONFIG: &str = "breaker: {failures: 1000000}\nhealth: {interval: 60s, timeout: 20s}\nscrape_interval: 60s\n\
+const CONFIG: &str = "breaker: {failures: 1000000, volume: 1000000}\nhealth: {interval: 60s, timeout: 20s}\nscrape_interval: 60s\n\
     timeouts: {connect: 20s}\n";
 /// Responses unless told otherwise; bad cables are slow.
 const RESPONSES: u64 = 50_000;

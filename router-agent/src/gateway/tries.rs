@@ -1,0 +1,273 @@
+//! One worker after the other, until one begins to answer.
+//!
+//! Nothing has reached the client before a response head is passed on, so until then another worker may be tried. The
+//! head of a stream is held until the stream's first byte: vLLM sends it at once, long before the first token, and a
+//! worker that dies while it prefills would take the request with it (docs/decisions/0006). A request that must not be
+//! processed twice is tried again only where the worker has seen nothing of it.
+//!
+//! Retries cost from a budget, so that an outage is not multiplied. Waiting before one helps only where a worker says so:
+//! a 429 or 503 with `Retry-After`, and nobody else to ask. Then the request waits that long, and a random time more that
+//! doubles ("full jitter"), if that is within its time.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use hyper::body::Body as _;
+
+use super::{
+    GatewayError, Shared,
+    account::{Attempt, is_load},
+    admission::{self, Bid},
+    choose::{self, Choice, Plan},
+    eligible::{Bounds, Wanted},
+    outgoing::Outgoing,
+    route::Route,
+    thread::ThreadContext,
+    token_keys::MatchKind,
+};
+use crate::{
+    config::Config,
+    index::WorkerSlot,
+    limits,
+    routing::Decision,
+    upstream::{self, SendError, Sent},
+};
+
+/// A worker's response head, with what its body needs on its way.
+pub(super) struct Answer {
+    pub(super) sent: Sent,
+    pub(super) attempt: Attempt,
+    pub(super) decision: Decision,
+    pub(super) match_kind: MatchKind,
+}
+
+/// A request that is ready to be sent.
+pub(super) struct Tries<'a> {
+    pub(super) context: &'a Rc<ThreadContext>,
+    pub(super) config: &'a Config,
+    pub(super) route: Route,
+    pub(super) outgoing: &'a Outgoing,
+    pub(super) plan: &'a Plan,
+    /// What parsing and hashing took.
+    pub(super) planning: Duration,
+    pub(super) request_id: &'a HeaderValue,
+    pub(super) bid: Bid,
+    /// When it began to look for a worker.
+    pub(super) began: Instant,
+}
+
+impl Tries<'_> {
+    /// The first answer that is worth passing on.
+    pub(super) async fn run(&self) -> Result<Answer, GatewayError> {
+        let Self { context, config, plan, .. } = self;
+        let shared = &context.shared;
+        let mut tried: Vec<WorkerSlot> = Vec::new();
+        let (mut tries, mut waits) = (0, 0);
+        let mut choice = self.choose(&tried).await?;
+        shared.retries.pay_in();
+        loop {
+            let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
+            let mut attempt = Attempt::new(
+                shared.clone(),
+                flight,
+                decision.time_to_first_token_s,
+                prediction,
+                &context.cuts,
+            );
+            let worker = attempt.worker().clone();
+            tried.push(worker.slot);
+            tries += 1;
+            let is_another = || {
+                tries < config.limits.tries
+                    && self.wanted(&tried).is_served(&shared.fleet.workers(), Instant::now())
+            };
+            let mut wait = None;
+            let retry_reason = match self.send(&attempt).await? {
+                Ok(sent) => {
+                    let status = sent.response.status();
+                    if is_load(status) || status.is_server_error() {
+                        choose::forget(shared, plan, &decision, sent_blocks);
+                    }
+                    let is_worth_it = self.is_repeatable() && is_worth_another_worker(status);
+                    if is_worth_it && !is_another() {
+                        wait = self.time_to_wait(&sent, tries, waits);
+                    }
+                    let may = is_worth_it && (wait.is_some() || is_another()) && shared.may_retry();
+                    if !may {
+                        return Ok(Answer { sent, attempt, decision, match_kind });
+                    }
+                    attempt.complete(status);
+                    if is_load(status) { "load" } else { "status" }
+                }
+                Err(error) => {
+                    attempt.fail(error.kind());
+                    choose::forget(shared, plan, &decision, sent_blocks);
+                    tracing::debug!(worker = %worker.name, %error, "worker failed before answering");
+                    let harmless = self.is_repeatable() || !error.may_have_been_processed();
+                    if !(harmless && is_another() && shared.may_retry()) {
+                        return Err(GatewayError::Failed { tries, last: error });
+                    }
+                    error.kind()
+                }
+            };
+            drop(attempt); // its load is off the worker before the next decision
+            shared.metrics.retries.with_label_values(&[retry_reason]).inc();
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+                waits += 1;
+                tried.clear();
+            }
+            choice = self.choose(&tried).await?;
+        }
+    }
+
+    /// May be processed by several workers.
+    fn is_repeatable(&self) -> bool {
+        self.route != Route::Other || self.outgoing.method.is_idempotent()
+    }
+
+    fn wanted<'t>(&self, tried: &'t [WorkerSlot]) -> Wanted<'t> {
+        let bounds = if self.is_bounded() { Bounds::of(&self.config.limits) } else { Bounds::default() };
+        Wanted { model: self.plan.model, tried, bounds }
+    }
+
+    /// Asking for a version or a list makes no worker work.
+    fn is_bounded(&self) -> bool {
+        !self.outgoing.method.is_safe()
+    }
+
+    /// A worker that has not been tried, when there is room on one and it is this request's turn.
+    async fn choose(&self, tried: &[WorkerSlot]) -> Result<Choice, GatewayError> {
+        let Self { context, config, plan, request_id, outgoing, bid, .. } = self;
+        let wanted = self.wanted(tried);
+        let waits_until = self.began + config.timeouts.queue;
+        let request = admission::Request {
+            bid: bid.clone(),
+            wanted,
+            is_bounded: self.is_bounded(),
+            until: outgoing.wishes.deadline.map_or(waits_until, |deadline| deadline.min(waits_until)),
+            limit: config.limits.queue,
+        };
+        let shared: &Arc<Shared> = &context.shared;
+        admission::admit(shared, request, |own| {
+            let choosing = Instant::now();
+            let choice = choose::choose(shared, &context.scratch, plan, request_id, &wanted, own);
+            if choice.is_some() && plan.by_prefix && tried.is_empty() {
+                shared.metrics.decision.observe((self.planning + choosing.elapsed()).as_secs_f64());
+            }
+            choice
+        })
+        .await
+    }
+
+    /// Sends the request to `worker`, and waits until it begins to answer: for the head, and of a stream for its first
+    /// byte, as long as the head may be held. The outer error is the client's deadline.
+    async fn send(&self, attempt: &Attempt) -> Result<Result<Sent, SendError>, GatewayError> {
+        let worker = attempt.worker();
+        let Self { context, config, outgoing, .. } = self;
+        let timeouts = &config.timeouts;
+        let begin = async {
+            let sent = upstream::send(
+                &context.pool,
+                worker,
+                self.is_repeatable(),
+                outgoing.hold,
+                timeouts.response_head,
+                || outgoing.request(worker),
+            )
+            .await?;
+            let has_body = !sent.response.body().is_end_stream();
+            if has_body
+                && self.is_repeatable()
+                && upstream::is_event_stream(sent.response.headers())
+                && sent.response.status() == StatusCode::OK
+            {
+                let patience = timeouts.first_byte.unwrap_or(timeouts.hold_head);
+                match tokio::time::timeout(patience, sent.first_byte()).await {
+                    Ok(came) => came.map_err(SendError::Empty)?,
+                    Err(_) if timeouts.first_byte.is_some() => return Err(SendError::Silent(patience)),
+                    Err(_) => {} // the client gets its head; from now on there is no other worker
+                }
+            }
+            Ok(sent)
+        };
+        let deadline = async {
+            match outgoing.wishes.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            sent = begin => Ok(sent),
+            () = worker.liveness.until_hung() => Ok(Err(SendError::Hung)),
+            () = attempt.cut().cut() => Ok(Err(SendError::Removed)),
+            () = deadline => {
+                context.shared.metrics.queue.refused("deadline_exceeded");
+                Err(GatewayError::Deadline)
+            }
+        }
+    }
+
+    /// How long to wait before a worker that has too much to do is asked again; `None` if that is not worth while.
+    fn time_to_wait(&self, Sent { response, .. }: &Sent, tries: usize, waits: u32) -> Option<Duration> {
+        if !is_load(response.status()) || tries >= self.config.limits.tries {
+            return None;
+        }
+        let wait = retry_after(response.headers())? + backoff(waits);
+        let now = Instant::now();
+        let until = self.began + self.config.timeouts.queue;
+        let until = self.outgoing.wishes.deadline.map_or(until, |deadline| deadline.min(until));
+        (now.checked_add(wait)? < until).then_some(wait)
+    }
+}
+
+/// Failures that another worker may not have: its own faults, and its load.
+fn is_worth_another_worker(status: StatusCode) -> bool {
+    is_load(status)
+        || matches!(
+            status,
+            StatusCode::INTERNAL_SERVER_ERROR | StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
+        )
+}
+
+/// In seconds; a date is not looked at, vLLM sends none.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Any time up to a bound that doubles with each wait ("full jitter": M. Brooker, *Exponential Backoff And Jitter*, 2015).
+fn backoff(waits: u32) -> Duration {
+    let bound = limits::BACKOFF_BASE.saturating_mul(1 << waits.min(16)).min(limits::BACKOFF_MAX);
+    bound.mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_of_the_backoff_doubles_up_to_a_limit() {
+        for (waits, bound) in [(0, 100), (1, 200), (3, 800), (6, 5_000), (60, 5_000)] {
+            let longest = (0..2_000).map(|_| backoff(waits)).max().expect("some");
+            let bound = Duration::from_millis(bound);
+            assert!(longest <= bound && longest > bound.mul_f64(0.9), "{waits}: {longest:?}");
+        }
+        assert!((0..2_000).any(|_| backoff(6) < Duration::from_millis(100)), "full jitter starts at nothing");
+    }
+
+    #[test]
+    fn only_seconds_say_when_to_come_again() {
+        let after = |text: &'static str| {
+            retry_after(&HeaderMap::from_iter([(header::RETRY_AFTER, HeaderValue::from_static(text))]))
+        };
+        assert_eq!(after("7"), Some(Duration::from_secs(7)));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), None);
+        assert_eq!(after("-1"), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+}
