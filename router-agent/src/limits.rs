@@ -50,6 +50,8 @@ pub const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(4);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a worker may take for the response head. vLLM answers a unary request only when it is complete.
 pub const RESPONSE_HEAD_TIMEOUT: Duration = Duration::from_mins(10);
+/// How long requests in flight may take to end after a successor has taken over: nobody waits for that.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_mins(10);
 /// Memory of the prefix index, all workers together.
 pub const INDEX_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of a worker's `/metrics` answer (vLLM 0.32: 53 KB); more is cut off and the scrape fails.

@@ -51,6 +51,43 @@ async fn policy_and_limits_change_under_an_open_connection() {
 }
 
 #[tokio::test]
+async fn a_changed_file_is_reloaded_however_it_was_changed() {
+    let (_sims, file, gateway) = start("routing: {policy: round_robin}\n").await;
+    let directory = file.0.path();
+    let in_force = async |policy: &str| {
+        eventually(policy, || async {
+            (gateway.chat("hello").await.header("x-warmpath-policy") == policy).then_some(())
+        })
+        .await;
+    };
+    file.write("routing: {policy: random}\n");
+    in_force("random").await;
+    // As editors do it.
+    std::fs::write(directory.join("new"), "routing: {policy: least_loaded}\n").unwrap();
+    std::fs::rename(directory.join("new"), file.path()).unwrap();
+    in_force("least_loaded").await;
+    // As Kubernetes does it: the file is a link through a directory that is swapped.
+    for (version, policy) in [("1", "warm"), ("2", "round_robin")] {
+        std::fs::create_dir(directory.join(version)).unwrap();
+        let text = format!("routing: {{policy: {policy}}}\n");
+        std::fs::write(directory.join(version).join("warmpath.yaml"), text).unwrap();
+        std::os::unix::fs::symlink(version, directory.join("next")).unwrap();
+        std::fs::rename(directory.join("next"), directory.join("..data")).unwrap();
+        if version == "1" {
+            std::os::unix::fs::symlink("..data/warmpath.yaml", directory.join("link")).unwrap();
+            std::fs::rename(directory.join("link"), file.path()).unwrap();
+        }
+        in_force(policy).await;
+    }
+    // Gone for a while, it is as it was.
+    std::fs::remove_file(file.path()).unwrap();
+    assert_eq!(gateway.chat("hello").await.header("x-warmpath-policy"), "round_robin");
+    file.write("routing: {policy: random}\n");
+    in_force("random").await;
+    assert!(!gateway.output().contains("nothing changed"), "{}", gateway.output());
+}
+
+#[tokio::test]
 async fn what_takes_a_restart_is_named_and_stays() {
     let (_sims, file, gateway) = start("index: {block_bytes: 64}\n").await;
     file.write("index: {block_bytes: 128}\nlog_format: json\nbreaker: {failures: 1}\n");
@@ -69,7 +106,8 @@ async fn a_wrong_file_changes_nothing_and_says_why() {
             "routing: {policy: random}\nlimits:\n  connectoins: 5\n",
             ["warmpath.yaml", "connectoins", "line 3"],
         ),
-        ("routing: {policy: fastest}\n", ["fastest", "routing.policy", "round_robin"]),
+        ("routing: {policy: fastest}\n", ["fastest", "line 1: routing.policy", "round_robin"]),
+        ("limits:\n  tries: 0\n", ["warmpath.yaml, line 2", "limits.tries", "at least 1"]),
     ] {
         file.write(text);
         let reply = reload(&gateway).await;
@@ -81,7 +119,7 @@ async fn a_wrong_file_changes_nothing_and_says_why() {
     }
     gateway.signal(Signal::HUP);
     eventually("a word about the reload", || async {
-        (gateway.output().matches("nothing changed").count() == 3).then_some(())
+        (gateway.output().matches("nothing changed").count() == 4).then_some(())
     })
     .await;
     assert_eq!(gateway.chat("hello").await.header("x-warmpath-policy"), "round_robin");

@@ -158,6 +158,6 @@ pub async fn get(address: SocketAddr, path: &str) -> Reply {
 }
 
 /// A number that no other test has.
-pub(crate) fn random() -> u32 {
+pub fn random() -> u32 {
     RandomState::new().hash_one(std::process::id()) as u32
 }

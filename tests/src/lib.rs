@@ -15,7 +15,7 @@ pub mod stress;
 
 use std::{future::Future, time::Duration};
 
-pub use client::{Reply, Stream, get, open, request};
+pub use client::{Reply, Stream, get, open, random, request};
 pub use gateway::{Gateway, Signal, binary};
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 

@@ -50,12 +50,29 @@ pub struct Admin {
     pub members: Arc<Members>,
 }
 
-/// Serves on `listener` until the future is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::Result<()> {
-    let router = Router::new()
+/// Serves on `listener` until the future is dropped, or a successor does.
+pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) {
+    let mut phase = admin.phase.clone();
+    let handed_over = async move {
+        let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
+    };
+    let router = probes().merge(operations()).with_state(admin);
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(handed_over).await {
+        tracing::error!(%error, "the admin port is closed");
+    }
+}
+
+/// What probes and scrapers ask.
+fn probes() -> Router<Admin> {
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(async || "ok\n"))
         .route("/ready", get(ready))
+}
+
+/// What shows or changes the gateway: for operators alone.
+fn operations() -> Router<Admin> {
+    Router::new()
         .route("/workers", get(workers::list).post(workers::add))
         .route("/workers/{name}", get(workers::show).delete(workers::remove))
         .route("/workers/{name}/drain", post(workers::drain))
@@ -63,8 +80,6 @@ pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) -> std::io::
         .route("/admin/reload", post(reload::run))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
-        .with_state(admin);
-    axum::serve(listener, router).await
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -1,10 +1,12 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
 mod banner;
+mod doors;
 mod guard;
 mod key;
 mod maps;
 mod publish;
+mod run;
 mod serve;
 mod tokenize;
 

@@ -80,8 +80,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("relay", relay, &new.relay);
     changes.fixed("log_format", log_format, &mut new.log_format);
     changes.fixed("instance", instance, &mut new.instance);
-    let drain = timeouts.drain;
+    let super::Timeouts { drain, upgrade, .. } = *timeouts;
     changes.live("drain_timeout", &drain, &new.timeouts.drain);
+    changes.live("upgrade_timeout", &upgrade, &new.timeouts.upgrade);
     changes.live("scrape_interval", scrape_interval, &new.scrape_interval);
     changes.live("health", health, &new.health);
     changes.live("breaker", breaker, &new.breaker);
@@ -95,11 +96,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     );
     changes.live("kv_events", kv_events, &new.kv_events);
     changes.live("limits", limits, &new.limits);
-    changes.live(
-        "timeouts",
-        &super::Timeouts { drain, ..*timeouts },
-        &super::Timeouts { drain, ..new.timeouts },
-    );
+    changes.live("timeouts", timeouts, &super::Timeouts { drain, upgrade, ..new.timeouts });
     changes.fixed("guard.interfaces", &guard.interfaces, &mut new.guard.interfaces);
     changes.fixed("guard.mode", &guard.mode, &mut new.guard.mode);
     changes.live("guard", guard, &new.guard);

@@ -33,6 +33,8 @@ pub struct File {
     #[serde(with = "humantime_serde")]
     drain_timeout: Option<Duration>,
     #[serde(with = "humantime_serde")]
+    upgrade_timeout: Option<Duration>,
+    #[serde(with = "humantime_serde")]
     scrape_interval: Option<Duration>,
     health: HealthFile,
     breaker: BreakerFile,
@@ -173,6 +175,7 @@ impl File {
         set(&mut config.instance, self.instance);
         set(&mut config.scrape_interval, self.scrape_interval);
         set(&mut config.timeouts.drain, self.drain_timeout);
+        set(&mut config.timeouts.upgrade, self.upgrade_timeout);
         self.routing.apply(&mut config.routing)?;
         if let Some(workers) = self.workers {
             config.workers = workers

@@ -96,6 +96,8 @@ pub struct Timeouts {
     pub queue: Duration,
     /// In-flight requests after SIGTERM.
     pub drain: Duration,
+    /// In-flight requests after a successor has taken over.
+    pub upgrade: Duration,
 }
 
 impl Default for Timeouts {
@@ -110,6 +112,7 @@ impl Default for Timeouts {
             hold_head: limits::HOLD_HEAD,
             queue: limits::QUEUE_TIMEOUT,
             drain: Duration::from_secs(30),
+            upgrade: limits::UPGRADE_TIMEOUT,
         }
     }
 }

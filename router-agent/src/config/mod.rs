@@ -13,6 +13,7 @@ mod keys;
 mod kv_events;
 mod limits;
 mod live;
+mod place;
 mod routing;
 mod secret;
 mod tokenizers;
@@ -198,6 +199,16 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and why.
         message: String,
+    },
+    /// A value is wrong, and it stands in the file.
+    #[error("configuration file {}, line {line}: {source}", path.display())]
+    InFile {
+        /// The file as it was given.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong.
+        source: Box<ConfigError>,
     },
     /// A value is out of its range.
     #[error("{key}: {message}")]

@@ -15,7 +15,7 @@ fn apply(text: &str) -> Result<Config, ConfigError> {
 fn every_key_has_its_effect() {
     let config = apply(
         "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
-         routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\n\
+         routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\nupgrade_timeout: 6s\n\
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2, silence: 6s, probe_timeout: 7s}\n\
          breaker: {failures: 7, window: 20s, volume: 8, error_share: 0.25, open_for: 9s}\n\
          outliers: {share_max: 0.25, volume: 3, errors: 0.5, slowness: 4, eject_for: 3s, eject_max: 30s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
@@ -100,6 +100,7 @@ fn every_key_has_its_effect() {
             hold_head: ms(7000),
             queue: ms(8000),
             drain: ms(5000),
+            upgrade: ms(6000),
         }
     );
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);

@@ -87,11 +87,13 @@ impl Drop for RequestAccount {
             }
         }
         let metrics = &self.shared.metrics;
-        if self.status.is_none() {
+        let is_panic = std::thread::panicking();
+        if self.status.is_none() && !is_panic {
             metrics.errors.with_label_values(&["client", "disconnect"]).inc();
         }
         // nginx's 499, "client closed request": not a status that anybody saw.
-        let status = self.status.as_ref().map_or("499", StatusCode::as_str);
+        let unanswered = if is_panic { "500" } else { "499" };
+        let status = self.status.as_ref().map_or(unanswered, StatusCode::as_str);
         let route = self.route.label();
         metrics.requests.with_label_values(&[route, status]).inc();
         metrics.duration.with_label_values(&[route]).observe(self.received_at.elapsed().as_secs_f64());

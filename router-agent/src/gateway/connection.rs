@@ -1,15 +1,19 @@
 //! One client connection, from accept to close.
 
-use std::{convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
+use std::{cell::Cell, convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
 
-use hyper::{server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, header};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{net::TcpStream, sync::watch};
 
 use super::{
     client_io::{ClientIo, ClientSocket, Phases, Verdict},
+    panics::{Contained, contained},
+    relay::GatewayBody,
     request,
+    route::Route,
     thread::{Phase, ThreadContext},
 };
 use crate::limits;
@@ -26,15 +30,24 @@ pub(super) async fn serve(
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
     let phases = Phases::new();
+    // A successor takes connections: the next response here says that it is the last.
+    let is_last = Cell::new(*phase.borrow() == Phase::HandOver);
+    let is_last = &is_last;
     let socket = ClientSocket::new(stream);
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         let serving = phases.serve();
         let (context, socket) = (context.clone(), socket.clone());
         async move {
             let client = request::Client { address: client, socket, is_tls: false };
-            Ok::<_, Infallible>(
-                request::handle(&context, client, request).await.map(|body| body.hold(serving)),
-            )
+            let metrics = &context.shared.metrics;
+            let route = Route::of(request.method(), request.uri().path());
+            let handler = request::handle(&context, client, request);
+            let response = contained(metrics, route, handler, GatewayBody::own).await;
+            let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
+            if is_last.get() {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
@@ -46,7 +59,8 @@ pub(super) async fn serve(
 
     let watchdog = tokio::time::sleep(context.config().timeouts.head);
     let mut watchdog = std::pin::pin!(watchdog);
-    let mut draining = *phase.borrow() != Phase::Serve;
+    let is_over = |phase: &watch::Receiver<Phase>| matches!(*phase.borrow(), Phase::Drain | Phase::Stop);
+    let mut draining = is_over(&phase);
     if draining {
         connection.as_mut().graceful_shutdown();
     }
@@ -63,8 +77,9 @@ pub(super) async fn serve(
                 return;
             }
             changed = phase.changed(), if !draining => {
-                draining = true;
-                if changed.is_ok() {
+                is_last.set(true);
+                draining = changed.is_err() || is_over(&phase);
+                if draining && changed.is_ok() {
                     connection.as_mut().graceful_shutdown();
                 }
             }
@@ -86,7 +101,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Counts a connection from accept to close, and the panic that ends it, if one does.
+/// Counts a connection from accept to close, and a panic outside of its requests that ends it, if one does.
 pub(super) struct OpenConnection {
     context: Rc<ThreadContext>,
 }

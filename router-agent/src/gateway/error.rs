@@ -93,6 +93,9 @@ pub enum GatewayError {
     /// The client's own deadline passed before a worker began to answer.
     #[error("no worker has begun to answer within the time that the client gave (x-warmpath-timeout)")]
     Deadline,
+    /// A defect of this program.
+    #[error("internal error of the gateway")]
+    Panicked,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -162,6 +165,7 @@ impl GatewayError {
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
     }
@@ -170,9 +174,11 @@ impl GatewayError {
     pub fn source_label(&self) -> &'static str {
         match self {
             Self::Failed { .. } => "worker",
-            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::Overloaded { .. } | Self::Deadline => {
-                "gateway"
-            }
+            Self::NoWorker
+            | Self::BodiesTooLarge { .. }
+            | Self::Overloaded { .. }
+            | Self::Deadline
+            | Self::Panicked => "gateway",
             _ => "client",
         }
     }
@@ -198,6 +204,7 @@ impl GatewayError {
             Self::Header(_) => "malformed_header",
             Self::Overloaded { overload, .. } => overload.label(),
             Self::Deadline => "deadline_exceeded",
+            Self::Panicked => "internal_error",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } | SendError::Empty(_) => "worker_failed",

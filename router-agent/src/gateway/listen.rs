@@ -33,13 +33,15 @@ pub enum ListenError {
     },
 }
 
-/// One listener per data thread, all on the same address.
+/// The data threads' listeners, all on the same address.
 #[derive(Debug)]
 pub struct Listeners {
     /// The address; its port is the one that the system chose where 0 was asked for.
     pub address: SocketAddr,
-    /// In the order of the data threads.
-    pub sockets: Vec<TcpListener>,
+    /// In the order of the data threads: at least one each.
+    pub threads: Vec<Vec<TcpListener>>,
+    /// No two threads have the same socket.
+    has_one_each: bool,
 }
 
 impl Listeners {
@@ -50,13 +52,46 @@ impl Listeners {
         let exclusive = bind(address, false).map_err(fail)?;
         let address = exclusive.local_addr().ok().and_then(|a| a.as_socket()).unwrap_or(address);
         drop(exclusive);
-        let mut sockets = Vec::with_capacity(count);
-        for _ in 0..count {
-            let socket = bind(address, true).map_err(fail)?;
-            socket.listen(BACKLOG).map_err(fail)?;
-            sockets.push(socket.into());
+        let open = |_| open_one(address).map(|socket| vec![socket]);
+        let threads = (0..count).map(open).collect::<io::Result<_>>().map_err(fail)?;
+        Ok(Self { address, threads, has_one_each: true })
+    }
+
+    /// Listeners for `count` threads out of sockets that are listening already, one at least. Where they are too few, more
+    /// are opened beside them, or, where the system does not allow that, threads share them; where they are too many, some
+    /// threads have several.
+    pub fn adopt(sockets: Vec<TcpListener>, count: usize) -> io::Result<Self> {
+        let first = sockets.first().ok_or(io::ErrorKind::NotFound)?;
+        let address = first.local_addr()?;
+        let mut threads: Vec<Vec<TcpListener>> = (0..count).map(|_| Vec::new()).collect();
+        let passed = sockets.len();
+        for (number, socket) in sockets.into_iter().enumerate() {
+            socket.set_nonblocking(true)?;
+            threads[number % count].push(socket);
         }
-        Ok(Self { address, sockets })
+        let mut has_one_each = true;
+        for number in passed..count {
+            let socket = if let Ok(socket) = open_one(address) {
+                socket
+            } else {
+                has_one_each = false;
+                threads[number % passed][0].try_clone()?
+            };
+            threads[number].push(socket);
+        }
+        Ok(Self { address, threads, has_one_each })
+    }
+
+    /// One socket for each thread, for steering; none where threads share them.
+    pub fn one_each(&self) -> Option<Vec<&TcpListener>> {
+        self.has_one_each.then(|| self.threads.iter().map(|sockets| &sockets[0]).collect())
+    }
+
+    /// Second handles on all of them, the first of each thread first.
+    pub fn handles(&self) -> io::Result<Vec<TcpListener>> {
+        let first = self.threads.iter().filter_map(|sockets| sockets.first());
+        let others = self.threads.iter().flat_map(|sockets| sockets.iter().skip(1));
+        first.chain(others).map(TcpListener::try_clone).collect()
     }
 
     /// Turns a system error into one that names the flag to change.
@@ -66,6 +101,12 @@ impl Listeners {
             _ => ListenError::Other { address, flag, source },
         }
     }
+}
+
+fn open_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = bind(address, true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
@@ -88,12 +129,29 @@ mod tests {
     #[test]
     fn listeners_share_one_address_that_nobody_else_may_take() {
         let listeners = Listeners::open(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
-        assert_eq!(listeners.sockets.len(), 3);
-        for socket in &listeners.sockets {
+        let sockets = listeners.one_each().expect("they are its own");
+        assert_eq!(sockets.len(), 3);
+        for socket in sockets {
             assert_eq!(socket.local_addr().unwrap(), listeners.address);
         }
         let error = Listeners::open(listeners.address, 1).unwrap_err();
         assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         assert!(error.to_string().contains("--listen"), "{error}");
+    }
+
+    #[test]
+    fn sockets_that_are_passed_are_dealt_out_and_completed() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let passed = |count| Listeners::open(address, count).unwrap();
+        let more = Listeners::adopt(passed(2).handles().unwrap(), 3).unwrap();
+        assert_eq!(more.one_each().expect("one was opened beside them").len(), 3);
+        let fewer = Listeners::adopt(passed(5).handles().unwrap(), 2).unwrap();
+        assert_eq!(fewer.threads.iter().map(Vec::len).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(fewer.one_each().expect("nobody shares").len(), 2);
+        // As systemd opens one: without SO_REUSEPORT.
+        let shared = Listeners::adopt(vec![TcpListener::bind(address).unwrap()], 2).unwrap();
+        assert!(shared.one_each().is_none());
+        assert_eq!(shared.threads.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert!(Listeners::adopt(Vec::new(), 2).is_err());
     }
 }

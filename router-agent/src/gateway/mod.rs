@@ -26,6 +26,8 @@ mod listen;
 mod lmcache;
 mod models;
 mod outgoing;
+mod panics;
+mod pulse;
 mod raw;
 mod relay;
 pub mod request;
@@ -69,6 +71,7 @@ use decisions::DecisionCounters;
 pub use error::{GatewayError, Overload};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
+pub use pulse::Pulses;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
 
@@ -133,6 +136,8 @@ pub struct Shared {
     lmcache_instances: lmcache::Instances,
     /// Decision counters.
     decisions: DecisionCounters,
+    /// Whether the data threads' event loops turn.
+    pub pulses: Arc<Pulses>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
     retries: RetryBudget,
@@ -162,6 +167,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
+            pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
             tenants: Tenants::new(&started.keys, metrics.clone()),
             config,

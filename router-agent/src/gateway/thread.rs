@@ -2,10 +2,12 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll},
     thread::JoinHandle,
     time::Duration,
 };
@@ -36,6 +38,8 @@ use crate::{
 pub enum Phase {
     /// Taking connections.
     Serve,
+    /// Taking no more: a successor does. Each connection is served one request more, and told that it is the last.
+    HandOver,
     /// Taking no more; finishing what is in flight.
     Drain,
     /// Dropping what is left.
@@ -87,24 +91,25 @@ impl DataThread {
     }
 }
 
-/// Starts data thread `number` on its listener. It ends when `phase` says so: at [`Phase::Drain`] it stops accepting and
-/// ends with its last connection, at [`Phase::Stop`] it ends at once.
+/// Starts data thread `number` on its listeners. It ends when `phase` says so: at [`Phase::HandOver`] and [`Phase::Drain`]
+/// it stops accepting and ends with its last connection, at [`Phase::Stop`] it ends at once.
 pub fn start(
     number: usize,
-    listener: std::net::TcpListener,
+    listeners: Vec<std::net::TcpListener>,
     shared: Arc<Shared>,
     phase: watch::Receiver<Phase>,
     core: Option<Core>,
 ) -> io::Result<DataThread> {
     let handle = std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, run(listener, shared, phase, core))
+        LocalSet::new().block_on(&runtime, run(number, listeners, shared, phase, core))
     })?;
     Ok(DataThread { handle })
 }
 
 async fn run(
-    listener: std::net::TcpListener,
+    number: usize,
+    listeners: Vec<std::net::TcpListener>,
     shared: Arc<Shared>,
     mut phase: watch::Receiver<Phase>,
     core: Option<Core>,
@@ -123,11 +128,13 @@ async fn run(
     tokio::task::spawn_local(sweep(context.clone()));
     tokio::task::spawn_local(look_for_places(context.clone()));
     tokio::task::spawn_local(cut_off(context.clone()));
+    let pulses = context.shared.pulses.clone();
+    tokio::task::spawn_local(async move { pulses.beat(number).await });
     if let Some(core) = core.clone() {
         tokio::task::spawn_local(beat(context.clone(), core));
     }
 
-    let listener = TcpListener::from_std(listener)?;
+    let listeners = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
     let spawn = |stream: TcpStream, client: SocketAddr, phase: &watch::Receiver<Phase>| {
         if let Some(core) = &core {
             core.accepted();
@@ -139,7 +146,7 @@ async fn run(
         tokio::select! {
             biased;
             _ = changed.wait_for(|phase| *phase != Phase::Serve) => break,
-            accepted = listener.accept() => match accepted {
+            accepted = poll_fn(|cx| poll_accept(&listeners, cx)) => match accepted {
                 Ok((stream, client)) => spawn(stream, client, &phase),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
@@ -149,13 +156,17 @@ async fn run(
             },
         }
     }
-    // What the kernel has accepted already would be reset with the listener: take it along.
-    let listener = listener.into_std()?;
-    while let Ok((stream, client)) = listener.accept() {
-        stream.set_nonblocking(true)?;
-        spawn(TcpStream::from_std(stream)?, client, &phase);
+    for listener in listeners {
+        let listener = listener.into_std()?;
+        // What the kernel has accepted already would be reset with the listener, unless a successor has it, too: take it
+        // along.
+        while *phase.borrow() != Phase::HandOver
+            && let Ok((stream, client)) = listener.accept()
+        {
+            stream.set_nonblocking(true)?;
+            spawn(TcpStream::from_std(stream)?, client, &phase);
+        }
     }
-    drop(listener);
 
     loop {
         let empty = context.empty.notified();
@@ -167,6 +178,12 @@ async fn run(
             _ = phase.wait_for(|phase| *phase == Phase::Stop) => return Ok(()),
         }
     }
+}
+
+/// The next connection of any listener.
+fn poll_accept(listeners: &[TcpListener], cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+    let ready = listeners.iter().map(|listener| listener.poll_accept(cx)).find(Poll::is_ready);
+    ready.unwrap_or(Poll::Pending)
 }
 
 fn accept(

@@ -39,6 +39,7 @@ mod prefixes;
 pub mod relay;
 pub mod splice;
 mod steering;
+mod succession;
 mod sys;
 mod vmlinux;
 mod watch;
@@ -79,7 +80,7 @@ pub use self::{
 use self::{
     capability::missing_privileges,
     error::errno,
-    pins::Pins,
+    pins::{Pins, Staged},
     relay::{Clients, Offsets},
 };
 
@@ -119,6 +120,8 @@ pub struct Options {
     pub splice: bool,
     /// What the XDP guard looks at; `None`: it stays off.
     pub guard: Option<GuardOptions>,
+    /// Another gateway of this name runs, and will release what only one can have ([`Kernel::succeed`]).
+    pub is_successor: bool,
 }
 
 impl Default for Options {
@@ -130,6 +133,7 @@ impl Default for Options {
             bypass: false,
             splice: false,
             guard: None,
+            is_successor: false,
         }
     }
 }
@@ -165,6 +169,10 @@ pub struct Kernel {
     flows: Option<Flows>,
     guard: Option<Guard>,
     pins: Option<Pins>,
+    /// Until the one before has released its own.
+    staged: Option<Staged>,
+    /// Until the one before is off the interfaces.
+    deferred_guard: Option<GuardOptions>,
     threads: u32,
 }
 
@@ -180,6 +188,8 @@ impl Kernel {
             guard: None,
             flows: None,
             pins: None,
+            staged: None,
+            deferred_guard: None,
             threads,
         };
         let offsets = (options.bypass || options.splice).then(Offsets::read);
@@ -201,6 +211,10 @@ impl Kernel {
             Err(reason) => Capability::Unavailable(reason),
         };
         let guard = match &options.guard {
+            Some(guard) if options.is_successor => {
+                kernel.deferred_guard = Some(guard.clone());
+                Capability::unavailable("the gateway before has not released it")
+            }
             Some(options) => kernel.open_guard(&mut ebpf, options),
             None => Capability::unavailable("switched off: `--guard IFACE` switches it on"),
         };
@@ -211,10 +225,21 @@ impl Kernel {
     }
 
     fn pin(&mut self, ebpf: &mut Ebpf, options: &Options) -> Result<(), String> {
-        let pins = Pins::claim(&options.pin_root, options.instance.as_deref())?;
+        let (root, instance) = (&options.pin_root, options.instance.as_deref());
         say_who(ebpf, self.threads).map_err(|error| chain(&error))?;
         let guard = if options.guard.is_some() { &guard::PINNED[..] } else { &[] };
-        for &name in PINNED.iter().chain(guard) {
+        let names = PINNED.iter().chain(guard);
+        if options.is_successor && pins::is_held(&pins::directory(root, instance)) {
+            let mut staged = Staged::new(root, instance);
+            for &name in names {
+                let map = map(ebpf, name).map_err(|error| chain(&error))?;
+                staged.pin(name, map).map_err(|error| refusal(&error))?;
+            }
+            self.staged = Some(staged);
+            return Ok(());
+        }
+        let pins = Pins::claim(root, instance)?;
+        for &name in names {
             let map = map(ebpf, name).map_err(|error| chain(&error))?;
             pins.pin(name, map).map_err(|error| refusal(&error))?;
         }
@@ -315,22 +340,26 @@ impl Kernel {
     /// Attaches the steering program to `listeners`: one per data thread, in their order, all on one address and
     /// all with `SO_REUSEPORT`. Until the threads report, the kernel's hash places connections.
     pub fn attach_steering(&mut self, listeners: &[impl AsFd]) -> Result<Steering, KernelError> {
-        if self.steering.is_some() {
-            return Err(KernelError::Attached);
-        }
         if listeners.len() != self.threads as usize {
             return Err(KernelError::Threads { threads: listeners.len(), expected: self.threads });
+        }
+        let steering = self.prepare_steering()?;
+        let missing = KernelError::Missing { what: "program", name: PROGRAM };
+        steering.attach(steering_program(self.ebpf.as_mut().ok_or(missing)?)?, listeners)?;
+        Ok(steering)
+    }
+
+    /// Steering with all that the data threads need to report, not attached yet.
+    pub fn prepare_steering(&mut self) -> Result<Steering, KernelError> {
+        if self.steering.is_some() {
+            return Err(KernelError::Attached);
         }
         let missing = |what, name| KernelError::Missing { what, name };
         let ebpf = self.ebpf.as_mut().ok_or(missing("map", names::CORES))?;
         let mut take = |name| ebpf.take_map(name).ok_or(missing("map", name));
         let (sockets, counts, cores) = (take(names::LISTENERS)?, take(names::STEERING)?, take(names::CORES)?);
         let Map::Array(cores) = cores else { return Err(missing("array", names::CORES)) };
-        let sockets = sockets
-            .try_into()
-            .map_err(|source| KernelError::Map { name: names::LISTENERS.to_owned(), source })?;
-        let steering = Steering::new(&cores, counts, self.threads)?;
-        Steering::attach(steering_program(ebpf)?, sockets, listeners)?;
+        let steering = Steering::new(&cores, counts, sockets, self.threads)?;
         self.steering = Some(steering.clone());
         Ok(steering)
     }

@@ -15,7 +15,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::Map;
@@ -41,6 +41,8 @@ pub fn directory(root: &Path, instance: Option<&str>) -> PathBuf {
 
 const LOCK_TRIES: u32 = 10;
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// How long the gateway before may take to give up the directory after it has said so.
+const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 
 /// The instances that have a pin directory below `root`, with the name (`None`: the default instance) of each.
 pub(super) fn instances(root: &Path) -> Vec<(Option<String>, PathBuf)> {
@@ -69,7 +71,7 @@ fn sweep(root: &Path) {
         if let Ok(lock) = File::open(&directory)
             && lock.try_lock().is_ok()
         {
-            drop(Pins { directory, lock });
+            drop(Pins { directory, lock, is_handed_over: false });
         }
     }
 }
@@ -80,6 +82,8 @@ pub(super) struct Pins {
     directory: PathBuf,
     /// Holds the lock; closing it releases it.
     lock: File,
+    /// What is pinned is for whoever comes next.
+    is_handed_over: bool,
 }
 
 impl Pins {
@@ -98,7 +102,7 @@ impl Pins {
         }
         let directory = directory(root, instance);
         let lock = Self::lock(&directory)?;
-        let pins = Self { directory, lock };
+        let pins = Self { directory, lock, is_handed_over: false };
         pins.clear().map_err(|error| chain(&error))?;
         sweep(root);
         Ok(pins)
@@ -161,6 +165,11 @@ impl Pins {
         Ok(())
     }
 
+    /// Gives the directory up as it stands: a successor replaces what is in it.
+    pub(super) fn hand_over(mut self) {
+        self.is_handed_over = true;
+    }
+
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
@@ -169,9 +178,69 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         // Only if the path still names what we locked: someone may have removed it and another instance moved in.
-        if is_same_file(&self.lock, &self.directory) {
+        if !self.is_handed_over && is_same_file(&self.lock, &self.directory) {
             let _ = self.clear();
             let _ = fs::remove_dir(&self.directory);
+        }
+    }
+}
+
+/// Maps that are pinned beside those of the gateway that runs, to take their places. Dropped before that, they are removed.
+#[derive(Debug)]
+pub(super) struct Staged {
+    directory: PathBuf,
+    names: Vec<&'static str>,
+}
+
+impl Staged {
+    /// In the directory of `instance`, which a live gateway holds.
+    pub(super) fn new(root: &Path, instance: Option<&str>) -> Self {
+        Self { directory: directory(root, instance), names: Vec::new() }
+    }
+
+    /// Pins one map beside the name that it will have.
+    pub(super) fn pin(&mut self, name: &'static str, map: &Map) -> Result<(), KernelError> {
+        let path = self.beside(name);
+        let _ = fs::remove_file(&path); // of a successor that failed
+        map.pin(path).map_err(|source| KernelError::Pin { name, source })?;
+        self.names.push(name);
+        Ok(())
+    }
+
+    /// Takes the names, once the directory has been given up.
+    pub(super) fn take_over(mut self) -> Result<Pins, String> {
+        let began = Instant::now();
+        let lock = loop {
+            match Pins::lock(&self.directory) {
+                Err(reason) if began.elapsed() > HAND_OVER_MAX => return Err(reason),
+                Err(_) => {}
+                Ok(lock) => break lock,
+            }
+        };
+        let pins = Pins { directory: self.directory.clone(), lock, is_handed_over: false };
+        let names = std::mem::take(&mut self.names);
+        for name in &names {
+            let path = self.directory.join(name);
+            fs::rename(self.beside(name), &path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        // What the one before had and this one has not, the guard's maps for one.
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if !names.iter().any(|name| entry.file_name() == **name) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(pins)
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}_next"))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = fs::remove_file(self.beside(name));
         }
     }
 }

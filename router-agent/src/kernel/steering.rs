@@ -18,9 +18,10 @@ use std::{
 };
 
 use aya::{
-    maps::{Map, MapData, PerCpuArray, ReusePortSockArray},
+    maps::{Map, MapData, MapError, PerCpuArray, ReusePortSockArray},
     programs::SkReuseport,
 };
+use parking_lot::Mutex;
 use router_common::{
     MapValue,
     cores::{CoreValue, SteeringCounts},
@@ -45,33 +46,40 @@ struct Shared {
     /// Per thread, `assigned` as of its last report.
     assigned_before: Box<[AtomicU64]>,
     counts: PerCpuArray<MapData, <SteeringCounts as MapValue>::Bytes>,
+    /// The `listeners` array.
+    sockets: Mutex<ReusePortSockArray<MapData>>,
 }
 
 impl Steering {
-    pub(super) fn new(cores: &MapData, counts: Map, threads: u32) -> Result<Self, KernelError> {
+    pub(super) fn new(cores: &MapData, counts: Map, sockets: Map, threads: u32) -> Result<Self, KernelError> {
         let length = size_of::<CoreValue>() * threads as usize;
         let cores = SharedArray::map(cores.fd(), length)
             .map_err(|source| KernelError::SharedMemory { name: names::CORES, source })?;
         let counts = PerCpuArray::try_from(counts)
             .map_err(|source| KernelError::Map { name: names::STEERING.to_owned(), source })?;
+        let sockets = ReusePortSockArray::try_from(sockets).map_err(listeners_error)?;
+        let sockets = Mutex::new(sockets);
         let assigned_before = (0..threads).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { shared: Arc::new(Shared { cores, assigned_before, counts }) })
+        Ok(Self { shared: Arc::new(Shared { cores, assigned_before, counts, sockets }) })
     }
 
     /// Fills the socket array and attaches the program to the group of `listeners`: all listen on one address with
     /// `SO_REUSEPORT`, and stand in the order of the data threads.
-    pub(super) fn attach(
-        program: &SkReuseport,
-        mut sockets: ReusePortSockArray<MapData>,
-        listeners: &[impl AsFd],
-    ) -> Result<(), KernelError> {
+    pub(super) fn attach(&self, program: &SkReuseport, listeners: &[impl AsFd]) -> Result<(), KernelError> {
+        let mut sockets = self.shared.sockets.lock();
         for (thread, listener) in (0..).zip(listeners) {
-            sockets
-                .set(thread, &listener.as_fd(), 0)
-                .map_err(|source| KernelError::Map { name: names::LISTENERS.to_owned(), source })?;
+            sockets.set(thread, &listener.as_fd(), 0).map_err(listeners_error)?;
         }
         let Some(any) = listeners.first() else { return Ok(()) };
         program.attach(any).map_err(|source| KernelError::Program { name: PROGRAM, source })
+    }
+
+    /// Lets go of the listeners, so that a successor can have them. Until it does, the kernel's hash places connections.
+    pub(super) fn release(&self) {
+        let mut sockets = self.shared.sockets.lock();
+        for thread in 0..self.threads() {
+            let _ = sockets.clear_index(&thread); // it may not be there
+        }
     }
 
     /// Gives the group of `listener` back to the kernel's hash.
@@ -108,6 +116,10 @@ impl Steering {
             Ok(sum.plus(&one))
         })
     }
+}
+
+fn listeners_error(source: MapError) -> KernelError {
+    KernelError::Map { name: names::LISTENERS.to_owned(), source }
 }
 
 /// What one data thread says of itself. Every method is for that thread alone: two threads reporting as one would

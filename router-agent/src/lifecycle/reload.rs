@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::{MemberError, Members};
+use super::{MemberError, Members, systemd};
 use crate::{
     config::{Changes, Config, ConfigError, settle},
     gateway::Shared,
@@ -58,7 +58,12 @@ impl Reload {
 
     /// Reloads, and says in the log what came of it.
     pub async fn run(&self) -> Result<Changes, ReloadError> {
+        systemd::reloading();
         let result = self.reload().await;
+        systemd::ready(match &result {
+            Ok(_) => "serving",
+            Err(_) => "serving; the last reload changed nothing, the log says why",
+        });
         match &result {
             Err(error) => tracing::error!("reload: nothing changed: {error}"),
             Ok(Changes { changed, needs_restart }) => {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use router_agent::config::{Config, File, needing_restart};
+use router_agent::config::{Config, File, settle};
 
 fn read(text: &str) -> Result<Config, String> {
     let mut config = Config::default();
@@ -16,7 +16,7 @@ fuzz_target!(|text: &str| {
     match (read(text), read(text)) {
         (Ok(config), Ok(again)) => {
             assert_eq!(format!("{config:?}"), format!("{again:?}"));
-            assert!(needing_restart(&config, &again).is_empty());
+            assert!(settle(&config, &config, &mut again.clone()).is_empty());
         }
         (Err(why), Err(again)) => assert!(!why.is_empty() && why == again),
         (one, other) => panic!("read twice: {one:?}, {other:?}"),

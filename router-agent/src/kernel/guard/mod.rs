@@ -11,7 +11,7 @@ mod rules;
 use std::{
     mem::offset_of,
     sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -139,7 +139,7 @@ struct Shared {
     counts: PerCpuArray<MapData, <Counts as MapValue>::Bytes>,
     log: Mutex<EbpfLogger<LogLines>>,
     /// Dropping them takes the program off its interfaces.
-    _links: Vec<XdpLink>,
+    links: Mutex<Vec<XdpLink>>,
 }
 
 impl Guard {
@@ -170,14 +170,20 @@ impl Guard {
             interfaces.push((interface.name.clone(), attached));
         }
         let (rules, sources, log) = (Mutex::new(rules), Mutex::new(sources), Mutex::new(log));
+        let links = Mutex::new(links);
         let port = options.port;
-        let shared = Shared { port, interfaces, settings, rules, sources, counts, log, _links: links };
+        let shared = Shared { port, interfaces, settings, rules, sources, counts, log, links };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The port that it guards.
     pub fn port(&self) -> u16 {
         self.shared.port
+    }
+
+    /// Takes the program off its interfaces; rules and counters stay.
+    pub(super) fn detach(&self) {
+        self.shared.links.lock().clear();
     }
 
     /// The interfaces asked for, and how each fared.
@@ -263,6 +269,15 @@ impl Guard {
     /// has room for hundreds.
     pub fn flush_log(&self) {
         self.shared.log.lock().flush();
+    }
+}
+
+/// Waits until no other program is on the interfaces asked for, or `patience` is over.
+pub(super) fn wait_until_free(options: &GuardOptions, patience: Duration, retry: Duration) {
+    let began = Instant::now();
+    let is_taken = |interface: &GuardInterface| foreign_program(&interface.name).is_some();
+    while options.interfaces.iter().any(is_taken) && began.elapsed() < patience {
+        std::thread::sleep(retry);
     }
 }
 
