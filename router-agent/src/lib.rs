@@ -14,8 +14,10 @@
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
 //! | [`kv_events`] | what workers say of their KV caches |
+//! | [`tls`] | certificates and keys from files |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
+//! | [`privileges`] | what this process gives up before it serves |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`window`] | sums over the last while |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
@@ -44,6 +46,8 @@ pub mod lifecycle;
 #[forbid(unsafe_code)]
 pub mod limits;
 #[forbid(unsafe_code)]
+pub mod privileges;
+#[forbid(unsafe_code)]
 pub mod prompt;
 #[forbid(unsafe_code)]
 pub mod routing;
@@ -51,6 +55,8 @@ pub mod routing;
 pub mod telemetry;
 #[forbid(unsafe_code)]
 pub mod tenants;
+#[forbid(unsafe_code)]
+pub mod tls;
 #[forbid(unsafe_code)]
 pub mod tokenize;
 #[forbid(unsafe_code)]

@@ -13,6 +13,23 @@ pub const HEADERS_MAX: usize = 100;
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client connection may stay open between requests.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Certificates are looked at so often, whether their files have changed.
+pub const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// TLS handshakes under way per data thread, and on the admin port; others wait for their turn, within
+/// `timeouts.head`.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Streams of one HTTP/2 connection at the same time; a client waits before it opens another.
+pub const H2_STREAMS_MAX: u32 = 128;
+/// Bytes of requests that an HTTP/2 connection may send ahead of this gateway.
+pub const H2_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes of a response that wait for a slow HTTP/2 reader, per stream, beside the piece that was read last.
+pub const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+/// Streams that a client may reset before they were looked at (CVE-2023-44487); more ends the connection.
+pub const H2_PENDING_RESETS_MAX: usize = 32;
+/// Streams that this gateway resets for a client's mistakes (CVE-2025-8671); more ends the connection.
+pub const H2_LOCAL_RESETS_MAX: usize = 256;
+/// A silent HTTP/2 client is asked whether it is there; without an answer for as long again it is given up.
+pub const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// Bytes of one request body; more is answered with 413.
 pub const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes of all request bodies that are in memory, over all connections; beyond it one is answered with 503.

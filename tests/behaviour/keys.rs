@@ -278,6 +278,37 @@ async fn without_keys_in_the_configuration_clients_keys_are_the_workers_business
     assert_eq!(post(&gateway, CHAT, &[], &prompt(1)).await.status, 401);
 }
 
+#[tokio::test]
+async fn a_reload_changes_who_is_let_in_and_touches_no_request_under_way() {
+    let sims = sims(1).await;
+    let (more, file) = (yaml("# nobody\n"), yaml(""));
+    let write = |key: &str, others: &str| {
+        std::fs::write(more.path(), others).unwrap();
+        let keys = format!("keys: [{{name: a, sha256: '{}', concurrent: 2}}]", digest(key));
+        std::fs::write(file.path(), format!("{keys}\nkeys_file: {}\n", more.path().display())).unwrap();
+    };
+    write(KEY, "# nobody\n");
+    let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
+    let reload = async || request(gateway.admin, "POST", "/admin/reload", &[], "").await.status;
+    let status = async |key: &str| post(&gateway, CHAT, &[("x-api-key", key)], &prompt(1)).await.status;
+    let body = json!({"prompt": "x", "max_tokens": 300, "ignore_eos": true, "stream": true}).to_string();
+    let fields = [("x-api-key", KEY), ("content-type", "application/json")];
+    let mut stream = warmpath_tests::open(gateway.address, "POST", "/v1/completions", &fields, body).await;
+    stream.next().await.unwrap().unwrap();
+
+    write("sk-new", &format!("- {{name: b, sha256: '{}'}}\n", digest(OTHER_KEY)));
+    assert_eq!(status(OTHER_KEY).await, 401);
+    assert_eq!(reload().await, 200);
+    assert_eq!((status(KEY).await, status("sk-new").await, status(OTHER_KEY).await), (401, 200, 200));
+    let in_flight = "warmpath_tenant_in_flight_requests{tenant=\"a\"}";
+    assert!((gateway.metric(in_flight).await - 1.0).abs() < f64::EPSILON, "what a tenant uses is kept");
+    assert!(stream.rest().await.1, "the stream of a key that is gone ends as it would have");
+
+    write("sk-new", "- {name: b}\n");
+    assert_ne!(reload().await, 200);
+    assert_eq!((status("sk-new").await, status(OTHER_KEY).await), (200, 200), "a wrong file changes nothing");
+}
+
 #[test]
 fn a_new_key_is_printed_once_with_the_line_that_lets_it_in() {
     let run = |name: &str| {

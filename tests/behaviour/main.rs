@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
+mod admin_access;
 mod command;
 mod conformance;
 mod controller;
@@ -12,6 +13,7 @@ mod errors;
 mod failover;
 mod guard;
 mod hang_up;
+mod http2;
 mod hung;
 mod keep_alive;
 mod kernel;
@@ -28,9 +30,11 @@ mod privileges;
 mod relay_stress;
 mod reload;
 mod routing;
+mod secrets;
 mod systemd;
 mod tidy;
 mod timing;
+mod tls;
 mod tokens;
 mod upgrade;
 mod workers;

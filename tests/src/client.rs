@@ -7,7 +7,12 @@ use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::AbortHandle,
+    time::timeout,
+};
 
 use crate::PATIENCE;
 
@@ -101,9 +106,13 @@ pub async fn open(
     open_over(stream, address, method, path, headers, body).await
 }
 
+/// What HTTP can be spoken over.
+pub trait Connected: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connected for T {}
+
 /// As [`open`], over a connection that is there.
-async fn open_over(
-    stream: TcpStream,
+pub async fn open_over(
+    stream: impl Connected,
     address: SocketAddr,
     method: &str,
     path: &str,
@@ -136,8 +145,8 @@ pub async fn request(
 }
 
 /// As [`request`], over a connection that is there.
-pub(crate) async fn request_over(
-    stream: TcpStream,
+pub async fn request_over(
+    stream: impl Connected,
     address: SocketAddr,
     method: &str,
     path: &str,

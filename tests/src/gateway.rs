@@ -177,5 +177,6 @@ fn banner(text: &str, what: &str) -> SocketAddr {
     let line =
         text.lines().find(|line| line.trim_start().starts_with(what)).expect("the banner has the line");
     let url = line.split_whitespace().nth(1).expect("a URL follows");
-    url.trim_start_matches("http://").parse().expect("an address follows http://")
+    let (_, address) = url.split_once("://").expect("a scheme");
+    address.parse().expect("an address follows the scheme")
 }

@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod certificates;
 mod client;
 mod gateway;
 pub mod network;
@@ -15,7 +16,8 @@ pub mod stress;
 
 use std::{future::Future, time::Duration};
 
-pub use client::{Reply, Stream, get, open, random, request};
+pub use certificates::{Authority, Pair, TlsClient};
+pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
 pub use gateway::{Gateway, Signal, binary};
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 

@@ -4,6 +4,7 @@
 mod bpffs;
 mod commands {
     pub(crate) mod bench;
+    pub(crate) mod deny;
     pub(crate) mod ebpf;
     pub(crate) mod fuzz;
     pub(crate) mod run;

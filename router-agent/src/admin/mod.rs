@@ -8,9 +8,13 @@
 //! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
 //! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
+//!
+//! Who may ask: `access.rs`.
 
+mod access;
 mod guard;
 mod reload;
+mod tls;
 mod workers;
 
 use std::sync::Arc;
@@ -19,6 +23,7 @@ use axum::{
     Json, Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -29,6 +34,7 @@ use crate::{
     gateway::{Phase, Shared},
     kernel::{Guard, Steering},
     lifecycle::{Members, Reload},
+    tls::ServerTls,
 };
 
 /// What the admin port reads.
@@ -50,14 +56,27 @@ pub struct Admin {
     pub members: Arc<Members>,
 }
 
-/// Serves on `listener` until the future is dropped, or a successor does.
-pub async fn serve(listener: tokio::net::TcpListener, admin: Admin) {
+/// What the port offers by ALPN.
+pub const ALPN: &[&[u8]] = &[b"http/1.1"];
+
+/// Serves on `listener`, over TLS where there is a certificate, until the future is dropped, or a successor does.
+pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>>, admin: Admin) {
     let mut phase = admin.phase.clone();
     let handed_over = async move {
         let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
     };
-    let router = probes().merge(operations()).with_state(admin);
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(handed_over).await {
+    let router = probes()
+        .merge(operations())
+        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
+        .with_state(admin);
+    let served = match tls {
+        None => axum::serve(listener, router).with_graceful_shutdown(handed_over).await,
+        Some(tls) => {
+            let listener = tls::TlsListener::new(listener, tls);
+            axum::serve(listener, router).with_graceful_shutdown(handed_over).await
+        }
+    };
+    if let Err(error) = served {
         tracing::error!(%error, "the admin port is closed");
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     config::{Config, LogFormat},
     fleet::{Fleet, Health},
     kernel::Capabilities,
+    privileges::Kept,
 };
 
 pub(super) struct Banner<'a> {
@@ -15,6 +16,8 @@ pub(super) struct Banner<'a> {
     /// Where operators connect.
     pub(super) admin: SocketAddr,
     pub(super) capabilities: &'a Capabilities,
+    /// What the process may still do.
+    pub(super) rights: &'a Kept,
     /// Simulated workers that this process started.
     pub(super) simulated: usize,
     pub(super) started: Instant,
@@ -33,12 +36,18 @@ impl Banner<'_> {
             for (name, capability) in self.capabilities.iter() {
                 tracing::info!(capability = name, state = %capability, "kernel");
             }
+            tracing::info!(rights = %self.rights, "privileges");
             tracing::info!(%listen, %admin, %policy, threads, workers = workers.len(), healthy, elapsed_ms, "ready");
             return;
         }
         println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
-        println!("  clients   http://{listen}   ({policy} policy, {threads} data threads)");
-        println!("  admin     http://{admin}   (/metrics /health /ready /workers /guard)");
+        let scheme = |tls: bool| if tls { "https" } else { "http" };
+        let clients = scheme(self.config.tls.is_some());
+        println!("  clients   {clients}://{listen}   ({policy} policy, {threads} data threads)");
+        println!(
+            "  admin     {}://{admin}   (/metrics /health /ready /workers /guard)",
+            scheme(self.config.admin_tls.is_some())
+        );
         let simulated = if self.simulated > 0 {
             format!(", {} simulated ones started here", self.simulated)
         } else {
@@ -56,18 +65,19 @@ impl Banner<'_> {
         for (name, capability) in self.capabilities.iter() {
             println!("  kernel    {name:<12} {capability}");
         }
+        println!("  rights    capabilities kept: {}", self.rights);
         println!("try it:");
-        println!("  curl -s http://{listen}/v1/models");
-        println!("{}", self.curl());
+        println!("  curl -s {clients}://{listen}/v1/models");
+        println!("{}", self.curl(clients));
         println!("Ctrl-C stops everything.");
     }
 
     /// A command that works when pasted into another terminal: no model is named, the worker takes its own.
-    fn curl(&self) -> String {
+    fn curl(&self, scheme: &str) -> String {
         format!(
-            "  curl -sN http://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+            "  curl -sN {}://{}/v1/chat/completions -H 'content-type: application/json' \\\n    \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}],\"stream\":true,\"max_tokens\":16}}'",
-            self.listen
+            scheme, self.listen
         )
     }
 }

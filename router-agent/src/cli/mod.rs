@@ -10,7 +10,11 @@ mod run;
 mod serve;
 mod tokenize;
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
+
+use crate::{config::LogFormat, lifecycle::successor, telemetry};
 
 pub use key::KeyArgs;
 pub use maps::MapsArgs;
@@ -33,6 +37,12 @@ enum Command {
     Maps(MapsArgs),
     /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
     Tokenize(TokenizeArgs),
+    /// Keeps the privileges that a gateway has given up, to start its successor with them.
+    #[command(name = successor::KEEPER, hide = true)]
+    Keeper {
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
     /// Make an API key and print the line of the configuration that lets it in.
     Key(KeyArgs),
 }
@@ -46,6 +56,9 @@ pub enum CliError {
     /// `maps` found nothing to print.
     #[error(transparent)]
     Maps(#[from] maps::MapsError),
+    /// `keeper` has lost its gateway.
+    #[error("keeper: {0}")]
+    Keeper(std::io::Error),
     /// `tokenize` could not read its files.
     #[error(transparent)]
     Tokenize(#[from] tokenize::TokenizeError),
@@ -62,6 +75,10 @@ impl Cli {
             Command::Maps(args) => maps::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Key(args) => key::run(&args)?,
+            Command::Keeper { command } => {
+                telemetry::init_logging(LogFormat::Text);
+                successor::keep(&command).map_err(CliError::Keeper)?;
+            }
         }
         Ok(())
     }

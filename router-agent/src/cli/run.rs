@@ -21,8 +21,10 @@ use crate::{
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
-    lifecycle::{Members, Reload, Signals, Wanted, Watch, handover::Release, successor, systemd},
+    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd},
+    privileges::{self, Account, Kept, PrivilegeError},
     telemetry::{Metrics, RelayPath},
+    tls::{self, ServerTls},
     tokenize::Tokenizers,
 };
 
@@ -32,9 +34,9 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     let files = args.clone();
     let watch = Watch::new(&files.files(&config));
     let signals = Signals::new().map_err(system("cannot listen for signals"))?;
-    let tokenizers = Tokenizers::load(&config.tokenizers)?;
+    let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
+    let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
     let mut doors = doors::open(&config)?;
-    let (config, simulated) = simulate(config)?;
 
     let metrics = Metrics::new()?;
     // Held until the end: its pins go with it.
@@ -48,6 +50,16 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         ..kernel::Options::default()
     });
     let steering = open_steering(&mut kernel, &mut capabilities, &doors);
+    let keeper =
+        Keeper::start().map_err(system("cannot start the process that keeps privileges for an upgrade"))?;
+
+    // What needs privileges is open, and every thread that serves is started from here on: but for a successor, who takes
+    // the rest over when he serves.
+    let user = config.user.clone();
+    let early =
+        if doors.offer.is_none() { Some(drop_privileges(user.as_deref(), &mut kernel)?) } else { None };
+    let (config, simulated) = simulate(config)?;
+    let tokenizers = Tokenizers::load(&config.tokenizers)?;
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let indices =
@@ -64,6 +76,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         metrics.clone(),
         KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
         tokenizers,
+        tls.clone(),
     ));
 
     let sockets = doors.sockets().map_err(system("cannot keep a handle on the listening sockets"))?;
@@ -78,6 +91,10 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         kernel.succeed(&mut capabilities);
         take_over_steering(&mut kernel, &mut capabilities, &sockets.clients, config.threads);
     }
+    let rights = match early {
+        Some(rights) => rights,
+        None => drop_privileges(user.as_deref(), &mut kernel)?,
+    };
     let succession = Succession::start(&config.instance, sockets);
 
     for (name, capability) in capabilities.iter() {
@@ -114,6 +131,11 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         let members = members.clone();
         async move { members.see_off().await }
     });
+    {
+        let (ports, metrics) = (tls.into_iter().chain(admin_tls.clone()).collect(), shared.metrics.clone());
+        let reloads = live.changes();
+        tasks.spawn(async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await });
+    }
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));
@@ -132,6 +154,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         .map_err(system("cannot accept on the admin address"))?;
     tasks.spawn(admin::serve(
         admin_socket,
+        admin_tls,
         Admin {
             shared: shared.clone(),
             phase: phases,
@@ -150,6 +173,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         listen: doors.actual.listen,
         admin: doors.actual.admin,
         capabilities: &capabilities,
+        rights: &rights,
         simulated: simulated.len(),
         started,
     };
@@ -158,6 +182,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
 
     Running {
         signals,
+        keeper,
         succession,
         reload,
         files,
@@ -177,6 +202,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
 /// What a gateway is ended with.
 struct Running {
     signals: Signals,
+    keeper: Keeper,
     succession: Succession,
     reload: Arc<Reload>,
     files: ServeArgs,
@@ -240,7 +266,7 @@ impl Running {
                         let _ = self.reload.run().await; // it is in the log
                     }
                     Wanted::Upgrade => {
-                        if let Err(error) = successor::start() {
+                        if let Err(error) = self.keeper.start_successor() {
                             tracing::error!(%error, "upgrade: the successor could not be started");
                         }
                     }
@@ -312,6 +338,26 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         fleet.admit(worker);
     }
     fleet
+}
+
+/// Becomes the user of the configuration, and keeps no capability that serving does not need.
+fn drop_privileges(user: Option<&str>, kernel: &mut Kernel) -> Result<Kept, PrivilegeError> {
+    let account = user.map(Account::find).transpose()?;
+    if let Some(account) = &account {
+        let (uid, gid) = account.ids();
+        kernel.give_pins_to(uid, gid);
+    }
+    privileges::drop(account.as_ref(), || kernel.can_use_maps())
+}
+
+/// The certificate of a port, if one is configured.
+fn load_tls(
+    key: &'static str,
+    config: Option<&config::ServerTls>,
+    protocols: &'static [&'static [u8]],
+) -> Result<Option<Arc<ServerTls>>, ServeError> {
+    let load = |config| ServerTls::load(config, protocols);
+    config.map(load).transpose().map_err(|source| ServeError::Tls { key, source })
 }
 
 fn start_threads(

@@ -13,7 +13,10 @@ use super::{guard, run};
 use crate::{
     config::{self, Config, ConfigError, LogFormat, Splice},
     gateway::ListenError,
-    kernel, telemetry,
+    kernel,
+    privileges::PrivilegeError,
+    telemetry,
+    tls::TlsError,
     tokenize::LoadError,
 };
 
@@ -86,6 +89,17 @@ pub enum ServeError {
     #[cfg(feature = "sim")]
     #[error("simulated worker: {0}")]
     Sim(#[from] vllm_sim::StartError),
+    /// A certificate or a key cannot be used.
+    #[error("{key}: {source}")]
+    Tls {
+        /// The key of the configuration.
+        key: &'static str,
+        /// What is wrong, and in which file.
+        source: TlsError,
+    },
+    /// Privileges cannot be given up.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),
@@ -124,6 +138,9 @@ impl ServeArgs {
         }
         set(&mut config.listen, self.listen);
         set(&mut config.admin, self.admin);
+        if let Some(token) = config::admin_token_of_environment()? {
+            config.admin_token = Some(token);
+        }
         set(&mut config.threads, self.threads);
         set(&mut config.splice, self.splice);
         set(&mut config.log_format, self.log_format);

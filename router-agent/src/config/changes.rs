@@ -69,6 +69,11 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         tokenizers,
         keys,
         keys_file,
+        user,
+        admin_token,
+        admin_open_metrics,
+        tls,
+        admin_tls,
         trusted_proxies,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
@@ -102,6 +107,11 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("guard", guard, &new.guard);
     changes.live("keys", keys, &new.keys);
     changes.live("keys_file", keys_file, &new.keys_file);
+    changes.fixed("user", user, &mut new.user);
+    changes.live("admin_token", admin_token, &new.admin_token);
+    changes.live("admin_open_metrics", admin_open_metrics, &new.admin_open_metrics);
+    changes.fixed("tls", tls, &mut new.tls);
+    changes.fixed("admin_tls", admin_tls, &mut new.admin_tls);
     changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes

@@ -11,16 +11,19 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use super::{
-    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig,
+    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, WorkerUrl,
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
     limits::{LimitsFile, TimeoutsFile},
     secret::{Hidden, Place},
+    tls,
 };
+use crate::tls::WorkerTls;
 
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_field_names, reason = "the fields are the keys")]
 pub struct File {
     listen: Option<SocketAddr>,
     admin: Option<SocketAddr>,
@@ -47,16 +50,21 @@ pub struct File {
     guard: Guard,
     tokenizers: Tokenizers,
     keys: Option<Vec<super::keys::Written>>,
-    #[serde(rename = "keys_file")]
-    more_keys: Option<PathBuf>,
+    keys_file: Option<PathBuf>,
     trusted_proxies: Option<Vec<String>>,
+    user: Option<String>,
+    admin_token: Option<Hidden>,
+    admin_token_file: Option<PathBuf>,
+    admin_open_metrics: Option<bool>,
+    tls: Option<super::ServerTls>,
+    admin_tls: Option<super::ServerTls>,
 }
 
 /// A worker: a URL, or a URL with a name.
 #[derive(Debug, Deserialize)]
 #[serde(
     untagged,
-    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events` and `api_key`"
+    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events`, `api_key` and `tls`"
 )]
 enum Worker {
     Url(String),
@@ -71,6 +79,7 @@ struct WorkerEntry {
     kv_events: Option<kv_events::Written>,
     api_key: Option<Hidden>,
     api_key_file: Option<PathBuf>,
+    tls: Option<tls::WorkerWritten>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -212,11 +221,26 @@ impl File {
         set(&mut config.guard.allow, ranges("guard.allow", self.guard.allow)?);
         set(&mut config.guard.syn_rate, self.guard.syn_rate);
         set(&mut config.guard.syn_burst, self.guard.syn_burst);
-        let from_file = self.more_keys.as_deref().map(super::keys::load).transpose()?;
+        let from_file = self.keys_file.as_deref().map(super::keys::load).transpose()?;
         if self.keys.is_some() || from_file.is_some() {
             let written = self.keys.into_iter().chain(from_file).flatten();
             config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
-            config.keys_file = self.more_keys;
+            config.keys_file = self.keys_file;
+        }
+        let token =
+            Place { key: "admin_token", value: self.admin_token, file: self.admin_token_file }.read()?;
+        if token.is_some() {
+            config.admin_token = token.map(|token| token.digest());
+        }
+        if self.user.is_some() {
+            config.user = self.user;
+        }
+        set(&mut config.admin_open_metrics, self.admin_open_metrics);
+        if self.tls.is_some() {
+            config.tls = self.tls;
+        }
+        if self.admin_tls.is_some() {
+            config.admin_tls = self.admin_tls;
         }
         set(&mut config.trusted_proxies, ranges("trusted_proxies", self.trusted_proxies)?);
         set(&mut config.tokenizers.default, self.tokenizers.default);
@@ -239,10 +263,12 @@ impl TryFrom<WorkerEntry> for WorkerConfig {
 
     fn try_from(entry: WorkerEntry) -> Result<Self, ConfigError> {
         let key = Place { key: "workers.api_key", value: entry.api_key, file: entry.api_key_file }.read()?;
+        let url = parse_url(&entry.url)?;
+        let tls = tls::WorkerWritten::resolve(entry.tls, &url)?;
         Ok(Self {
             kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
             authorization: key.map(|key| key.bearer()),
-            ..worker_config(&entry.url, entry.name)?
+            ..named(url, tls, entry.name)?
         })
     }
 }
@@ -274,9 +300,16 @@ pub(crate) fn parse_worker(json: &[u8]) -> Result<WorkerConfig, WorkerError> {
 
 /// A worker from its URL, named `host:port` unless told otherwise.
 pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
-    let url = url
-        .parse::<super::WorkerUrl>()
-        .map_err(|source| ConfigError::Worker { url: url.to_owned(), source })?;
+    let url = parse_url(url)?;
+    let tls = tls::WorkerWritten::resolve(None, &url)?;
+    named(url, tls, name)
+}
+
+fn parse_url(url: &str) -> Result<WorkerUrl, ConfigError> {
+    url.parse().map_err(|source| ConfigError::Worker { url: url.to_owned(), source })
+}
+
+fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
     let name = name.unwrap_or_else(|| url.authority());
     let printable = |c: char| c.is_ascii_graphic();
     if name.is_empty() || name.len() > 64 || !name.chars().all(printable) {
@@ -287,5 +320,5 @@ pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerCon
             ),
         });
     }
-    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default(), authorization: None })
+    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default(), authorization: None, tls })
 }

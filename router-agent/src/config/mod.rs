@@ -16,6 +16,7 @@ mod live;
 mod place;
 mod routing;
 mod secret;
+mod tls;
 mod tokenizers;
 mod worker_url;
 
@@ -27,7 +28,11 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX};
+use crate::{
+    limits as bounds,
+    prompt::BLOCK_BYTES_MAX,
+    tls::{TlsError, WorkerTls},
+};
 
 pub use self::limits::{Limits, Timeouts};
 pub use changes::{Changes, settle};
@@ -43,6 +48,8 @@ pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
+pub(crate) use secret::admin_token_of_environment;
+pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
@@ -117,6 +124,8 @@ pub struct WorkerConfig {
     pub kv_events: WorkerKvEvents,
     /// Its own key, as it is sent: `Bearer …`. Clients' keys are for this gateway.
     pub authorization: Option<HeaderValue>,
+    /// How it is known over TLS; none over plain HTTP.
+    pub tls: Option<WorkerTls>,
 }
 
 /// The prefix index.
@@ -177,6 +186,16 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// Where some of `keys` come from.
     pub keys_file: Option<PathBuf>,
+    /// Whom the process becomes when it serves; none: nobody else.
+    pub user: Option<String>,
+    /// What operators have to show; none: nothing.
+    pub admin_token: Option<SecretDigest>,
+    /// `/metrics` is for everyone all the same.
+    pub admin_open_metrics: bool,
+    /// The data port's certificate; none: plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// The admin port's.
+    pub admin_tls: Option<ServerTls>,
     /// Proxies that say truly whom they speak for.
     pub trusted_proxies: Vec<Cidr>,
 }
@@ -225,6 +244,14 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong with it.
         source: CidrError,
+    },
+    /// A certificate or a key cannot be used.
+    #[error("{key}: {source}")]
+    Tls {
+        /// The configuration key.
+        key: &'static str,
+        /// What is wrong, and in which file.
+        source: TlsError,
     },
     /// A worker's URL cannot be used.
     #[error("worker {url:?}: {source}")]
@@ -276,6 +303,11 @@ impl Default for Config {
             tokenizers: Tokenizers::default(),
             keys: Vec::new(),
             keys_file: None,
+            user: None,
+            admin_token: None,
+            admin_open_metrics: false,
+            tls: None,
+            admin_tls: None,
             trusted_proxies: Vec::new(),
         }
     }
@@ -319,6 +351,19 @@ impl Config {
             return value(
                 "admin",
                 format!("{} is also the listen address: give it a port of its own", self.admin),
+            );
+        }
+        let admin_is_guarded =
+            self.admin_token.is_some() || self.admin_tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        if !self.admin.ip().to_canonical().is_loopback() && !admin_is_guarded {
+            return value(
+                "admin",
+                format!(
+                    "{} can be reached from other hosts, and whoever reaches it can drain workers and change the guard: \
+                     set admin_token (or admin_token_file, or WARMPATH_ADMIN_TOKEN), or admin_tls with client_ca, or \
+                     listen on 127.0.0.1",
+                    self.admin
+                ),
             );
         }
         if !(16..=BLOCK_BYTES_MAX).contains(&self.index.block_bytes) {

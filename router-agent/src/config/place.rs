@@ -8,7 +8,7 @@ impl ConfigError {
     /// The key that it is about.
     fn key(&self) -> Option<&str> {
         match self {
-            Self::Value { key, .. } | Self::Cidr { key, .. } => Some(key),
+            Self::Value { key, .. } | Self::Cidr { key, .. } | Self::Tls { key, .. } => Some(key),
             Self::Worker { .. } | Self::NoWorkers => Some("workers"),
             Self::Read { .. } | Self::Parse { .. } | Self::InFile { .. } => None,
         }

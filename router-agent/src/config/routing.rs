@@ -163,6 +163,12 @@ impl File {
             let parsed = url.parse::<WorkerUrl>();
             let parsed =
                 parsed.map_err(|error| value("routing.lmcache.controller", format!("{url:?}: {error}")))?;
+            if parsed.is_tls {
+                return Err(value(
+                    "routing.lmcache.controller",
+                    format!("{url:?}: only http:// is supported"),
+                ));
+            }
             routing.lmcache.controller = Some(parsed);
         }
         set(&mut routing.lmcache.timeout, self.lmcache.timeout);

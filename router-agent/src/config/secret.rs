@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use http::HeaderValue;
 
-use super::ConfigError;
+use super::{ConfigError, SecretDigest};
 
 /// Where a secret is, as written: `KEY: …` or `KEY_file: …`.
 #[derive(Debug)]
@@ -65,6 +65,11 @@ impl Hidden {
         variable(&self.0).is_some()
     }
 
+    /// All that is kept of one that is to be shown to us.
+    pub(super) fn digest(&self) -> SecretDigest {
+        SecretDigest::of(self.0.as_bytes())
+    }
+
     /// As a bearer credential that no log shows.
     pub(super) fn bearer(&self) -> HeaderValue {
         let mut value =
@@ -72,6 +77,13 @@ impl Hidden {
         value.set_sensitive(true);
         value
     }
+}
+
+/// The admin token of the environment, `WARMPATH_ADMIN_TOKEN`. No flag: everyone on a host sees each other's.
+pub(crate) fn admin_token_of_environment() -> Result<Option<SecretDigest>, ConfigError> {
+    let value = std::env::var("WARMPATH_ADMIN_TOKEN").ok().map(Hidden);
+    let token = Place { key: "WARMPATH_ADMIN_TOKEN", value, file: None }.read()?;
+    Ok(token.map(|token| token.digest()))
 }
 
 #[cfg(test)]

@@ -215,6 +215,36 @@ fn wrong_keys_are_named_and_what_may_be_a_secret_is_not_repeated() {
 }
 
 #[test]
+fn an_admin_port_that_others_can_reach_needs_a_token_or_client_certificates() {
+    let with = |text: &str| format!("workers: ['http://a:1']\nadmin: 0.0.0.0:9090\n{text}");
+    fails_with(&with(""), &["admin", "0.0.0.0:9090", "admin_token", "client_ca"]);
+    fails_with(&with("admin_tls: {certificate: c, key: k}"), &["client_ca"]);
+    assert!(apply(&with("admin_tls: {certificate: c, key: k, client_ca: a}")).is_ok());
+    let config = apply(&with("admin_token: t0ken\nadmin_open_metrics: true")).unwrap();
+    assert_eq!((config.admin_token, config.admin_open_metrics), (Some(SecretDigest::of(b"t0ken")), true));
+    assert!(!format!("{config:?}").contains("t0ken"));
+    assert!(apply("workers: ['http://a:1']\nadmin: '[::1]:9090'").is_ok());
+}
+
+#[test]
+fn certificates_are_configured_for_ports_and_workers() {
+    let config = apply(
+        "workers: ['http://a:1']\ntls: {certificate: c, key: k, client_ca: a, min_version: '1.3'}\nadmin_tls: {certificate: c, \
+         key: k}",
+    )
+    .unwrap();
+    let tls = config.tls.unwrap();
+    assert_eq!((tls.min_version, tls.client_ca), (TlsVersion::V1_3, Some("a".into())));
+    assert_eq!(config.admin_tls.unwrap().min_version, TlsVersion::V1_2);
+    fails_with("workers: ['http://a:1']\ntls: {certificate: c}", &["tls", "key"]);
+    fails_with("workers: [{url: 'http://a:1', tls: {server_name: b}}]", &["workers.tls", "https://"]);
+    fails_with(
+        "workers: [{url: 'https://a:1', tls: {ca: /no/such/ca.pem}}]",
+        &["workers.tls", "/no/such/ca.pem"],
+    );
+}
+
+#[test]
 fn a_worker_added_over_the_admin_port_gets_no_secrets_of_this_host() {
     let parse = |key: &str| parse_worker(format!("{{\"url\": \"http://a:1\", {key}}}").as_bytes());
     assert!(parse("\"api_key\": \"k\"").unwrap().authorization.is_some());
@@ -244,7 +274,7 @@ fn bad_values_say_what_would_be_right() {
         "routing: {policy: fastest}\nworkers: ['http://a:1']",
         &["policy", "fastest", "warm", "round_robin"],
     );
-    fails_with("workers: ['https://a:1']", &["https", "http://"]);
+    fails_with("workers: ['ftp://a:1']", &["ftp", "http://", "https://"]);
     fails_with("workers: ['a:1']", &["a:1", "http://HOST:PORT"]);
     fails_with("workers: ['http://a:1/v1']", &["/v1", "path"]);
     fails_with("workers: ['http://a:1', 'http://a:1']", &["twice"]);

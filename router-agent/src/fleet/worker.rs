@@ -22,6 +22,7 @@ use crate::{
     index::WorkerSlot,
     routing::Adapter,
     telemetry::WorkerMetrics,
+    tls::WorkerTls,
 };
 
 /// What active health checks say of a worker.
@@ -95,8 +96,6 @@ pub struct Worker {
     pub name_header: HeaderValue,
     /// `host:port`, ready for `Host`.
     pub host_header: HeaderValue,
-    /// Its own key, ready for `Authorization`.
-    pub authorization: Option<HeaderValue>,
     /// What this gateway has in flight on it.
     pub load: Load,
     /// Its circuit breaker.
@@ -117,9 +116,25 @@ pub struct Worker {
     standing: StandingCell,
     is_cut_off: AtomicBool,
     kv_events: ArcSwap<WorkerKvEvents>,
+    access: ArcSwap<Access>,
     address: ArcSwapOption<SocketAddr>,
     /// None while it has not told them.
     models: ArcSwapOption<Models>,
+}
+
+/// How a worker and this gateway know each other.
+#[derive(Debug)]
+pub struct Access {
+    /// Its own key, ready for `Authorization`.
+    pub authorization: Option<HeaderValue>,
+    /// What its certificate must be; none over plain HTTP.
+    pub tls: Option<WorkerTls>,
+}
+
+impl Access {
+    fn of(config: &WorkerConfig) -> Self {
+        Self { authorization: config.authorization.clone(), tls: config.tls.clone() }
+    }
 }
 
 impl Engine {
@@ -145,13 +160,12 @@ impl Worker {
             HeaderValue::from_str(text)
                 .expect("names are checked to be printable, and a host comes from a URL")
         };
-        let WorkerConfig { url, name, kv_events, authorization } = config.clone();
+        let WorkerConfig { url, name, kv_events, .. } = config.clone();
         Self {
             id: WorkerId::next(),
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
-            authorization,
             url,
             load: Load::default(),
             breaker,
@@ -167,6 +181,7 @@ impl Worker {
             standing: StandingCell::default(),
             is_cut_off: AtomicBool::new(false),
             kv_events: ArcSwap::from_pointee(kv_events),
+            access: ArcSwap::from_pointee(Access::of(config)),
             address: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
         }
@@ -211,6 +226,16 @@ impl Worker {
 
     pub(super) fn cut_off(&self) {
         self.is_cut_off.store(true, Relaxed);
+    }
+
+    /// What it wants to be shown, and what it has to show.
+    pub fn access(&self) -> arc_swap::Guard<Arc<Access>> {
+        self.access.load()
+    }
+
+    /// A reload says otherwise; connections that are there go on.
+    pub fn set_access(&self, config: &WorkerConfig) {
+        self.access.store(Arc::new(Access::of(config)));
     }
 
     /// Where its KV events are, as configured.

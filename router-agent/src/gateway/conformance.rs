@@ -20,6 +20,9 @@ pub(super) fn check(parts: &Parts) -> Result<(), GatewayError> {
     }
     target(&parts.uri)?;
     host(&parts.headers, parts.version)?;
+    if parts.version == Version::HTTP_2 {
+        authority(&parts.headers, &parts.uri)?;
+    }
     codings(&parts.headers)?;
     expectation(&parts.headers)
 }
@@ -54,6 +57,21 @@ fn host(headers: &HeaderMap, version: Version) -> Result<(), GatewayError> {
     if is_host(first) { Ok(()) } else { Err(GatewayError::Malformed("the Host field names no host")) }
 }
 
+/// Over HTTP/2 the host is in the target; a `Host` field that says another one would be read by some and not by others
+/// (RFC 9113 section 8.3.1).
+fn authority(headers: &HeaderMap, uri: &Uri) -> Result<(), GatewayError> {
+    let authority = uri.authority().map(Authority::as_str);
+    if authority.is_some_and(|authority| authority.contains('@')) {
+        return Err(GatewayError::Malformed("the authority of the request names a user"));
+    }
+    match (authority, headers.get(header::HOST)) {
+        (Some(authority), Some(host)) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+            Err(GatewayError::Malformed("the Host field and the authority of the request differ"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `chunked` and nothing else: a body that is compressed on top would arrive as another one.
 fn codings(headers: &HeaderMap) -> Result<(), GatewayError> {
     let fields = headers.get_all(header::TRANSFER_ENCODING);
@@ -82,7 +100,11 @@ mod tests {
     use super::*;
 
     fn refused(target: &str, fields: &[(&str, &str)]) -> Option<u16> {
-        let mut request = Request::get(target);
+        refused_in(Version::HTTP_11, target, fields)
+    }
+
+    fn refused_in(version: Version, target: &str, fields: &[(&str, &str)]) -> Option<u16> {
+        let mut request = Request::get(target).version(version);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
@@ -110,6 +132,15 @@ mod tests {
         for wrong in ["a:80", "ftp://a/b"] {
             assert_eq!(refused(wrong, &[("host", "a")]), Some(400), "{wrong}");
         }
+    }
+
+    #[test]
+    fn over_http_2_the_target_names_the_host_and_a_field_may_only_say_the_same() {
+        let refused = |target: &str, fields: &[(&str, &str)]| refused_in(Version::HTTP_2, target, fields);
+        assert_eq!(refused("https://a/b", &[]), None);
+        assert_eq!(refused("http://a:80/b", &[("host", "A:80")]), None);
+        assert_eq!(refused("https://a/b", &[("host", "other")]), Some(400));
+        assert_eq!(refused("https://u@a/b", &[]), Some(400));
     }
 
     #[test]

@@ -1,104 +1,242 @@
 //! One client connection, from accept to close.
 
-use std::{cell::Cell, convert::Infallible, net::SocketAddr, rc::Rc, time::Instant};
+use std::{
+    cell::Cell, convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Instant,
+};
 
-use http::{HeaderValue, Request, header};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, Response, Version, header};
+use hyper::{body::Incoming, server::conn::http1, service::Service, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::timeout_at,
+};
 
 use super::{
-    client_io::{ClientIo, ClientSocket, Phases, Verdict},
+    client_io::{ClientIo, ClientSocket},
+    http2,
     panics::{Contained, contained},
+    phases::{Phases, Verdict, Watched},
+    protocol::Protocol,
     relay::GatewayBody,
-    request,
+    request::{self, Client, End},
     route::Route,
     thread::{Phase, ThreadContext},
 };
-use crate::limits;
+use crate::{
+    limits,
+    tls::{ClientTlsStream, ServerTls},
+};
 
 /// Serves requests until either side closes, the connection idles for too long, or the gateway drains.
 pub(super) async fn serve(
     open: OpenConnection,
     stream: TcpStream,
-    client: SocketAddr,
-    mut phase: watch::Receiver<Phase>,
+    address: SocketAddr,
+    phase: watch::Receiver<Phase>,
 ) {
     let context = &open.context;
     let _ = stream.set_nodelay(true);
     // So that a client that vanished in the middle of a stream is missed, and its worker can stop.
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
-    let phases = Phases::new();
-    // A successor takes connections: the next response here says that it is the last.
-    let is_last = Cell::new(*phase.borrow() == Phase::HandOver);
-    let is_last = &is_last;
-    let socket = ClientSocket::new(stream);
-    let service = service_fn(|request: Request<Incoming>| {
-        let serving = phases.serve();
-        let (context, socket) = (context.clone(), socket.clone());
-        async move {
-            let client = request::Client { address: client, socket, is_tls: false };
-            let metrics = &context.shared.metrics;
-            let route = Route::of(request.method(), request.uri().path());
-            let handler = request::handle(&context, client, request);
-            let response = contained(metrics, route, handler, GatewayBody::own).await;
-            let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
-            if is_last.get() {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
+    let is_last = Rc::new(Cell::new(*phase.borrow() == Phase::HandOver));
+    let connection = Connection { context, address, phase, is_last };
+    // Boxed, so that a connection that only waits is small.
+    if let Some(tls) = &context.shared.tls {
+        let end = End::coded(&stream, true);
+        let Some(stream) = Box::pin(handshake(context, tls, stream)).await else { return };
+        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
+            Protocol::Http1 => Box::pin(connection.coded_http1(stream, end)).await,
+            Protocol::Http2 => Box::pin(connection.http2(stream, end)).await,
         }
-    });
-    let connection = http1::Builder::new()
+        return;
+    }
+    let keep_alive = context.config().timeouts.keep_alive;
+    match tokio::time::timeout(keep_alive, Protocol::spoken(&stream)).await {
+        Ok(Ok(Some(Protocol::Http1))) => Box::pin(connection.plain_http1(stream)).await,
+        Ok(Ok(Some(Protocol::Http2))) => {
+            let end = End::coded(&stream, false);
+            Box::pin(connection.http2(stream, end)).await;
+        }
+        // It came and went, or came and said nothing.
+        Ok(Ok(None) | Err(_)) | Err(_) => {}
+    }
+}
+
+/// Waits for its turn and shakes hands, both within the time of a head.
+async fn handshake(context: &ThreadContext, tls: &ServerTls, stream: TcpStream) -> Option<ClientTlsStream> {
+    let metrics = &context.shared.metrics.tls;
+    let deadline = tokio::time::Instant::now() + context.config().timeouts.head;
+    let shake = async {
+        let _turn = context.handshakes.acquire().await.map_err(io::Error::other)?;
+        tls.accept(stream).await
+    };
+    match timeout_at(deadline, shake).await {
+        Ok(Ok(stream)) => {
+            metrics.handshake("ok").inc();
+            Some(stream)
+        }
+        Ok(Err(error)) => {
+            metrics.handshake("failed").inc();
+            tracing::debug!(%error, "no TLS with a client");
+            None
+        }
+        Err(_) => {
+            metrics.handshake("timeout").inc();
+            None
+        }
+    }
+}
+
+/// What serving needs, whatever is spoken.
+struct Connection<'a> {
+    context: &'a Rc<ThreadContext>,
+    address: SocketAddr,
+    phase: watch::Receiver<Phase>,
+    /// A successor takes connections: the next response here says that it is the last.
+    is_last: Rc<Cell<bool>>,
+}
+
+impl Connection<'_> {
+    /// HTTP/1 as it stands on the wire: response bodies may pass this process by.
+    async fn plain_http1(self, stream: TcpStream) {
+        let (socket, phases) = (ClientSocket::new(stream), Phases::new(Protocol::Http1));
+        // What made it known that this is HTTP/1.
+        phases.bytes_came();
+        let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone()));
+        let service = self.service(End::Plain(socket.clone()), &phases);
+        let ended = self
+            .drive(
+                http1_builder().serve_connection(io, service),
+                phases,
+                http1::Connection::graceful_shutdown,
+            )
+            .await;
+        if ended.is_err_and(|error| error.is_user()) {
+            socket.abandon(); // a response's body broke off
+        }
+    }
+
+    /// HTTP/1 over TLS.
+    async fn coded_http1(self, stream: ClientTlsStream, end: End) {
+        let phases = Phases::new(Protocol::Http1);
+        let io = TokioIo::new(Watched::new(stream, phases.clone()));
+        let service = self.service(end, &phases);
+        let connection = http1_builder().serve_connection(io, service);
+        let _ = self.drive(connection, phases, http1::Connection::graceful_shutdown).await; // it is in the log
+    }
+
+    /// HTTP/2, over TLS or without.
+    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, end: End) {
+        let phases = Phases::new(Protocol::Http2);
+        let io = TokioIo::new(Watched::new(stream, phases.clone()));
+        let service = self.service(end, &phases);
+        let connection = http2::builder(self.context.clone()).serve_connection(io, service);
+        let finish = hyper::server::conn::http2::Connection::graceful_shutdown;
+        let _ = self.drive(connection, phases, finish).await; // it is in the log
+    }
+
+    fn service(
+        &self,
+        end: End,
+        phases: &Rc<Phases>,
+    ) -> impl Service<
+        Request<Incoming>,
+        Response = Response<Contained<GatewayBody>>,
+        Error = Infallible,
+        Future = impl Future<Output = Result<Response<Contained<GatewayBody>>, Infallible>> + use<>,
+    > + use<> {
+        let (context, address, phases) = (self.context.clone(), self.address, phases.clone());
+        let is_last = self.is_last.clone();
+        service_fn(move |request: Request<Incoming>| {
+            let serving = phases.serve();
+            let (context, client) = (context.clone(), Client { address, end: end.clone() });
+            let is_last = is_last.clone();
+            async move {
+                let metrics = &context.shared.metrics;
+                let route = Route::of(request.method(), request.uri().path());
+                let may_close = request.version() != Version::HTTP_2;
+                let handler = request::handle(&context, client, request);
+                let response = contained(metrics, route, handler, GatewayBody::own).await;
+                let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
+                if is_last.get() && may_close {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok(response)
+            }
+        })
+    }
+
+    /// Runs a connection to its end; an error is why it ended sooner. `finish` lets what is under way be the last.
+    async fn drive<C: Future<Output = hyper::Result<()>>>(
+        mut self,
+        connection: C,
+        phases: Rc<Phases>,
+        finish: impl Fn(Pin<&mut C>),
+    ) -> hyper::Result<()> {
+        let mut connection = std::pin::pin!(connection);
+        let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
+        let mut watchdog = std::pin::pin!(watchdog);
+        // A successor's clients of HTTP/2 are told to go there; those of HTTP/1 with their next response.
+        let is_over = |phase: &watch::Receiver<Phase>| match *phase.borrow() {
+            Phase::Serve => false,
+            Phase::HandOver => phases.protocol() == Protocol::Http2,
+            Phase::Drain | Phase::Stop => true,
+        };
+        let mut draining = is_over(&self.phase);
+        if draining {
+            finish(connection.as_mut());
+        }
+        let mut was_idle = false;
+        loop {
+            tokio::select! {
+                biased;
+                result = connection.as_mut() => {
+                    if let Err(error) = &result {
+                        tracing::debug!(client = %self.address, %error, "client connection ended");
+                    }
+                    return result;
+                }
+                changed = self.phase.changed(), if !draining => {
+                    self.is_last.set(true);
+                    draining = changed.is_err() || is_over(&self.phase);
+                    if draining && changed.is_ok() {
+                        finish(connection.as_mut());
+                    }
+                }
+                () = watchdog.as_mut() => {
+                    let timeouts = self.context.config().timeouts;
+                    match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
+                        Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
+                        // It was told so, and does not take even that.
+                        Verdict::Idle if was_idle => return Ok(()),
+                        Verdict::Idle => {
+                            was_idle = true;
+                            finish(connection.as_mut());
+                            watchdog.as_mut().reset((Instant::now() + timeouts.head).into());
+                        }
+                        Verdict::SlowHead => {
+                            let errors = &self.context.shared.metrics.errors;
+                            errors.with_label_values(&["client", "head_timeout"]).inc();
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn http1_builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
         .max_headers(limits::HEADERS_MAX)
         .max_header_size(limits::HEAD_BYTES_MAX)
-        .max_buf_size(limits::HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(ClientIo::new(socket.clone(), phases.clone())), service);
-    let mut connection = std::pin::pin!(connection);
-
-    let watchdog = tokio::time::sleep(context.config().timeouts.head);
-    let mut watchdog = std::pin::pin!(watchdog);
-    let is_over = |phase: &watch::Receiver<Phase>| matches!(*phase.borrow(), Phase::Drain | Phase::Stop);
-    let mut draining = is_over(&phase);
-    if draining {
-        connection.as_mut().graceful_shutdown();
-    }
-    loop {
-        tokio::select! {
-            biased;
-            result = connection.as_mut() => {
-                if let Err(error) = result {
-                    if error.is_user() {
-                        socket.abandon(); // the response's body broke off
-                    }
-                    tracing::debug!(%client, %error, "client connection ended");
-                }
-                return;
-            }
-            changed = phase.changed(), if !draining => {
-                is_last.set(true);
-                draining = changed.is_err() || is_over(&phase);
-                if draining && changed.is_ok() {
-                    connection.as_mut().graceful_shutdown();
-                }
-            }
-            () = watchdog.as_mut() => {
-                let timeouts = context.config().timeouts;
-                match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
-                    Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
-                    Verdict::Idle => {
-                        connection.as_mut().graceful_shutdown();
-                        watchdog.as_mut().reset((Instant::now() + timeouts.head).into());
-                    }
-                    Verdict::SlowHead => {
-                        context.shared.metrics.errors.with_label_values(&["client", "head_timeout"]).inc();
-                        return;
-                    }
-                }
-            }
-        }
-    }
+        .max_buf_size(limits::HEAD_BYTES_MAX);
+    builder
 }
 
 /// Counts a connection from accept to close, and a panic outside of its requests that ends it, if one does.

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 
 use super::forwarded;
 use crate::{fleet::Worker, tenants::X_API_KEY};
@@ -121,11 +121,19 @@ pub(super) fn for_worker(mut headers: HeaderMap, sender: Sender) -> (HeaderMap, 
     (headers, request_id)
 }
 
+/// A request that names its host in its target, as all of HTTP/2 do, has it in `Host` from here on (RFC 9112 section 3.2.2,
+/// RFC 9113 section 8.3.1).
+pub(super) fn set_authority(headers: &mut HeaderMap, target: &Uri) {
+    if let Some(host) = target.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok()) {
+        headers.insert(header::HOST, host);
+    }
+}
+
 /// What every worker is told for itself: its `Host` (vLLM does not look at it, proxies in front of a worker do), and its
 /// own key, if it has one.
 pub(super) fn set_worker(headers: &mut HeaderMap, worker: &Worker) {
     headers.insert(header::HOST, worker.host_header.clone());
-    if let Some(key) = &worker.authorization {
+    if let Some(key) = &worker.access().authorization {
         headers.insert(header::AUTHORIZATION, key.clone());
     }
 }

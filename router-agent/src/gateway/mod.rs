@@ -21,12 +21,15 @@ mod ending;
 mod error;
 mod forwarded;
 mod headers;
+mod http2;
 mod identify;
 mod listen;
 mod lmcache;
 mod models;
 mod outgoing;
 mod panics;
+mod phases;
+mod protocol;
 mod pulse;
 mod raw;
 mod relay;
@@ -63,6 +66,7 @@ use crate::{
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
+    tls::ServerTls,
     tokenize::Tokenizers,
 };
 
@@ -71,6 +75,7 @@ use decisions::DecisionCounters;
 pub use error::{GatewayError, Overload};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
+pub use protocol::ALPN;
 pub use pulse::Pulses;
 pub use thread::{DataThread, Phase, start};
 pub use verify::verify_tokenizers;
@@ -126,6 +131,8 @@ pub struct Shared {
     pub tokenizers: Tokenizers,
     /// Who may ask.
     pub tenants: Tenants,
+    /// The data port's certificate, if it has one.
+    pub tls: Option<Arc<ServerTls>>,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -156,6 +163,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         kernel: KernelSide,
         tokenizers: Tokenizers,
+        tls: Option<Arc<ServerTls>>,
     ) -> Self {
         let KernelSide { relays, flows, decisions: decisions_map } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
@@ -169,6 +177,7 @@ impl Shared {
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
+            tls,
             tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,

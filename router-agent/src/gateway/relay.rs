@@ -16,8 +16,8 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::{
     account::{Attempt, RequestAccount},
-    client_io::Serving,
     ending::Ending,
+    phases::Serving,
     raw::{Ledger, RawError, RawRelay},
 };
 use crate::upstream::Lease;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::net::TcpStream;
 
 use super::{
     GatewayError,
@@ -30,13 +31,55 @@ use super::{
     tries::{Answer, Tries},
     wishes::Wishes,
 };
-use crate::{config, kernel::Relays, routing::Decision, upstream};
+use crate::{
+    config,
+    kernel::{self, Relays},
+    routing::Decision,
+    upstream,
+};
 
 /// Who asks, and over which connection.
 pub(super) struct Client {
     pub(super) address: SocketAddr,
-    pub(super) socket: Rc<ClientSocket>,
-    pub(super) is_tls: bool,
+    pub(super) end: End,
+}
+
+/// A client's end of its connection.
+#[derive(Clone)]
+pub(super) enum End {
+    /// HTTP/1 stands on the wire as it is.
+    Plain(Rc<ClientSocket>),
+    /// It is coded, as HTTP/2 or by TLS: only this process can write to it.
+    Coded {
+        /// The kernel's number for the socket; 0 if it has none.
+        cookie: u64,
+        is_tls: bool,
+    },
+}
+
+impl End {
+    pub(super) fn coded(stream: &TcpStream, is_tls: bool) -> Self {
+        Self::Coded { cookie: kernel::socket_cookie(stream).unwrap_or(0), is_tls }
+    }
+
+    fn is_tls(&self) -> bool {
+        matches!(self, Self::Coded { is_tls: true, .. })
+    }
+
+    /// Where the kernel could write a body.
+    fn socket(&self) -> Option<&Rc<ClientSocket>> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Coded { .. } => None,
+        }
+    }
+
+    fn cookie(&self) -> u64 {
+        match self {
+            Self::Plain(socket) => socket.cookie(),
+            Self::Coded { cookie, .. } => *cookie,
+        }
+    }
 }
 
 /// Answers one request, always: an error becomes an OpenAI error object.
@@ -50,20 +93,23 @@ pub(super) async fn handle(
     let admitted = conformance::check(&parts)
         .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
         .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)));
-    let Parts { method, uri, version, headers: client_headers, .. } = parts;
+    let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
+    headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
-    client.socket.set_ends_with_connection(version < Version::HTTP_11);
+    if let Some(socket) = client.end.socket() {
+        socket.set_ends_with_connection(version < Version::HTTP_11);
+    }
     let mut account = RequestAccount::new(context.shared.clone(), route);
     let sender = Sender {
         ip: client.address.ip(),
-        is_tls: client.is_tls,
+        is_tls: client.end.is_tls(),
         is_trusted: config.is_trusted_proxy(client.address.ip()),
         has_key: admitted.as_ref().is_ok_and(|(_, admission)| admission.tenant().has_key),
     };
     let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
-    let raw = raw && fastrand::f64() >= config.relay.sample;
+    let raw = raw && client.end.socket().is_some() && fastrand::f64() >= config.relay.sample;
     let relays = Some(&context.shared.relays).filter(|relays| raw && relays.are_on());
     let outgoing = Outgoing {
         method,
@@ -116,7 +162,9 @@ pub(super) async fn handle(
     if let Some(tenant) = tenant {
         set_standings(headers, tenant.standings(Instant::now()));
     }
-    if !may_go_on {
+    if version == Version::HTTP_2 {
+        headers.remove(header::CONNECTION); // of one stream, it would say nothing
+    } else if !may_go_on {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -214,7 +262,7 @@ impl Answer {
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 
         if is_event_stream || raw.is_some() {
-            attempt.follow(client.address, client.socket.cookie(), is_event_stream);
+            attempt.follow(client.address, client.end.cookie(), is_event_stream);
         }
 
         parts.version = Version::HTTP_11;
@@ -229,10 +277,10 @@ impl Answer {
         let is_answer = is_event_stream && parts.status == StatusCode::OK;
         let ending = is_answer.then(|| Ending::of(account.route())).flatten();
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream, ending };
-        let (lease, ledger) = match raw {
+        let (lease, ledger) = match raw.zip(client.end.socket()) {
             None => (lease, ledger),
-            Some((relays, plan)) => {
-                match RawRelay::new(plan, config, relays, &client.socket, lease, ledger) {
+            Some(((relays, plan), socket)) => {
+                match RawRelay::new(plan, config, relays, socket, lease, ledger) {
                     Ok(relay) => return Response::from_parts(parts, GatewayBody::raw(relay)),
                     Err(refused) => refused,
                 }

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     task::LocalSet,
     time::{Instant, MissedTickBehavior},
 };
@@ -30,6 +30,8 @@ use router_common::limits::CORE_REPORT_EVERY_MS;
 
 use crate::{
     kernel::Core,
+    limits,
+    privileges::Follower,
     upstream::{Pool, PoolSettings},
 };
 
@@ -65,6 +67,8 @@ pub(super) struct ThreadContext {
     snapshots: Snapshots,
     /// Requests in flight, to be cut off if need be.
     pub(super) cuts: Cuts,
+    /// Turns to shake hands.
+    pub(super) handshakes: Semaphore,
     /// Client connections open on this thread.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
@@ -122,6 +126,7 @@ async fn run(
         scratch: RefCell::default(),
         snapshots,
         cuts: Cuts::default(),
+        handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
@@ -195,7 +200,10 @@ fn accept(
     context.shared.metrics.accepted.inc();
     if !context.shared.enter() {
         context.shared.metrics.refused.inc();
-        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        // In clear text it would be no TLS.
+        if context.shared.tls.is_none() {
+            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+        }
         return;
     }
     let open = OpenConnection::count(context.clone());
@@ -213,8 +221,11 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 async fn sweep(context: Rc<ThreadContext>) {
     let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // A successor's threads are started before it gives its privileges up.
+    let mut privileges = Follower::default();
     loop {
         ticks.tick().await;
+        privileges.follow();
         context.pool.sweep();
     }
 }

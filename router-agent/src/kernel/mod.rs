@@ -317,6 +317,22 @@ impl Kernel {
         self.flows.clone().map_or_else(Flows::private, Ok)
     }
 
+    /// Whether this thread, with the privileges that it has now, can use the maps that are open.
+    pub fn can_use_maps(&mut self) -> bool {
+        let Some(ebpf) = &mut self.ebpf else { return true };
+        let Ok(map) = map(ebpf, names::INSTANCE) else { return true };
+        let instance: Result<Array<_, <InstanceValue as MapValue>::Bytes>, _> = map.try_into();
+        instance.is_ok_and(|instance| instance.get(&0, 0).is_ok())
+    }
+
+    /// Gives the pins to another user, so that they can be removed by it.
+    pub fn give_pins_to(&self, uid: u32, gid: u32) {
+        let Some(pins) = &self.pins else { return };
+        if let Err(error) = pins.give_to(uid, gid) {
+            tracing::warn!(%error, "the pins will be left behind: they belong to the user that started this");
+        }
+    }
+
     /// Where this instance's maps are pinned, if they are.
     pub fn pin_directory(&self) -> Option<&Path> {
         self.pins.as_ref().map(Pins::directory)

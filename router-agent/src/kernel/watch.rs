@@ -19,6 +19,7 @@ use router_common::flows::FLOWS_MAX;
 use tokio::sync::Notify;
 
 use super::epoll::{Epoll, Interest};
+use crate::privileges::Follower;
 
 /// How soon the thread notices that nobody is left to wake.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -46,7 +47,9 @@ impl Watch {
                     waiter.notify_one();
                 }
             };
+            let mut privileges = Follower::default();
             while !stop.load(Relaxed) {
+                privileges.follow();
                 wait.wait(PATIENCE, |token| {
                     if token != RING {
                         return wake(token);

@@ -258,5 +258,6 @@ fn keep(worker: &Worker, config: &WorkerConfig) {
     if is_leaving(worker) {
         worker.set_standing(Standing::Serving);
     }
+    worker.set_access(config);
     worker.set_kv_events(config.kv_events.clone());
 }

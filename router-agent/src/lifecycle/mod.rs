@@ -14,4 +14,5 @@ pub use activation::Activated;
 pub use members::{Added, MemberError, Members};
 pub use reload::{Reload, ReloadError};
 pub use signals::{Signals, Wanted};
+pub use successor::Keeper;
 pub use watch::Watch;

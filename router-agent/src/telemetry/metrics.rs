@@ -14,7 +14,7 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies,
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies, TlsMetrics,
     TokenizeMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
@@ -81,6 +81,8 @@ pub struct Metrics {
     pub tokenize: TokenizeMetrics,
     /// API keys.
     pub tenants: TenantFamilies,
+    /// TLS on the data port.
+    pub tls: TlsMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -451,6 +453,7 @@ impl Metrics {
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
+            tls: TlsMetrics::new(&make)?,
             by_worker: make.by_worker.into_inner(),
             registry: make.registry,
         }))

@@ -10,6 +10,7 @@ mod logging;
 mod metrics;
 mod queue;
 mod tenants;
+mod tls;
 mod tokenize;
 
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
@@ -20,4 +21,5 @@ pub use logging::init as init_logging;
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use queue::QueueMetrics;
 pub use tenants::{TenantFamilies, TenantMetrics};
+pub use tls::TlsMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};

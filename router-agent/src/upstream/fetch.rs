@@ -78,7 +78,7 @@ async fn fetch(
         .header(header::HOST, worker.host_header.clone())
         .header(header::USER_AGENT, user_agent)
         .header(header::CONNECTION, "close");
-    if let Some(key) = &worker.authorization {
+    if let Some(key) = &worker.access().authorization {
         request = request.header(header::AUTHORIZATION, key.clone());
     }
     if !body.is_empty() {

@@ -15,6 +15,7 @@ use tokio::{net::TcpStream, task::AbortHandle};
 
 use super::{
     Pool,
+    connect::WorkerStream,
     outgoing::OutgoingBody,
     pool::Parked,
     seam::{Hold, Seam, Taken},
@@ -35,7 +36,7 @@ impl Connection {
     }
 
     /// Gives a socket to hyper, and starts driving it on this thread.
-    pub(super) fn start(socket: TcpStream) -> Self {
+    pub(super) fn start(socket: WorkerStream) -> Self {
         let seam = Seam::new(socket);
         let mut builder = http1::Builder::new();
         builder.max_headers(limits::HEADERS_MAX).max_buf_size(limits::WORKER_BUFFER_BYTES).writev(true);
@@ -101,7 +102,7 @@ impl Lease {
         self.connection.seam.open();
     }
 
-    /// The connection's ends, while hyper has it.
+    /// The connection's ends, while hyper has it; none over TLS.
     pub fn ends(&self) -> Option<Ends> {
         self.connection.seam.ends()
     }
@@ -174,6 +175,6 @@ impl RawConnection {
     }
 
     pub(super) fn start(self) -> Connection {
-        Connection::start(self.socket)
+        Connection::start(WorkerStream::Plain(self.socket))
     }
 }

@@ -25,14 +25,18 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::connect::WorkerStream;
 use super::outgoing::Progress;
 use crate::kernel::bypass::Ends;
+
+/// Of a body that is held, as much as is read to see that it has begun.
+const FIRST_READ_BYTES: usize = 4096;
 
 /// The seam of one worker connection.
 #[derive(Debug)]
 pub(super) struct Seam {
     /// `None` once it was taken.
-    socket: RefCell<Option<TcpStream>>,
+    socket: RefCell<Option<WorkerStream>>,
     state: Cell<State>,
     /// What was read behind the head.
     early: RefCell<BytesMut>,
@@ -65,7 +69,7 @@ pub(super) struct Taken {
 }
 
 impl Seam {
-    pub(super) fn new(socket: TcpStream) -> Rc<Self> {
+    pub(super) fn new(socket: WorkerStream) -> Rc<Self> {
         Rc::new(Self {
             socket: RefCell::new(Some(socket)),
             state: Cell::new(State::Open),
@@ -90,15 +94,20 @@ impl Seam {
         self.state.set(State::HeadOnly(HeadEnd::default(), hold));
     }
 
-    /// Ready when a byte behind the head is here; an error if the worker has closed instead. At once while hyper may read.
+    /// Ready when a byte behind the head is here, and kept for whoever gets the body; an error if the worker has closed
+    /// instead. At once while hyper may read.
     pub(super) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(self.state.get(), State::Held) || !self.early.borrow().is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let mut byte = [0];
-        let peek = |socket: Pin<&mut TcpStream>| socket.poll_peek(cx, &mut ReadBuf::new(&mut byte));
-        let count = std::task::ready!(self.with_socket(peek))?;
-        Poll::Ready(if count > 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
+        let mut bytes = [0; FIRST_READ_BYTES];
+        let mut read = ReadBuf::new(&mut bytes);
+        std::task::ready!(self.with_socket(|socket| socket.poll_read(cx, &mut read)))?;
+        if read.filled().is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.early.borrow_mut().extend_from_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// hyper reads whatever there is.
@@ -114,16 +123,22 @@ impl Seam {
         if !(matches!(self.state.get(), State::Held) && self.progress.is_whole()) {
             return None;
         }
-        let socket = self.socket.borrow_mut().take()?;
+        let mut place = self.socket.borrow_mut();
+        let WorkerStream::Plain(socket) = place.take()? else { return None };
+        drop(place);
         self.open(); // whoever reads from here on learns that there is nothing to be had
         Some(Taken { socket, early: self.early.take() })
     }
 
-    /// The addresses of both ends.
+    /// The addresses of both ends; none over TLS.
     pub(super) fn ends(&self) -> Option<Ends> {
-        let socket = self.socket.borrow();
-        let socket = socket.as_ref()?;
-        Some(Ends { worker: socket.peer_addr().ok()?, gateway: socket.local_addr().ok()? })
+        self.plain(|socket| {
+            Some(Ends { worker: socket.peer_addr().ok()?, gateway: socket.local_addr().ok()? })
+        })?
+    }
+
+    fn plain<T>(&self, look: impl FnOnce(&TcpStream) -> T) -> Option<T> {
+        self.socket.borrow().as_ref().and_then(WorkerStream::plain).map(look)
     }
 
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -163,7 +178,7 @@ impl Seam {
 
     fn with_socket<T>(
         &self,
-        call: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<T>>,
+        call: impl FnOnce(Pin<&mut WorkerStream>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         match self.socket.borrow_mut().as_mut() {
             Some(socket) => call(Pin::new(socket)),
@@ -319,7 +334,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut worker, _) = listener.accept().await.unwrap();
-        let seam = Seam::new(socket);
+        let seam = Seam::new(WorkerStream::Plain(socket));
         let mut io = seam.io();
         for (kind, is_held) in [("application/json", false), ("text/event-stream", true)] {
             let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: 4\r\n\r\n");
@@ -362,7 +377,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut worker, _) = listener.accept().await.unwrap();
-        let seam = Seam::new(socket);
+        let seam = Seam::new(WorkerStream::Plain(socket));
         let mut io = seam.io();
         for take in [false, true] {
             send_request(&seam, &mut io).await;

@@ -10,7 +10,7 @@ use anyhow::bail;
 
 use crate::{
     bpffs,
-    commands::ebpf,
+    commands::{deny, ebpf},
     process::{command, output, run},
     workspace,
 };
@@ -21,7 +21,7 @@ const TESTS: &str = "tests";
 type Step = (&'static str, fn() -> anyhow::Result<()>);
 
 /// In this order; the tests last, so that the runner's own summary closes the output.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("clippy with `sim`", || {
@@ -29,6 +29,7 @@ const STEPS: [Step; 6] = [
         cargo(&[&["clippy", "--quiet"][..], &package, &["--", "-D", "warnings"]].concat())
     }),
     ("kernel object", || ebpf::check()),
+    ("dependencies", deny::check),
     ("documentation tests", || cargo(&["test", "--quiet", "--workspace", "--doc"])),
     (TESTS, tests),
 ];

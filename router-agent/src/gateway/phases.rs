@@ -1,0 +1,203 @@
+//! What a client connection is doing, and for how long it may.
+//!
+//! hyper has one timer for "waiting for a request" and "reading its head". They are different things: a connection may be
+//! idle for long, a head may not trickle in for long. [`Phases`] tells them apart by the first byte after idleness. Bytes of
+//! HTTP/2 may be anything (an answer to a ping, room for a response), so there a connection is idle or busy, and no more.
+
+use std::{
+    cell::Cell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::protocol::Protocol;
+
+/// What a client connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between requests, or before the first.
+    Idle,
+    /// Part of a head is here.
+    Head,
+    /// A request is being served.
+    Busy,
+}
+
+/// The phase of one connection, and since when. Shared by its socket, its service and its watchdog, all on one thread.
+#[derive(Debug)]
+pub(super) struct Phases {
+    protocol: Protocol,
+    phase: Cell<Phase>,
+    since: Cell<Instant>,
+    /// Requests being served.
+    serving: Cell<usize>,
+}
+
+/// What the watchdog should do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Look again then.
+    Fine(Instant),
+    /// Idle for too long: close after what is under way (nothing).
+    Idle,
+    /// The head takes too long: close now.
+    SlowHead,
+}
+
+impl Phases {
+    pub(super) fn new(protocol: Protocol) -> Rc<Self> {
+        let (phase, since) = (Cell::new(Phase::Idle), Cell::new(Instant::now()));
+        Rc::new(Self { protocol, phase, since, serving: Cell::new(0) })
+    }
+
+    /// What is spoken on the connection.
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.since.set(Instant::now());
+    }
+
+    /// Bytes have come from the client.
+    pub(super) fn bytes_came(&self) {
+        if self.phase.get() == Phase::Idle && self.protocol == Protocol::Http1 {
+            self.enter(Phase::Head);
+        }
+    }
+
+    /// A request's head is complete; it is served until the returned guard is dropped.
+    pub(super) fn serve(self: &Rc<Self>) -> Serving {
+        self.serving.set(self.serving.get() + 1);
+        self.enter(Phase::Busy);
+        Serving(self.clone())
+    }
+
+    pub(super) fn judge(&self, now: Instant, head: Duration, keep_alive: Duration) -> Verdict {
+        match self.phase.get() {
+            // Whatever comes next starts its own clock; look again before its shortest limit is over.
+            Phase::Busy => Verdict::Fine(now + head),
+            Phase::Idle if now >= self.since.get() + keep_alive => Verdict::Idle,
+            Phase::Idle => Verdict::Fine((self.since.get() + keep_alive).min(now + head)),
+            Phase::Head if now >= self.since.get() + head => Verdict::SlowHead,
+            Phase::Head => Verdict::Fine(self.since.get() + head),
+        }
+    }
+}
+
+/// Held while a request is served.
+#[derive(Debug)]
+pub(super) struct Serving(Rc<Phases>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let left = self.0.serving.get() - 1;
+        self.0.serving.set(left);
+        if left == 0 {
+            self.0.enter(Phase::Idle);
+        }
+    }
+}
+
+/// A connection whose bytes are not the kernel's to relay, watched.
+#[derive(Debug)]
+pub(super) struct Watched<T> {
+    stream: T,
+    phases: Rc<Phases>,
+}
+
+impl<T> Watched<T> {
+    pub(super) fn new(stream: T, phases: Rc<Phases>) -> Self {
+        Self { stream, phases }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.phases.bytes_came();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: Duration = Duration::from_secs(10);
+    const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+    fn after(phases: &Phases, seconds: u64) -> Verdict {
+        phases.judge(phases.since.get() + Duration::from_secs(seconds), HEAD, KEEP_ALIVE)
+    }
+
+    #[test]
+    fn an_idle_connection_may_stay_for_the_keep_alive_time() {
+        for protocol in [Protocol::Http1, Protocol::Http2] {
+            let phases = Phases::new(protocol);
+            assert!(matches!(after(&phases, 74), Verdict::Fine(_)));
+            assert_eq!(after(&phases, 75), Verdict::Idle);
+        }
+    }
+
+    #[test]
+    fn a_head_may_not_trickle() {
+        let phases = Phases::new(Protocol::Http1);
+        phases.bytes_came();
+        assert!(matches!(after(&phases, 9), Verdict::Fine(_)));
+        assert_eq!(after(&phases, 10), Verdict::SlowHead);
+        let phases = Phases::new(Protocol::Http2);
+        phases.bytes_came();
+        assert!(matches!(after(&phases, 10), Verdict::Fine(_)), "it may be the answer to a ping");
+    }
+
+    #[test]
+    fn a_request_may_take_as_long_as_it_takes_and_idleness_starts_at_the_end_of_the_last() {
+        let phases = Phases::new(Protocol::Http2);
+        let (first, second) = (phases.serve(), phases.serve());
+        assert!(matches!(after(&phases, 3600), Verdict::Fine(_)));
+        drop(first);
+        assert_eq!(phases.phase.get(), Phase::Busy);
+        drop(second);
+        assert_eq!(phases.phase.get(), Phase::Idle);
+    }
+}
