@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use socket2::SockRef;
@@ -74,7 +75,7 @@ impl ClientSocket {
     /// The connection closes in the middle of a response: by a reset where that would look like its end.
     pub(super) fn abandon(&self) {
         if self.ends_with_connection.get() {
-            let _ = SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO));
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         }
     }
 

@@ -108,15 +108,10 @@ impl Connection<'_> {
         phases.bytes_came();
         let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone()));
         let service = self.service(End::Plain(socket.clone()), &phases);
-        let ended = self
-            .drive(
-                http1_builder().serve_connection(io, service),
-                phases,
-                http1::Connection::graceful_shutdown,
-            )
-            .await;
-        if ended.is_err_and(|error| error.is_user()) {
-            socket.abandon(); // a response's body broke off
+        let connection = http1_builder().serve_connection(io, service);
+        let broke_off = self.drive(connection, phases, http1::Connection::graceful_shutdown).await;
+        if broke_off {
+            socket.abandon();
         }
     }
 
@@ -125,8 +120,12 @@ impl Connection<'_> {
         let phases = Phases::new(Protocol::Http1);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = http1_builder().serve_connection(io, service);
-        let _ = self.drive(connection, phases, http1::Connection::graceful_shutdown).await; // it is in the log
+        self.drive(
+            http1_builder().serve_connection(io, service),
+            phases,
+            http1::Connection::graceful_shutdown,
+        )
+        .await;
     }
 
     /// HTTP/2, over TLS or without.
@@ -135,8 +134,7 @@ impl Connection<'_> {
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
         let connection = http2::builder(self.context.clone()).serve_connection(io, service);
-        let finish = hyper::server::conn::http2::Connection::graceful_shutdown;
-        let _ = self.drive(connection, phases, finish).await; // it is in the log
+        self.drive(connection, phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     }
 
     fn service(
@@ -170,13 +168,14 @@ impl Connection<'_> {
         })
     }
 
-    /// Runs a connection to its end; an error is why it ended sooner. `finish` lets what is under way be the last.
+    /// Runs a connection to its end. `finish` lets what is under way be the last. Whether it ended because a response's body
+    /// broke off.
     async fn drive<C: Future<Output = hyper::Result<()>>>(
         mut self,
         connection: C,
         phases: Rc<Phases>,
         finish: impl Fn(Pin<&mut C>),
-    ) -> hyper::Result<()> {
+    ) -> bool {
         let mut connection = std::pin::pin!(connection);
         let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
         let mut watchdog = std::pin::pin!(watchdog);
@@ -195,10 +194,9 @@ impl Connection<'_> {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
-                    if let Err(error) = &result {
-                        tracing::debug!(client = %self.address, %error, "client connection ended");
-                    }
-                    return result;
+                    let Err(error) = result else { return false };
+                    tracing::debug!(client = %self.address, %error, "client connection ended");
+                    return error.is_user();
                 }
                 changed = self.phase.changed(), if !draining => {
                     self.is_last.set(true);
@@ -212,7 +210,7 @@ impl Connection<'_> {
                     match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
                         Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
                         // It was told so, and does not take even that.
-                        Verdict::Idle if was_idle => return Ok(()),
+                        Verdict::Idle if was_idle => return false,
                         Verdict::Idle => {
                             was_idle = true;
                             finish(connection.as_mut());
@@ -221,7 +219,7 @@ impl Connection<'_> {
                         Verdict::SlowHead => {
                             let errors = &self.context.shared.metrics.errors;
                             errors.with_label_values(&["client", "head_timeout"]).inc();
-                            return Ok(());
+                            return false;
                         }
                     }
                 }

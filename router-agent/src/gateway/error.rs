@@ -82,6 +82,9 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// A defect of this program.
+    #[error("internal error of the gateway")]
+    Panicked,
     /// The workers have too much to do.
     #[error("the workers of this gateway have too much to do: {}; try again later", overload.why())]
     Overloaded {
@@ -93,9 +96,6 @@ pub enum GatewayError {
     /// The client's own deadline passed before a worker began to answer.
     #[error("no worker has begun to answer within the time that the client gave (x-warmpath-timeout)")]
     Deadline,
-    /// A defect of this program.
-    #[error("internal error of the gateway")]
-    Panicked,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -161,11 +161,11 @@ impl GatewayError {
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
             Self::NoWorker | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
                 StatusCode::GATEWAY_TIMEOUT
             }
-            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Failed { .. } => StatusCode::BAD_GATEWAY,
         }
     }
@@ -200,11 +200,11 @@ impl GatewayError {
             Self::PathNotAllowed => "path_not_allowed",
             Self::OverLimit(_) => "rate_limit_exceeded",
             Self::NoWorker => "no_worker_available",
+            Self::Panicked => "internal_error",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
             Self::Header(_) => "malformed_header",
             Self::Overloaded { overload, .. } => overload.label(),
             Self::Deadline => "deadline_exceeded",
-            Self::Panicked => "internal_error",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
                 SendError::Broken { .. } | SendError::Empty(_) => "worker_failed",
