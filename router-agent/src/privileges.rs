@@ -2,8 +2,9 @@
 //!
 //! Opening the kernel side, low ports and keys that only root can read take privileges; serving does not. So they are given
 //! up behind that, and before the threads that serve are started: capabilities, uid and gid belong to a thread, and a new one
-//! has those of the thread that starts it. Threads that were started before follow within a turn of their loop
-//! ([`Follower`]).
+//! has those of the thread that starts it. A thread that serves and has to be started before is started by one that has none
+//! ([`without`]), and those that wait for the kernel follow within a turn of their loop ([`Follower`]). What a
+//! successor needs, another process keeps (`lifecycle::Keeper`).
 //!
 //! What serving needs of the kernel side is looking up and changing its maps, and running one program, all by descriptors
 //! that are open. Linux 5.19 and later let any process do that; before, one with `CAP_BPF`, unless
@@ -61,11 +62,6 @@ impl Account {
         let User { uid, gid, .. } = found.ok_or_else(|| PrivilegeError::NoUser(name.to_owned()))?;
         Ok(Self { name: name.to_owned(), uid, gid })
     }
-
-    /// For files that it is to own.
-    pub fn ids(&self) -> (u32, u32) {
-        (self.uid.as_raw(), self.gid.as_raw())
-    }
 }
 
 /// What is left.
@@ -90,10 +86,36 @@ impl fmt::Display for Kept {
     }
 }
 
-/// Gives up, in this thread and those that it will start, what serving does not need, and becomes `account`.
+/// Becomes `account`, with the capabilities that there are. To be called before other threads are started.
+pub fn become_account(account: &Account) -> Result<(), PrivilegeError> {
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    // Else all capabilities go with root's uid.
+    caps::securebits::set_keepcaps(true)?;
+    set_ids(account).map_err(|source| PrivilegeError::User { user: account.name.clone(), source })?;
+    caps::securebits::set_keepcaps(false)?;
+    caps::set(None, CapSet::Effective, &permitted)?;
+    Ok(())
+}
+
+fn set_ids(account: &Account) -> nix::Result<()> {
+    if unistd::getuid() == account.uid && unistd::getgid() == account.gid {
+        return Ok(());
+    }
+    unistd::setgroups(&[account.gid])?;
+    unistd::setresgid(account.gid, account.gid, account.gid)?;
+    unistd::setresuid(account.uid, account.uid, account.uid)
+}
+
+/// Gives up, in this thread and those that it will start, what serving does not need.
 ///
 /// `can_serve` says whether the kernel side can be used without any capability.
-pub fn drop(account: Option<&Account>, can_serve: impl FnOnce() -> bool) -> Result<Kept, PrivilegeError> {
+pub fn drop(can_serve: impl FnOnce() -> bool) -> Result<Kept, PrivilegeError> {
+    let kept = drop_here(can_serve)?;
+    DROPPED.store(true, Release);
+    Ok(kept)
+}
+
+fn drop_here(can_serve: impl FnOnce() -> bool) -> Result<Kept, PrivilegeError> {
     let had_any = !caps::read(None, CapSet::Permitted)?.is_empty();
     let had_bpf = caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF)?;
     prctl::set_no_new_privs().map_err(PrivilegeError::NoNewPrivileges)?;
@@ -101,32 +123,24 @@ pub fn drop(account: Option<&Account>, can_serve: impl FnOnce() -> bool) -> Resu
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
         caps::clear(None, CapSet::Bounding)?;
     }
-    if let Some(account) = account {
-        // Else all capabilities go with root's uid.
-        caps::securebits::set_keepcaps(true)?;
-        become_account(account)
-            .map_err(|source| PrivilegeError::User { user: account.name.clone(), source })?;
-        caps::securebits::set_keepcaps(false)?;
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective] {
+        caps::clear(None, set)?;
     }
-    caps::clear(None, CapSet::Ambient)?;
-    caps::clear(None, CapSet::Inheritable)?;
-    caps::clear(None, CapSet::Effective)?;
     let bpf = !can_serve() && had_bpf;
     let kept: CapsHashSet = bpf.then_some(Capability::CAP_BPF).into_iter().collect();
     caps::set(None, CapSet::Permitted, &kept)?;
     caps::set(None, CapSet::Effective, &kept)?;
-    DROPPED.store(true, Release);
     Ok(Kept { uid: unistd::getuid().as_raw(), had_any, bpf })
 }
 
-/// In all threads of this process: the C library sees to that, and ends the process if one of them may not.
-fn become_account(account: &Account) -> nix::Result<()> {
-    if unistd::getuid() == account.uid && unistd::getgid() == account.gid {
-        return Ok(());
-    }
-    unistd::setgroups(&[account.gid])?;
-    unistd::setresgid(account.gid, account.gid, account.gid)?;
-    unistd::setresuid(account.uid, account.uid, account.uid)
+/// Runs `start` in a thread without privileges, for what it starts; `can_serve` as for [`drop`].
+pub fn without<T: Send>(
+    can_serve: impl FnOnce() -> bool + Send,
+    start: impl FnOnce() -> T + Send,
+) -> Result<T, PrivilegeError> {
+    let run = || drop_here(can_serve).map(|_| start());
+    std::thread::scope(|scope| scope.spawn(run).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A thread has called [`drop`].

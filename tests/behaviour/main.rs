@@ -7,6 +7,7 @@ mod command;
 mod conformance;
 mod controller;
 mod drain;
+mod dropped_privileges;
 mod early_answers;
 mod endings;
 mod errors;

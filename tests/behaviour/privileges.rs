@@ -12,10 +12,10 @@ use warmpath_tests::{Gateway, Signal, SimHandle, eventually, sims, urls};
 const UNIT: &str = include_str!("../../deploy/systemd/warmpath.service");
 
 /// Everything that the kernel side can do, wherever the default may be.
-const CONFIG: &str = "relay: {bypass: on}\n";
+pub(crate) const CONFIG: &str = "relay: {bypass: on}\n";
 
 /// The user of the tests: `nobody` of most systems.
-const USER: &str = "65534";
+pub(crate) const USER: &str = "65534";
 
 /// What the unit does as root before it starts the gateway (`ExecStartPre=+`), on a BPF file system that only this
 /// process and its children see.
@@ -32,7 +32,7 @@ fn unit(key: &str) -> &'static str {
 }
 
 /// The capabilities that the unit grants, as setpriv(1) names them.
-fn granted() -> Vec<String> {
+pub(crate) fn granted() -> Vec<String> {
     let names = unit("AmbientCapabilities").split(' ');
     names.map(|name| name.strip_prefix("CAP_").unwrap().to_lowercase()).collect()
 }
@@ -54,12 +54,12 @@ fn the_unit_grants_exactly_what_the_kernel_side_needs_to_an_ordinary_user() {
 }
 
 /// A place for the binary and its configuration that every user can read.
-struct Place {
-    directory: TempDir,
+pub(crate) struct Place {
+    pub(crate) directory: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         // By another process: a file open for writing here would be inherited by what other tests start meanwhile.
@@ -71,12 +71,17 @@ impl Place {
         Self { directory }
     }
 
-    fn binary(&self) -> PathBuf {
+    pub(crate) fn binary(&self) -> PathBuf {
         self.directory.path().join("warmpath")
     }
 
     /// A gateway of `instance` with a BPF file system of its own; as root, or as an ordinary user with `caps`.
-    async fn start(&self, instance: &str, caps: Option<&[String]>, workers: &[SimHandle]) -> Gateway {
+    pub(crate) async fn start(
+        &self,
+        instance: &str,
+        caps: Option<&[String]>,
+        workers: &[SimHandle],
+    ) -> Gateway {
         let mut command = prepared(instance);
         command.args(caps.map(as_user).unwrap_or_default()).arg(self.binary());
         command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"]);
@@ -87,7 +92,7 @@ impl Place {
 }
 
 /// A command that runs the arguments it is given on a prepared BPF file system.
-fn prepared(instance: &str) -> Command {
+pub(crate) fn prepared(instance: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-ec", PREPARE, "sh"]).env("USER", USER).env("INSTANCE", instance);
     command
@@ -105,7 +110,7 @@ fn as_user(caps: &[String]) -> Vec<String> {
 }
 
 /// Whether this process can arrange all that; says why if not.
-fn can_arrange() -> bool {
+pub(crate) fn can_arrange() -> bool {
     let tried = prepared("try").args(as_user(&granted())).arg("true").output();
     match tried {
         Ok(output) if output.status.success() => true,
@@ -121,7 +126,7 @@ fn can_arrange() -> bool {
 }
 
 /// What the start-up lines say of a capability of the kernel side: `yes`, or `no` with the reason.
-fn said<'a>(output: &'a str, capability: &str) -> &'a str {
+pub(crate) fn said<'a>(output: &'a str, capability: &str) -> &'a str {
     let lines = output.lines().filter_map(|line| line.trim().strip_prefix("kernel"));
     let mut said = lines.filter_map(|line| line.trim_start().strip_prefix(capability));
     said.next().unwrap_or_else(|| panic!("nothing said of {capability}: {output}")).trim()
@@ -207,109 +212,6 @@ async fn without_a_directory_for_pins_the_user_is_told_what_root_has_to_do() {
     let pins = said(&output, "pins");
     assert!(pins.contains(&format!("install -d -o {USER} -m 0750 /sys/fs/bpf/warmpath-mine")), "{pins}");
     assert_eq!(gateway.chat("hello").await.status, 200);
-}
-
-/// A line of each thread's status: `CapEff`, `NoNewPrivs`, `Uid` …
-fn of_threads(gateway: &Gateway, key: &str) -> BTreeSet<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap();
-    // A thread may end while we look.
-    let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
-    let value = |status: String| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-        line.unwrap_or_else(|| panic!("{key}: {status}")).split_whitespace().collect::<Vec<_>>().join(" ")
-    };
-    statuses.map(value).collect()
-}
-
-/// No thread has a privilege, or can get one.
-async fn has_none(gateway: &Gateway) {
-    // The threads that were there before follow.
-    eventually("every thread has no_new_privs", || async {
-        (of_threads(gateway, "NoNewPrivs") == ["1".to_owned()].into()).then_some(())
-    })
-    .await;
-    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
-        assert_eq!(of_threads(gateway, set), ["0000000000000000".to_owned()].into(), "{set}");
-    }
-}
-
-fn is_root() -> bool {
-    let is = rustix::process::geteuid().is_root();
-    if !is {
-        println!("skipped: needs root");
-    }
-    is
-}
-
-#[tokio::test]
-async fn no_thread_that_serves_has_a_capability_and_everything_works_without() {
-    if !is_root() {
-        return;
-    }
-    let sims = sims(1).await;
-    let config = tempfile::NamedTempFile::new().unwrap();
-    fs::write(config.path(), CONFIG).unwrap();
-    let gateway = Gateway::start(&urls(&sims), &["--config", config.path().to_str().unwrap()]).await;
-    assert!(gateway.output().contains("capabilities kept: none: all were given up"), "{}", gateway.output());
-    gateway.chat("hello").await;
-    let mut stream = gateway.stream("hello", 20).await;
-    assert!(stream.rest().await.1);
-    has_none(&gateway).await;
-    assert!(
-        fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap().count() >= 4,
-        "threads to look at"
-    );
-    // The threads that were started last did not need to give anything up; that of the bypass did.
-    let bypassed = gateway.metric("warmpath_relay_responses_total{path=\"bypass\"}").await;
-    if said(&gateway.output(), "bypass") == "yes" {
-        assert!((bypassed - 1.0).abs() < f64::EPSILON, "the kernel moved the stream");
-    }
-}
-
-#[tokio::test]
-async fn a_gateway_that_root_starts_can_become_another_user_and_leaves_no_pin_behind() {
-    if !can_arrange() {
-        return;
-    }
-    let (place, sims) = (Place::new(), sims(1).await);
-    let name = Command::new("id").args(["-nu", USER]).output().unwrap();
-    let name = String::from_utf8(name.stdout).unwrap().trim().to_owned();
-    if name.is_empty() {
-        return println!("skipped: no user {USER} here");
-    }
-    let config = place.directory.path().join("user.yaml");
-    fs::write(&config, format!("user: {name}\n{CONFIG}")).unwrap();
-    let mut command = prepared("become");
-    command.arg(place.binary()).args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-    command
-        .args(["--instance", "become", "--threads", "2", "--worker", &urls(&sims)[0], "--config"])
-        .arg(config);
-    let mut gateway = Gateway::spawn(command.into()).await;
-    assert_eq!(of_threads(&gateway, "Uid"), [[USER; 4].join(" ")].into());
-    assert_eq!(of_threads(&gateway, "Groups"), [USER.to_owned()].into());
-    has_none(&gateway).await;
-    assert_eq!(gateway.chat("hello").await.status, 200);
-    let pins = format!("/proc/{}/root/sys/fs/bpf/warmpath-become", gateway.pid());
-    // Its own mount of the BPF file system goes with it: held, so that one can look afterwards.
-    let held = fs::File::open(&pins).unwrap();
-    let pinned = || fs::read_dir(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held)));
-    assert!(said(&gateway.output(), "pins") != "yes" || pinned().unwrap().count() > 0);
-    gateway.signal(Signal::TERM);
-    assert_eq!(gateway.ended().await, Some(0));
-    assert_eq!(pinned().map_or(0, Iterator::count), 0, "the pins are gone");
-}
-
-#[tokio::test]
-async fn a_user_that_is_not_there_is_named() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    fs::write(config.path(), "user: no-such-user-here\nworkers: ['http://127.0.0.1:1']\n").unwrap();
-    let mut command = tokio::process::Command::new(warmpath_tests::binary());
-    command
-        .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--config"])
-        .arg(config.path());
-    let output = command.kill_on_drop(true).output().await.unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8(output.stderr).unwrap().contains("no user \"no-such-user-here\""));
 }
 
 /// The ids that a process's file descriptors name: of programs (`prog_id`) or of maps (`map_id`).

@@ -80,3 +80,31 @@ fn every_file_says_what_it_is_for() {
         );
     }
 }
+
+/// `module::name…` in backticks, the dots standing for the rest of the name.
+#[test]
+fn the_tests_that_the_threat_model_names_are_there() {
+    let page = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut module = String::new();
+    let mut found = 0;
+    for quoted in
+        page.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('`').skip(1).step_by(2))
+    {
+        let name = match quoted.split_once("::") {
+            Some((of, name)) => {
+                of.clone_into(&mut module);
+                name
+            }
+            // Another one of the module that was named last.
+            None if quoted.ends_with('…') => quoted,
+            None => continue,
+        };
+        let path = root().join(format!("tests/behaviour/{module}.rs"));
+        let tests = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let start = name.trim_start_matches('…').trim_end_matches(['…', '*']);
+        let is_named = |line: &str| line.split_once("fn ").is_some_and(|(_, test)| test.contains(start));
+        assert!(tests.lines().any(is_named), "{quoted}: no such test in {module}.rs");
+        found += 1;
+    }
+    assert!(found > 15, "{found}");
+}

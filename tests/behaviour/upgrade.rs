@@ -201,7 +201,7 @@ async fn sigusr2_starts_a_successor() {
 }
 
 /// The process that the log names.
-fn successor_of(output: &str) -> i32 {
+pub(crate) fn successor_of(output: &str) -> i32 {
     let line = output.lines().find(|line| line.contains("a successor was started")).expect("it is said");
     line.rsplit("pid=").next().unwrap().split_whitespace().next().unwrap().parse().expect("a number")
 }

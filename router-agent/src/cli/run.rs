@@ -22,7 +22,7 @@ use crate::{
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
     lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd},
-    privileges::{self, Account, Kept, PrivilegeError},
+    privileges::{self, Account},
     telemetry::{Metrics, RelayPath},
     tls::{self, ServerTls},
     tokenize::Tokenizers,
@@ -34,6 +34,12 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     let files = args.clone();
     let watch = Watch::new(&files.files(&config));
     let signals = Signals::new().map_err(system("cannot listen for signals"))?;
+    // With the privileges of the start; this process is about to give them up.
+    let keeper =
+        Keeper::start().map_err(system("cannot start the process that keeps privileges for an upgrade"))?;
+    if let Some(user) = &config.user {
+        privileges::become_account(&Account::find(user)?)?;
+    }
     let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
     let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
     let mut doors = doors::open(&config)?;
@@ -50,16 +56,9 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         ..kernel::Options::default()
     });
     let steering = open_steering(&mut kernel, &mut capabilities, &doors);
-    let keeper =
-        Keeper::start().map_err(system("cannot start the process that keeps privileges for an upgrade"))?;
-
-    // What needs privileges is open, and every thread that serves is started from here on: but for a successor, who takes
-    // the rest over when he serves.
-    let user = config.user.clone();
-    let early =
-        if doors.offer.is_none() { Some(drop_privileges(user.as_deref(), &mut kernel)?) } else { None };
-    let (config, simulated) = simulate(config)?;
-    let tokenizers = Tokenizers::load(&config.tokenizers)?;
+    // A successor needs its privileges until it serves; threads that serve have none from the first.
+    let (config, simulated) = privileges::without(|| kernel.can_use_maps(), || simulate(config))??;
+    let tokenizers = privileges::without(|| kernel.can_use_maps(), || Tokenizers::load(&config.tokenizers))??;
 
     let index = Arc::new(PrefixIndex::new(config.index.bytes_max));
     let indices =
@@ -82,7 +81,10 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     let sockets = doors.sockets().map_err(system("cannot keep a handle on the listening sockets"))?;
     let (phase, phases) = watch::channel(Phase::Serve);
     let listeners = std::mem::take(&mut doors.listeners.threads);
-    let threads = start_threads(&shared, listeners, &phases, steering.as_ref())?;
+    let threads = privileges::without(
+        || kernel.can_use_maps(),
+        || start_threads(&shared, listeners, &phases, steering.as_ref()),
+    )??;
     if let Some(offer) = doors.offer.take() {
         let released = tokio::task::spawn_blocking(|| offer.ready()).await;
         if let Err(error) = joined(released) {
@@ -91,10 +93,8 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         kernel.succeed(&mut capabilities);
         take_over_steering(&mut kernel, &mut capabilities, &sockets.clients, config.threads);
     }
-    let rights = match early {
-        Some(rights) => rights,
-        None => drop_privileges(user.as_deref(), &mut kernel)?,
-    };
+    // What needs privileges is open. A thread that is started from here on has none.
+    let rights = privileges::drop(|| kernel.can_use_maps())?;
     let succession = Succession::start(&config.instance, sockets);
 
     for (name, capability) in capabilities.iter() {
@@ -338,16 +338,6 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         fleet.admit(worker);
     }
     fleet
-}
-
-/// Becomes the user of the configuration, and keeps no capability that serving does not need.
-fn drop_privileges(user: Option<&str>, kernel: &mut Kernel) -> Result<Kept, PrivilegeError> {
-    let account = user.map(Account::find).transpose()?;
-    if let Some(account) = &account {
-        let (uid, gid) = account.ids();
-        kernel.give_pins_to(uid, gid);
-    }
-    privileges::drop(account.as_ref(), || kernel.can_use_maps())
 }
 
 /// The certificate of a port, if one is configured.

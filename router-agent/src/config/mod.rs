@@ -6,6 +6,7 @@
 mod changes;
 mod cidr;
 mod digest;
+mod error;
 mod faults;
 mod file;
 mod guard;
@@ -28,16 +29,13 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::{
-    limits as bounds,
-    prompt::BLOCK_BYTES_MAX,
-    tls::{TlsError, WorkerTls},
-};
+use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, tls::WorkerTls};
 
 pub use self::limits::{Limits, Timeouts};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
 pub use digest::{SecretDigest, SecretDigestError};
+pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
 pub(crate) use file::{parse_worker, worker_config};
@@ -198,74 +196,6 @@ pub struct Config {
     pub admin_tls: Option<ServerTls>,
     /// Proxies that say truly whom they speak for.
     pub trusted_proxies: Vec<Cidr>,
-}
-
-/// What is wrong with a configuration, in one line that says what would be right.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read configuration file {}: {source}", path.display())]
-    Read {
-        /// The file as it was given.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file is not what the schema says; the parser's message has line, column and key.
-    #[error("configuration file {}: {message}", path.display())]
-    Parse {
-        /// The file as it was given.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// A value is wrong, and it stands in the file.
-    #[error("configuration file {}, line {line}: {source}", path.display())]
-    InFile {
-        /// The file as it was given.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-        /// What is wrong.
-        source: Box<ConfigError>,
-    },
-    /// A value is out of its range.
-    #[error("{key}: {message}")]
-    Value {
-        /// The configuration key.
-        key: &'static str,
-        /// What is wrong and what would be right.
-        message: String,
-    },
-    /// A rule of the guard cannot be used.
-    #[error("{key}: {source}")]
-    Cidr {
-        /// The configuration key.
-        key: &'static str,
-        /// What is wrong with it.
-        source: CidrError,
-    },
-    /// A certificate or a key cannot be used.
-    #[error("{key}: {source}")]
-    Tls {
-        /// The configuration key.
-        key: &'static str,
-        /// What is wrong, and in which file.
-        source: TlsError,
-    },
-    /// A worker's URL cannot be used.
-    #[error("worker {url:?}: {source}")]
-    Worker {
-        /// As it was given.
-        url: String,
-        /// Why not.
-        source: WorkerUrlError,
-    },
-    /// There is nobody to send requests to.
-    #[error(
-        "no workers configured: give --worker http://HOST:PORT (repeatable), or workers: in the configuration file"
-    )]
-    NoWorkers,
 }
 
 impl Default for Config {

@@ -55,10 +55,14 @@ impl RequestAccount {
     pub(super) fn responding(&mut self, status: StatusCode, flow: Option<Flow>) {
         let Some(admission) = &mut self.admission else { return };
         if status.is_success() {
-            admission.served();
             self.usage = admission.tenant().counts_tokens().then(UsageTail::default);
             self.flow = flow;
         }
+    }
+
+    /// The end of the response has to be read here, unless its events tell as much.
+    pub(super) fn reads_usage(&self) -> bool {
+        self.admission.as_ref().is_some_and(|admission| admission.tenant().counts_tokens())
     }
 
     /// Body data that this process passes on.
@@ -81,9 +85,11 @@ impl RequestAccount {
 impl Drop for RequestAccount {
     fn drop(&mut self) {
         if let Some(admission) = &mut self.admission {
-            match self.usage.as_ref().and_then(UsageTail::usage).and_then(Usage::total) {
-                Some(tokens) => admission.used(tokens),
-                None => admission.generated(self.flow.as_ref().map_or(0, Flow::events)),
+            let said = self.usage.as_ref().and_then(UsageTail::usage).and_then(Usage::total);
+            match (self.status, said) {
+                (Some(status), _) if !status.is_success() => admission.unserved(),
+                (_, Some(tokens)) => admission.used(tokens),
+                (_, None) => admission.generated(self.flow.as_ref().map_or(0, Flow::events)),
             }
         }
         let metrics = &self.shared.metrics;

@@ -133,7 +133,7 @@ impl Connection<'_> {
         let phases = Phases::new(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = http2::builder(self.context.clone()).serve_connection(io, service);
+        let connection = http2::builder().serve_connection(io, service);
         self.drive(connection, phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     }
 

@@ -4,17 +4,16 @@
 //! it. What a client may make this gateway keep is bounded: streams, bytes of heads, bytes of bodies sent ahead, bytes of
 //! responses that it does not read, and resets (CVE-2023-44487, CVE-2025-8671; CONTINUATION floods are bounded by h2).
 
-use std::{future::Future, rc::Rc};
+use std::future::Future;
 
 use hyper::{rt::Executor, server::conn::http2};
 use hyper_util::rt::TokioTimer;
 
-use super::thread::ThreadContext;
 use crate::limits;
 
 /// hyper's settings for a client's connection.
-pub(super) fn builder(context: Rc<ThreadContext>) -> http2::Builder<Streams> {
-    let mut builder = http2::Builder::new(Streams(context));
+pub(super) fn builder() -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits::H2_STREAMS_MAX)
@@ -31,25 +30,12 @@ pub(super) fn builder(context: Rc<ThreadContext>) -> http2::Builder<Streams> {
 
 /// Runs streams on the thread of their connection.
 #[derive(Clone)]
-pub(super) struct Streams(Rc<ThreadContext>);
+pub(super) struct Streams;
 
 impl<F: Future + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
-        let panics = CountPanic(self.0.clone());
         tokio::task::spawn_local(async move {
             stream.await;
-            drop(panics);
         });
-    }
-}
-
-/// A stream whose handling panics ends alone; that it did is counted.
-struct CountPanic(Rc<ThreadContext>);
-
-impl Drop for CountPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.shared.metrics.panics.inc();
-        }
     }
 }

@@ -257,7 +257,8 @@ impl Answer {
         let (mut parts, body) = response.into_parts();
         let is_event_stream = upstream::is_event_stream(&parts.headers);
         // Of others, hyper has read more than the head already.
-        let may_go_raw = is_event_stream || raw::hold(config) == upstream::Hold::All;
+        let may_go_raw =
+            is_event_stream || (raw::hold(config) == upstream::Hold::All && !account.reads_usage());
         let relays = relays.filter(|_| may_go_raw);
         let raw = relays.zip(Plan::of(parts.status, parts.version, &parts.headers, is_event_stream));
 

@@ -325,14 +325,6 @@ impl Kernel {
         instance.is_ok_and(|instance| instance.get(&0, 0).is_ok())
     }
 
-    /// Gives the pins to another user, so that they can be removed by it.
-    pub fn give_pins_to(&self, uid: u32, gid: u32) {
-        let Some(pins) = &self.pins else { return };
-        if let Err(error) = pins.give_to(uid, gid) {
-            tracing::warn!(%error, "the pins will be left behind: they belong to the user that started this");
-        }
-    }
-
     /// Where this instance's maps are pinned, if they are.
     pub fn pin_directory(&self) -> Option<&Path> {
         self.pins.as_ref().map(Pins::directory)

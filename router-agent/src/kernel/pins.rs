@@ -170,13 +170,6 @@ impl Pins {
         self.is_handed_over = true;
     }
 
-    pub(super) fn give_to(&self, uid: u32, gid: u32) -> io::Result<()> {
-        for entry in fs::read_dir(&self.directory)? {
-            std::os::unix::fs::chown(entry?.path(), Some(uid), Some(gid))?;
-        }
-        std::os::unix::fs::chown(&self.directory, Some(uid), Some(gid))
-    }
-
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }

@@ -192,7 +192,7 @@ impl Tenant {
         }
         metrics.in_flight.inc();
         // From here on its drop counts the request out.
-        let admission = Admission { tenant: self.clone(), charged: 0, served: false, used: None };
+        let admission = Admission { tenant: self.clone(), charged: 0, used: None };
         if let Some(rate) = self.requests {
             let over = |after| self.over(Limit::Requests, rate.per_second, None, after);
             requests.take(rate, 1.0, now).map_err(over)?;
@@ -213,14 +213,13 @@ impl Tenant {
     }
 }
 
-/// A request that was counted in. Dropping it counts it out and settles its tokens: prompt and answer of one that was
-/// served, nothing of one that was not.
+/// A request that was counted in. Dropping it counts it out and settles its tokens: the prompt's and, as far as they are
+/// known, the answer's; a client that leaves early has cost its prompt all the same.
 #[derive(Debug)]
 pub struct Admission {
     tenant: Arc<Tenant>,
     /// Tokens taken so far.
     charged: u64,
-    served: bool,
     used: Option<u64>,
 }
 
@@ -243,9 +242,9 @@ impl Admission {
         Ok(())
     }
 
-    /// A worker is answering it: it has to be paid for, however it ends.
-    pub fn served(&mut self) {
-        self.served = true;
+    /// No worker has answered it with success: it costs nothing.
+    pub fn unserved(&mut self) {
+        self.used = Some(0);
     }
 
     /// Prompt and answer had this many tokens, by the worker's own word.
@@ -264,7 +263,7 @@ impl Drop for Admission {
         let Tenant { tokens: rate, used, .. } = &*self.tenant;
         used.in_flight.fetch_sub(1, Relaxed);
         used.metrics.in_flight.dec();
-        let tokens = if self.served { self.used.unwrap_or(self.charged) } else { 0 };
+        let tokens = self.used.unwrap_or(self.charged);
         used.metrics.tokens.inc_by(tokens);
         if let Some(rate) = *rate {
             used.tokens.settle(rate, tokens as f64 - self.charged as f64, Instant::now());

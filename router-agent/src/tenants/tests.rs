@@ -125,7 +125,6 @@ fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
     let mut admission = tenant.admit(now).unwrap();
     admission.charge_prompt(100, now).unwrap();
     assert_eq!(level(&tenant, now), 500);
-    admission.served();
     admission.generated(50);
     drop(admission);
     assert_eq!(level(&tenant, now), 450);
@@ -133,7 +132,6 @@ fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
     // The worker's own word, where there is one; it may be less than what was estimated.
     let mut admission = tenant.admit(now).unwrap();
     admission.charge_prompt(400, now).unwrap();
-    admission.served();
     admission.used(150);
     drop(admission);
     assert_eq!(level(&tenant, now), 300);
@@ -141,7 +139,6 @@ fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
     // An answer may be longer than what is left: then others wait.
     let mut admission = tenant.admit(now).unwrap();
     admission.charge_prompt(200, now).unwrap();
-    admission.served();
     admission.generated(200);
     drop(admission);
     let over = tenant.admit(now).unwrap().charge_prompt(0, now).unwrap_err();
@@ -150,14 +147,19 @@ fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
 }
 
 #[test]
-fn a_request_that_nobody_answered_costs_no_tokens() {
+fn a_request_that_nobody_answered_costs_no_tokens_and_one_that_its_client_left_does() {
     let (_tenants, tenant) = tenant(|key| key.tokens_per_minute = Some(600));
     let now = Instant::now();
     let mut admission = tenant.admit(now).unwrap();
     admission.charge_prompt(600, now).unwrap();
     assert_eq!(level(&tenant, now), 0);
+    admission.unserved();
     drop(admission);
     assert_eq!(level(&tenant, now), 600);
+    let mut admission = tenant.admit(now).unwrap();
+    admission.charge_prompt(50, now).unwrap();
+    drop(admission);
+    assert_eq!(level(&tenant, now), 550);
     let over = tenant.admit(now).unwrap().charge_prompt(601, now).unwrap_err();
     assert_eq!(over.retry_after, None, "a minute has not that many");
     assert!(over.to_string().contains("requested 601") && over.to_string().contains("too large"), "{over}");

@@ -14,7 +14,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         return Ok(());
     }
     deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"])?;
-    match output(command("cargo").args(["deny", "fetch", "--config", CONFIG, "db"])) {
+    match output(command("cargo").args(["deny", "--config", CONFIG, "fetch", "db"])) {
         Ok(_) => deny(&["check", "--disable-fetch", "--hide-inclusion-graph", "advisories"]),
         Err(error) => {
             println!("skipped: advisories: the database cannot be fetched: {error:#}");
@@ -24,6 +24,5 @@ pub(crate) fn check() -> anyhow::Result<()> {
 }
 
 fn deny(arguments: &[&str]) -> anyhow::Result<()> {
-    let (subcommand, rest) = arguments.split_first().expect("a subcommand");
-    run(command("cargo").args(["deny", subcommand, "--config", CONFIG]).args(rest))
+    run(command("cargo").args(["deny", "--config", CONFIG]).args(arguments))
 }
