@@ -117,6 +117,8 @@ async fn a_wrong_file_changes_nothing_and_says_why() {
             assert!(error.to_string().contains(word), "{error} does not say {word}");
         }
     }
+    let failed = gateway.metric("warmpath_reloads_total{result=\"failed\"}").await;
+    assert!((failed - 3.0).abs() < 0.5, "{failed}");
     gateway.signal(Signal::HUP);
     eventually("a word about the reload", || async {
         (gateway.output().matches("nothing changed").count() == 4).then_some(())

@@ -23,7 +23,7 @@ const TOKENS_PER_S: f64 = 7_000.0;
 const KV_TOKENS: u64 = 32_768 * 16;
 const SEEDS: u64 = 3;
 const SAMPLE: &str =
-    concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/traces/mooncake_conversation_500.jsonl");
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/traces/mooncake_conversation_1000.jsonl");
 
 /// What is compared: a policy, with or without learned speeds, with one worker so many times slower.
 struct Case(&'static str, Policy, bool, f64);

@@ -183,7 +183,7 @@ mod tests {
         let began = Instant::now();
         let never = |_| panic!("it rests");
         fleet.recycle(began, never);
-        assert!(make(&fleet, "too soon", &metrics).is_none());
+        assert!(make(&fleet, "too-soon", &metrics).is_none());
         let emptied = std::cell::Cell::new(None);
         fleet.recycle(began + slots::REST, |slot| emptied.set(Some(slot)));
         assert_eq!(emptied.get(), Some(slot));

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use prefetch_index::prefetch_index;
+
 /// Records per chunk.
 #[cfg(not(shuttle))]
 const CHUNK: usize = 1024;
@@ -23,6 +25,14 @@ impl<T: Default> Arena<T> {
     /// The record, if the writer has ever made room for it.
     pub(super) fn get(&self, id: u32) -> Option<&T> {
         self.chunks.get(id as usize / CHUNK)?.get()?.get(id as usize % CHUNK)
+    }
+
+    /// Has the line of the record so many numbers behind this one fetched. What lies beyond the chunk is not there: a
+    /// prefetch of such an address does nothing.
+    pub(super) fn prefetch(&self, id: u32, behind: usize) {
+        if let Some(chunk) = self.chunks.get(id as usize / CHUNK).and_then(OnceLock::get) {
+            prefetch_index(chunk, id as usize % CHUNK + behind);
+        }
     }
 
     /// Makes the record exist; says whether there is room for it.

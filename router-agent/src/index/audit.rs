@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     WorkerSlot,
-    run::{GROUP, NIL, WORKERS_MAX},
+    run::{GROUP, NIL, WORKERS_MAX, first_blocks},
     writer::{Shared, Writer},
 };
 
@@ -19,34 +19,47 @@ macro_rules! check {
 impl Writer {
     /// See [`super::PrefixIndex::audit`].
     pub(super) fn audit(&self, shared: &Shared) -> Result<(), String> {
-        let (mut blocks, mut placed, mut groups, mut live) = (0, 0, 0, 0);
+        let (mut blocks, mut placed, mut further, mut wides, mut live) = (0, 0, 0, 0, 0);
         let mut held = vec![0_u64; WORKERS_MAX];
         let entered: HashSet<u32> = shared.starts.runs().into_iter().collect();
-        for run in (0..self.infos.end()).filter(|run| self.len(*run) > 0) {
+        for run in (0..self.infos.end()).filter(|run| shared.runs.len(*run) > 0) {
             live += 1;
             let hashes = shared.runs.hashes(run);
-            for at in 0..self.len(run) {
+            for at in 0..shared.runs.len(run) {
                 let place = self.place(shared, hashes.get(at));
                 check!(place == Some((run, at)), "block {at} of run {run} is looked for at {place:?}");
             }
-            placed += self.len(run);
+            placed += shared.runs.len(run);
             check!(entered.contains(&run), "run {run} is not entered under its first hash");
-            let found = shared.starts.find(hashes.get(0), |id| (id == run).then_some(id));
+            let found = shared.starts.read().find(hashes.get(0), |id| (id == run).then_some(id));
             check!(found == Some(run), "run {run} is not found by its first hash");
+            let end = (shared.runs.len(run), hashes.get(shared.runs.len(run) - 1));
+            check!(shared.runs.top(run).end() == end, "run {run} has the wrong end");
             let union = shared.runs.held(run, u32::MAX);
             check!(union != 0, "run {run} is held by no one");
-            check!(u64::from(union) < 1 << self.len(run), "run {run} has holders of blocks that it has not");
+            check!(
+                u64::from(union) < 1 << shared.runs.len(run),
+                "run {run} has holders of blocks that it has not"
+            );
             blocks += u64::from(union.count_ones());
             let mut numbers = HashSet::new();
+            let wide = shared.runs.top(run).wide().get();
+            wides += usize::from(wide.is_some());
             for (id, group) in shared.runs.groups(run) {
-                groups += 1;
+                further += usize::from(id != run);
                 let header = group.header();
-                check!(self.groups[id].run == run, "group {id} belongs to another run");
+                check!(self.run_of(id) == run, "group {id} belongs to another run");
+                check!(group.is_sound(), "group {id} has the wrong short cuts");
                 check!(numbers.insert(header.number()), "run {run} has group {} twice", header.number());
                 for lane in 0..GROUP {
                     let mask = group.mask(lane);
-                    let full = header.full() >> lane & 1 == 1;
-                    check!(full == (mask == u32::MAX), "group {id} has the wrong short cut for {mask:x}");
+                    let slot = header.number() * GROUP + lane;
+                    if let Some((id, blocks)) = wide {
+                        let ((sure, any), first) =
+                            (shared.runs.wide(id).word(slot / 64), first_blocks(blocks));
+                        let says = (sure >> (slot % 64) & 1 == 1, any >> (slot % 64) & 1 == 1);
+                        check!(says == (mask & first == first, mask != 0), "the sets of run {run} are wrong");
+                    }
                     held[header.number() * GROUP + lane] += u64::from(mask.count_ones());
                     self.audit_uses(id, lane, mask)?;
                 }
@@ -54,7 +67,8 @@ impl Writer {
         }
         check!(blocks == self.blocks, "{} blocks counted, {blocks} there", self.blocks);
         check!(placed == self.places.len(), "{} places, {placed} blocks in runs", self.places.len());
-        check!(groups == self.groups.live(), "{} groups counted, {groups} there", self.groups.live());
+        check!(further == self.groups.live(), "{} groups counted, {further} there", self.groups.live());
+        check!(wides == self.wides.live(), "{} runs with sets counted, {wides} there", self.wides.live());
         check!(live == self.infos.live(), "{} runs counted, {live} there", self.infos.live());
         check!(live == entered.len() && live == self.counts.len(), "{live} runs, {} entered", entered.len());
         check!(self.bytes() <= self.bytes_max || live == 0, "the bound in bytes is broken");
@@ -68,13 +82,14 @@ impl Writer {
 
     /// A worker's uses of a run: each block that it holds in exactly one.
     fn audit_uses(&self, group: u32, lane: usize, mask: u32) -> Result<(), String> {
-        let (mut id, mut seen, mut stamp) = (self.groups[group].uses[lane], 0, u64::MAX);
+        let (mut id, mut seen, mut stamp) = (self.uses_of(group), 0, u64::MAX);
         while id != NIL {
             let used = self.uses[id];
-            check!(used.group == group && usize::from(used.lane) == lane, "use {id} is of another worker");
-            check!(used.mask & seen == 0 && used.mask != 0, "use {id} shares its blocks");
+            check!(used.group == group && used.mask != 0, "use {id} is of another group, or empty");
             check!(used.stamp <= stamp, "the uses of group {group} are out of order");
-            (seen, stamp, id) = (seen | used.mask, used.stamp, used.sibling);
+            let own = if usize::from(used.lane) == lane { used.mask } else { 0 };
+            check!(own & seen == 0, "use {id} shares its blocks");
+            (seen, stamp, id) = (seen | own, used.stamp, used.sibling);
         }
         check!(seen == mask, "group {group} lane {lane}: uses say {seen:x}, the mask {mask:x}");
         Ok(())

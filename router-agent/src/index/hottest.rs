@@ -79,7 +79,7 @@ impl Hottest {
             return false;
         }
         self.next = runs.end;
-        for id in runs.filter(|id| writer.len(*id) > 0) {
+        for id in runs.filter(|id| index.shared.runs.len(*id) > 0) {
             let stamp = writer.last_used(&index.shared, id);
             let weight = weight(writer.infos[id].hits, now_ns.saturating_sub(self.time_of(stamp)));
             let entry = Reverse((weight, stamp, id, index.shared.runs.hashes(id).get(0)));
@@ -100,7 +100,7 @@ impl Hottest {
         best.iter()
             .filter_map(|Reverse((_, _, id, first))| {
                 let writer = index.writer.lock();
-                let there = writer.len(*id) > 0 && index.shared.runs.hashes(*id).get(0) == *first;
+                let there = index.shared.runs.len(*id) > 0 && index.shared.runs.hashes(*id).get(0) == *first;
                 there.then(|| self.read(&writer, &index.shared, *id)).flatten()
             })
             .collect()

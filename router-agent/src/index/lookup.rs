@@ -1,124 +1,157 @@
 //! The read path: no lock, no allocation, no retry.
 //!
-//! A lookup goes from run to run: the one behind a run that was matched whole is usually its neighbour by number, which
-//! is tried first, since no load has to wait for another then; else the table of first hashes knows it. In each run it
-//! keeps the workers that hold all of what the run and the prompt share, and notes for the others how far they came.
+//! A lookup goes from run to run. The one behind a run that was matched whole is usually its neighbour by number, which
+//! is tried first, since no load has to wait for another then; else the table of first hashes knows it. A run is known
+//! by its last hash, which names all before it, so of one that is matched whole only the top is read: one cache line.
+//! In each run the lookup keeps the workers that hold all of what the run and the prompt share, and notes for the
+//! others how far they came.
 //!
 //! **What an answer means** while writers write: every block that is counted for a worker was held by it at some moment
 //! of the lookup, and the first that is not counted was not held at some moment of the lookup. Why no retry is needed:
 //! if a run's generation changes while it is read, nobody held any of its blocks at that moment, so ending there is true.
 
+use prefetch_index::prefetch_index;
+
 use super::{
     Matches,
-    run::{GROUP, GROUPS_MAX, Hashes, HeadValue, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
+    run::{GROUP, GROUPS_MAX, NIL, RUN_BLOCKS, Runs, Top},
     starts::Starts,
 };
 
-const WORDS: usize = WORKERS_MAX / 64;
-
-/// Workers, one bit each.
-type Set = [u64; WORDS];
+/// How many runs ahead the top and the last hash are fetched: the neighbours by number, as if the prompt had them all.
+const AHEAD: usize = 4;
 
 /// A run that a lookup has found.
 struct Entered<'index> {
     id: u32,
-    head: HeadValue,
-    hashes: &'index Hashes,
+    top: &'index Top,
+    /// Read before anything else of the run.
+    generation: u32,
+    /// Leading blocks that it shares with the rest of the prompt.
+    common: usize,
 }
 
 /// See [`super::PrefixIndex::lookup`]. `out` has been reset. `slots_end`: no worker from here on holds anything.
 pub(super) fn lookup(runs: &Runs, starts: &Starts, slots_end: usize, prompt: &[u64], out: &mut Matches) {
-    let words = slots_end.div_ceil(64);
-    let mut left: Set = [0; WORDS];
-    left[..words].fill(u64::MAX);
-    let (mut at, mut neighbour) = (0, NIL);
-    while let Some(&first) = prompt.get(at) {
-        let rest = &prompt[at..];
-        let (run, common) = match whole(runs, neighbour, rest) {
-            Some(run) => (run, RUN_BLOCKS),
-            None => match enter(runs, starts, neighbour, first) {
-                Some(run) => {
-                    let common = run.hashes.common_blocks(0, rest);
-                    (run, common)
-                }
-                None => break,
-            },
-        };
-        let Some(kept) = holders(runs, &run, common, &left[..words], at as u32, out) else { break };
-        at += common;
+    match slots_end.div_ceil(64) {
+        0 => {}
+        1 => walk::<1>(runs, starts, prompt, out),
+        2..=4 => walk::<4>(runs, starts, prompt, out),
+        _ => walk::<16>(runs, starts, prompt, out),
+    }
+}
+
+/// `WORDS`: of the sets of workers, one bit each.
+fn walk<const WORDS: usize>(runs: &Runs, starts: &Starts, prompt: &[u64], out: &mut Matches) {
+    let mut left = [u64::MAX; WORDS];
+    let starts = starts.read();
+    let (mut rest, mut at, mut neighbour) = (prompt, 0, NIL);
+    while let Some(&first) = rest.first() {
+        runs.prefetch(neighbour, AHEAD);
+        prefetch_index(rest, (AHEAD + 1) * RUN_BLOCKS - 1);
+        let guess = enter(runs, neighbour, rest);
+        let Some(run) = guess.or_else(|| starts.find(first, |id| enter(runs, id, rest))) else { break };
+        let Some(kept) = holders(runs, &run, &left, at, out) else { break };
+        rest = &rest[run.common..];
+        at += run.common as u32;
         left = kept;
-        if left[..words].iter().all(|word| *word == 0) {
+        if left.iter().all(|word| *word == 0) {
             return;
         }
-        neighbour = if common == RUN_BLOCKS { run.id + 1 } else { NIL };
+        neighbour = if run.common == RUN_BLOCKS { run.id + 1 } else { NIL };
     }
-    for (index, word) in left[..words].iter().enumerate() {
-        if at > 0 {
-            out.set_word(index, *word, at as u32);
-        }
+    if at > 0 {
+        left.iter().enumerate().for_each(|(index, word)| out.set_word(index, *word, at));
     }
 }
 
-/// The run of this number, if all of it comes next in the prompt. Its last hash says so, since it names all before it.
-fn whole<'index>(runs: &'index Runs, id: u32, prompt: &[u64]) -> Option<Entered<'index>> {
-    let last = *prompt.get(RUN_BLOCKS - 1)?;
-    let (head, hashes) = runs.find(id)?;
-    let head = head.get();
-    (hashes.get(RUN_BLOCKS - 1) == last).then_some(Entered { id, head, hashes })
-}
-
-/// The run that begins with this hash. Its head is read before its hashes.
-fn enter<'index>(runs: &'index Runs, starts: &Starts, neighbour: u32, first: u64) -> Option<Entered<'index>> {
-    let check = |id| {
-        let (head, hashes) = runs.find(id)?;
-        let head = head.get();
-        (hashes.get(0) == first).then_some(Entered { id, head, hashes })
-    };
-    (neighbour != NIL).then(|| check(neighbour)).flatten().or_else(|| starts.find(first, check))
+/// The run of this number, if there is one and it begins as the rest of the prompt does.
+#[expect(clippy::inline_always, reason = "what it returns stays in registers: a third of a lookup")]
+#[inline(always)]
+fn enter<'index>(runs: &'index Runs, id: u32, rest: &[u64]) -> Option<Entered<'index>> {
+    let top = runs.find(id)?;
+    let generation = top.generation();
+    let (len, last) = top.end();
+    if rest.get(len.wrapping_sub(1)) == Some(&last) {
+        return Some(Entered { id, top, generation, common: len });
+    }
+    let hashes = runs.hashes(id);
+    hashes.prefetch();
+    (hashes.get(0) == rest[0]).then(|| Entered { id, top, generation, common: hashes.common_blocks(0, rest) })
 }
 
 /// Of the workers `left`, those that hold the run's first `common` blocks; how far the others came is noted in `out`.
 /// `None` if the run was freed meanwhile: then nobody holds any of it, and nothing has been noted.
-fn holders(
+fn holders<const WORDS: usize>(
     runs: &Runs,
     run: &Entered<'_>,
-    common: usize,
-    left: &[u64],
+    left: &[u64; WORDS],
     at: u32,
     out: &mut Matches,
-) -> Option<Set> {
-    let (mut kept, mut noted): (Set, Set) = ([0; WORDS], [0; WORDS]);
-    let mut group = run.head.first_group();
-    for _ in 0..GROUPS_MAX {
-        if group == NIL {
-            break;
-        }
-        let words = runs.group(group);
-        let header = words.header();
-        group = header.next();
+) -> Option<[u64; WORDS]> {
+    let (mut kept, mut noted) = ([0; WORDS], [0; WORDS]);
+    let mut group = run.top.group();
+    let all_known = shared_by_many(runs, run, left, &mut kept);
+    for _ in 0..if all_known { 0 } else { GROUPS_MAX } {
+        let header = group.header();
         let (word, shift) = (header.number() * GROUP / 64, header.number() * GROUP % 64);
-        let Some(asked) = left.get(word).map(|word| word >> shift & 0xFF) else { continue };
-        let full = asked & header.full();
-        kept[word] |= full << shift;
-        let mut rest = asked & !full;
-        while rest != 0 {
-            let lane = rest.trailing_zeros();
-            rest &= rest - 1;
-            let held = words.mask(lane as usize).trailing_ones();
-            if held as usize >= common {
-                kept[word] |= 1 << (shift as u32 + lane);
-            } else if held > 0 {
-                noted[word] |= 1 << (shift as u32 + lane);
-                out.set(word * 64 + shift + lane as usize, at + held);
+        if let Some(left) = left.get(word) {
+            let asked = left >> shift & 0xFF;
+            let sure = asked & header.sure(run.common);
+            kept[word] |= sure << shift;
+            let mut unsure = asked & !sure;
+            while unsure != 0 {
+                let lane = unsure.trailing_zeros() as usize % GROUP;
+                unsure &= unsure - 1;
+                let held = group.mask(lane).trailing_ones();
+                if held as usize >= run.common {
+                    kept[word] |= 1 << (shift + lane);
+                } else if held > 0 {
+                    noted[word] |= 1 << (shift + lane);
+                    out.set(word * 64 + shift + lane, at + held);
+                }
             }
         }
+        let next = header.next();
+        if next == NIL {
+            break;
+        }
+        group = runs.group(next);
     }
-    let same = runs.head(run.id).get().generation() == run.head.generation();
+    let same = run.top.generation() == run.generation;
     for (index, left) in left.iter().enumerate() {
-        let gone = if same { left & !kept[index] & !noted[index] } else { *left & noted[index] };
-        if at > 0 || !same {
+        let gone = left & !kept[index] & !noted[index];
+        if same && gone != 0 && at > 0 {
             out.set_word(index, gone, at);
+        }
+        if !same && noted[index] != 0 {
+            out.set_back(index, noted[index], at);
         }
     }
     same.then_some(kept)
+}
+
+/// Of the workers `left`, those that hold what the run and the prompt share, where the run has sets of its holders and
+/// they say it of everyone; else `false`.
+fn shared_by_many<const WORDS: usize>(
+    runs: &Runs,
+    run: &Entered<'_>,
+    left: &[u64; WORDS],
+    kept: &mut [u64; WORDS],
+) -> bool {
+    let Some((id, blocks)) = run.top.wide().get() else { return false };
+    if run.common > blocks {
+        return false;
+    }
+    let wide = runs.wide(id);
+    let mut unsure = 0;
+    for (index, left) in left.iter().enumerate() {
+        let (sure, any) = wide.word(index);
+        kept[index] = left & sure;
+        unsure |= left & any & !sure;
+    }
+    if unsure != 0 {
+        *kept = [0; WORDS];
+    }
+    unsure == 0
 }

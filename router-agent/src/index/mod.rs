@@ -18,6 +18,7 @@ mod arena;
 mod audit;
 mod evict;
 mod hottest;
+mod lay;
 mod lookup;
 mod matches;
 #[cfg(all(test, not(shuttle)))]
@@ -30,6 +31,7 @@ mod sync;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
 mod uses;
+mod wide;
 mod writer;
 
 use parking_lot::{Mutex, MutexGuard};

@@ -1,28 +1,41 @@
-//! Block hash → its place (run and position), for the writer alone: what `remove` needs to find any block.
+//! Block hash → its run, for the writer alone: what `remove` needs to find any block.
 //!
-//! Open addressing in shards, which grow one by one and by little, so that not much of the table stands empty. An entry is
-//! 8 bytes: the place, and 32 bits of the scattered hash, which choose where a search begins and tell other hashes apart;
-//! so growing reads nothing but the shard. The hash itself stands in the run. It is scattered by a random odd factor: a
-//! client who can choose hashes cannot choose places.
+//! A hash table in shards, which grow one by one. A shard is a row of buckets of one cache line each, with twelve entries
+//! of 5 bytes: the run, and a tag of 16 bits. The tag alone says in which bucket an entry belongs, whatever their number,
+//! and tags of one bucket are neighbours: so a shard grows by being read and written once from front to back, and
+//! nothing but the shard is read. Whether a block whose tag agrees is the one that is meant, and where it stands, the
+//! run's own hashes say. Hashes are scattered by a random odd factor: a client who can choose hashes cannot choose
+//! buckets.
 
-/// A run's number × 32 + position. Below `u32::MAX - 1`.
-pub(super) type Place = u32;
+use prefetch_index::prefetch_index;
 
 const SHARDS_LOG2: u32 = 10;
 
-/// Entries: the low half is one of these, or the place plus `PLACE`; the high half has the bits.
-const FREE: u64 = 0;
-const GONE: u64 = 1;
-const PLACE: u32 = 2;
+/// Runs are numbered below this.
+pub(super) const RUNS_MAX: usize = 1 << 24;
 
-/// Entries that a shard has room for at first.
-const LEN_MIN: usize = 8;
+/// Entries of a bucket: what goes into 64 bytes.
+const BUCKET: usize = 12;
+
+/// Twelve entries, of which the first `len` are in use.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Bucket {
+    tags: [u16; BUCKET],
+    /// The run's lower 16 and upper 8 bits.
+    runs_low: [u16; BUCKET],
+    runs_high: [u8; BUCKET],
+    len: u8,
+    /// Entries that went by, because this bucket was full, and stand in one of the next. From 255 on not counted down.
+    passed: u8,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
 
 #[derive(Default)]
 struct Shard {
-    entries: Box<[u64]>,
+    buckets: Box<[Bucket]>,
     live: usize,
-    used: usize,
 }
 
 /// See the module.
@@ -32,12 +45,35 @@ pub(super) struct Places {
     bytes: usize,
 }
 
-fn place_of(entry: u64) -> Option<Place> {
-    (entry as u32).checked_sub(PLACE)
+/// The share of a shard's entries that may be in use, in percent.
+const FULL: usize = 80;
+
+/// Buckets of a shard that has grown or shrunk to hold so many entries. Then 35 to 55 % of it are in use, by the shard's
+/// number: so shards do not all grow at the same time, and the table is about as full at any time.
+fn buckets_for(entries: usize, shard: usize) -> usize {
+    let percent = 35 + ((20 * shard) >> SHARDS_LOG2);
+    if entries == 0 { 0 } else { entries * 100 / (percent * BUCKET) + 1 }
 }
 
-fn bits_of(entry: u64) -> u32 {
-    (entry >> 32) as u32
+impl Bucket {
+    fn run(&self, at: usize) -> u32 {
+        u32::from(self.runs_high[at]) << 16 | u32::from(self.runs_low[at])
+    }
+
+    fn set(&mut self, at: usize, tag: u16, run: u32) {
+        self.tags[at] = tag;
+        (self.runs_low[at], self.runs_high[at]) = (run as u16, (run >> 16) as u8);
+    }
+
+    /// Bit i: entry i has this tag.
+    fn tagged(&self, tag: u16) -> u32 {
+        // All are compared, without a branch: that is fewer steps than to look at those in use.
+        let mut tagged = 0;
+        for (at, own) in self.tags.iter().enumerate() {
+            tagged |= u32::from(*own == tag) << at;
+        }
+        tagged & ((1 << self.len) - 1)
+    }
 }
 
 impl Places {
@@ -54,120 +90,187 @@ impl Places {
         self.shards.iter().map(|shard| shard.live).sum()
     }
 
-    /// Shard, and bits.
-    fn scatter(&self, hash: u64) -> (usize, u32) {
+    /// Shard, and tag.
+    fn scatter(&self, hash: u64) -> (usize, u16) {
         let scattered = hash.wrapping_mul(self.factor);
-        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (32 - SHARDS_LOG2)) as u32)
+        ((scattered >> (64 - SHARDS_LOG2)) as usize, (scattered >> (48 - SHARDS_LOG2)) as u16)
     }
 
-    /// Where the block is. `hash_at`: the hash that stands at a place.
-    pub(super) fn get(&self, hash: u64, hash_at: impl Fn(Place) -> u64) -> Option<Place> {
-        let (shard, bits) = self.scatter(hash);
+    /// What `check` says of the first run that it says anything of, of those in which the block may stand.
+    pub(super) fn find<R>(&self, hash: u64, check: impl FnMut(u32) -> Option<R>) -> Option<R> {
+        let (shard, tag) = self.scatter(hash);
+        self.shards[shard].find(tag, check)
+    }
+
+    /// Has the line fetched in which the search for this block begins.
+    pub(super) fn prefetch(&self, hash: u64) {
+        let (shard, tag) = self.scatter(hash);
         let shard = &self.shards[shard];
-        let found = shard.search(bits, |place| hash_at(place) == hash)?;
-        place_of(shard.entries[found])
+        prefetch_index(&shard.buckets, shard.home(tag));
     }
 
-    /// Touches the lines that the searches for these blocks begin in. No load waits for another here, so their cache
-    /// misses overlap; the searches themselves, one after the other, would wait for each.
-    pub(super) fn touch(&self, hashes: &[u64]) {
-        let touched = hashes.iter().fold(0, |sum, hash| {
-            let (shard, bits) = self.scatter(*hash);
-            let shard = &self.shards[shard];
-            sum ^ shard.entries.get(shard.begin(bits)).copied().unwrap_or_default()
-        });
-        std::hint::black_box(touched);
-    }
-
-    /// Enters a block, unless it is there already: then says where.
-    pub(super) fn insert(
+    /// Enters a block, unless `check` says of a run that the block stands there: then that is what it said.
+    pub(super) fn insert<R>(
         &mut self,
         hash: u64,
-        place: Place,
-        hash_at: impl Fn(Place) -> u64,
-    ) -> Option<Place> {
-        let (at, bits) = self.scatter(hash);
-        let shard = &self.shards[at];
-        if let Some(found) = shard.search(bits, |place| hash_at(place) == hash) {
-            return place_of(shard.entries[found]);
+        run: u32,
+        check: impl FnMut(u32) -> Option<R>,
+    ) -> Option<R> {
+        let (at, tag) = self.scatter(hash);
+        let shard = &mut self.shards[at];
+        let found = shard.find(tag, check);
+        if found.is_some() {
+            return found;
         }
-        if (shard.used + 1) * 6 > shard.entries.len() * 5 {
-            let len = ((shard.live + 1) * 3 / 2).max(LEN_MIN);
-            self.resize(at, len);
+        if (shard.live + 1) * 100 > shard.buckets.len() * BUCKET * FULL {
+            self.bytes += shard.resize(buckets_for(shard.live + 1, at));
         }
-        self.shards[at].put(bits, place);
+        shard.put(tag, run);
         None
     }
 
-    /// Removes a block that stands at this place.
-    pub(super) fn remove(&mut self, hash: u64, place: Place) {
-        let (at, bits) = self.scatter(hash);
+    /// Removes a block that stands in this run.
+    pub(super) fn remove(&mut self, hash: u64, run: u32) {
+        let (at, tag) = self.scatter(hash);
         let shard = &mut self.shards[at];
-        let Some(found) = shard.search(bits, |other| other == place) else { return };
-        shard.live -= 1;
-        let len = shard.entries.len();
-        if shard.entries[(found + 1) % len] == FREE {
-            // No search goes past here, so nothing needs to be marked, nor do the gone ones before it.
-            let mut last = found;
-            loop {
-                shard.entries[last] = FREE;
-                shard.used -= 1;
-                last = (last + len - 1) % len;
-                if shard.entries[last] != GONE {
-                    break;
-                }
-            }
-        } else {
-            shard.entries[found] = GONE;
+        if !shard.take(tag, run) {
+            return;
         }
-        if shard.live == 0 {
-            self.resize(at, 0);
-        } else if shard.live * 8 < len && len > LEN_MIN {
-            let len = (shard.live * 2).max(LEN_MIN);
-            self.resize(at, len);
-        }
-    }
-
-    fn resize(&mut self, at: usize, len: usize) {
-        let old = std::mem::take(&mut self.shards[at]);
-        self.bytes = self.bytes + len * size_of::<u64>() - old.entries.len() * size_of::<u64>();
-        self.shards[at].entries = vec![FREE; len].into();
-        for entry in old.entries {
-            if let Some(place) = place_of(entry) {
-                self.shards[at].put(bits_of(entry), place);
-            }
+        let buckets = buckets_for(shard.live, at);
+        if shard.live == 0 || shard.live * 4 < shard.buckets.len() * BUCKET && buckets < shard.buckets.len() {
+            let before = size_of_val(&*shard.buckets);
+            shard.resize(buckets);
+            self.bytes -= before - size_of_val(&*shard.buckets);
         }
     }
 }
 
 impl Shard {
-    /// Where searches for these bits begin, whatever the number of entries.
-    fn begin(&self, bits: u32) -> usize {
-        ((u64::from(bits) * self.entries.len() as u64) >> 32) as usize
+    /// The bucket in which entries with this tag belong: buckets share the range of tags evenly, in order.
+    fn home(&self, tag: u16) -> usize {
+        (usize::from(tag) * self.buckets.len()) >> 16
     }
 
-    fn search(&self, bits: u32, is: impl Fn(Place) -> bool) -> Option<usize> {
-        let begin = self.begin(bits);
-        for at in (begin..self.entries.len()).chain(0..begin) {
-            let entry = self.entries[at];
-            if bits_of(entry) == bits && place_of(entry).is_some_and(&is) {
-                return Some(at);
+    fn after(&self, bucket: usize) -> usize {
+        if bucket + 1 == self.buckets.len() { 0 } else { bucket + 1 }
+    }
+
+    fn find<R>(&self, tag: u16, mut check: impl FnMut(u32) -> Option<R>) -> Option<R> {
+        let mut at = self.home(tag);
+        for _ in 0..self.buckets.len() {
+            let bucket = &self.buckets[at];
+            let mut tagged = bucket.tagged(tag);
+            while tagged != 0 {
+                let found = check(bucket.run(tagged.trailing_zeros() as usize % BUCKET));
+                if found.is_some() {
+                    return found;
+                }
+                tagged &= tagged - 1;
             }
-            if entry == FREE {
+            if bucket.passed == 0 {
                 return None;
             }
+            at = self.after(at);
         }
         None
     }
 
-    /// Writes an entry that is not there, into a shard that has room.
-    fn put(&mut self, bits: u32, place: Place) {
-        let mut at = self.begin(bits);
-        while place_of(self.entries[at]).is_some() {
-            at = if at + 1 == self.entries.len() { 0 } else { at + 1 };
+    /// Writes an entry into a shard that has room.
+    fn put(&mut self, tag: u16, run: u32) {
+        let mut at = self.home(tag);
+        while usize::from(self.buckets[at].len) == BUCKET {
+            self.buckets[at].passed = self.buckets[at].passed.saturating_add(1);
+            at = self.after(at);
         }
-        self.used += usize::from(self.entries[at] == FREE);
+        let bucket = &mut self.buckets[at];
+        bucket.set(usize::from(bucket.len), tag, run);
+        bucket.len += 1;
         self.live += 1;
-        self.entries[at] = u64::from(bits) << 32 | u64::from(place + PLACE);
+    }
+
+    /// Removes an entry; says whether it was there.
+    fn take(&mut self, tag: u16, run: u32) -> bool {
+        let home = self.home(tag);
+        let mut at = home;
+        for _ in 0..self.buckets.len() {
+            let bucket = &mut self.buckets[at];
+            let mut tagged = bucket.tagged(tag);
+            while tagged != 0 {
+                let found = tagged.trailing_zeros() as usize % BUCKET;
+                if bucket.run(found) == run {
+                    let last = usize::from(bucket.len) - 1;
+                    bucket.set(found, bucket.tags[last], bucket.run(last));
+                    bucket.len -= 1;
+                    self.live -= 1;
+                    self.passed_less(home, at);
+                    return true;
+                }
+                tagged &= tagged - 1;
+            }
+            if bucket.passed == 0 {
+                return false;
+            }
+            at = self.after(at);
+        }
+        false
+    }
+
+    /// An entry that went by the buckets from `home` to before `to` is gone.
+    fn passed_less(&mut self, home: usize, to: usize) {
+        let mut at = home;
+        while at != to {
+            let passed = &mut self.buckets[at].passed;
+            *passed -= u8::from(*passed < u8::MAX);
+            at = self.after(at);
+        }
+    }
+
+    /// Gives the shard so many buckets, which have room for what is in it; returns the bytes that it grew by, if it did.
+    fn resize(&mut self, buckets: usize) -> usize {
+        let new = vec![Bucket::default(); buckets].into_boxed_slice();
+        let grown = size_of_val(&*new).saturating_sub(size_of_val(&*self.buckets));
+        let old = std::mem::replace(&mut self.buckets, new);
+        self.live = 0;
+        for bucket in &*old {
+            for at in 0..usize::from(bucket.len) {
+                self.put(bucket.tags[at], bucket.run(at));
+            }
+        }
+        grown
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    /// The block of each run has the run's number as its hash.
+    #[test]
+    fn finds_what_is_entered_while_shards_grow_and_shrink() {
+        let (mut places, mut random) = (Places::new(), fastrand::Rng::with_seed(1));
+        let is = |run: u32, hash: u64| (u64::from(run) == hash).then_some(run);
+        let mut entered = vec![false; 150_000];
+        let mut count = 0;
+        for turn in 0..600_000 {
+            // Fills up to two thirds, then to half, then again.
+            let (hash, grows) = (random.u64(..150_000), turn / 150_000 % 2 == 0);
+            let there = entered[hash as usize];
+            assert_eq!(places.find(hash, |run| is(run, hash)).is_some(), there, "turn {turn}");
+            if grows || !there {
+                let before = places.insert(hash, hash as u32, |run| is(run, hash));
+                assert_eq!(before.is_some(), there, "turn {turn}");
+                count += usize::from(!there);
+                entered[hash as usize] = true;
+            } else {
+                places.remove(hash, hash as u32);
+                count -= 1;
+                entered[hash as usize] = false;
+            }
+            assert!(turn % 10_000 != 0 || places.len() == count, "turn {turn}");
+        }
+        for hash in (0..150_000).filter(|hash| entered[*hash as usize]) {
+            places.remove(hash, hash as u32);
+        }
+        assert_eq!((places.len(), places.bytes()), (0, Places::new().bytes()));
     }
 }

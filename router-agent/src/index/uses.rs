@@ -6,7 +6,8 @@
 
 use super::{
     WorkerSlot,
-    run::{GROUP, NIL},
+    lay::Place,
+    run::{FURTHER, NIL},
     writer::Writer,
 };
 
@@ -17,7 +18,7 @@ pub(super) struct Use {
     pub(super) stamp: u64,
     pub(super) newer: u32,
     pub(super) older: u32,
-    /// The worker's other uses of the same run.
+    /// The next use of the same group, by any of its workers.
     pub(super) sibling: u32,
     pub(super) group: u32,
     /// Blocks of the run.
@@ -33,10 +34,14 @@ pub(super) struct Worker {
     pub(super) oldest: u32,
     pub(super) blocks: u64,
     pub(super) capacity: u64,
+    /// Where the last block stood that was stored, and the last that was removed: where the next event mostly goes on.
+    pub(super) stored: Place,
+    pub(super) removed: Place,
 }
 
 impl Worker {
-    pub(super) const IDLE: Self = Self { newest: NIL, oldest: NIL, blocks: 0, capacity: u64::MAX };
+    pub(super) const IDLE: Self =
+        Self { newest: NIL, oldest: NIL, blocks: 0, capacity: u64::MAX, stored: 0, removed: 0 };
 }
 
 impl Writer {
@@ -94,22 +99,24 @@ impl Writer {
         }
         self.forget_use(group, lane, slot, mask);
         let id = self.uses.alloc();
-        let sibling = std::mem::replace(&mut self.groups[group].uses[lane], id);
+        let sibling = std::mem::replace(self.uses_of_mut(group), id);
         self.uses[id] = Use { stamp, newer: NIL, older: NIL, sibling, group, mask, lane: lane as u8 };
         self.link(id, slot, newer);
     }
 
     /// Takes blocks out of the uses that they are in.
     pub(super) fn forget_use(&mut self, group: u32, lane: usize, slot: WorkerSlot, mask: u32) {
-        let (mut before, mut id) = (NIL, self.groups[group].uses[lane]);
+        let (mut before, mut id) = (NIL, self.uses_of(group));
         while id != NIL {
-            let next = self.uses[id].sibling;
-            self.uses[id].mask &= !mask;
-            if self.uses[id].mask == 0 {
+            let used = &mut self.uses[id];
+            let next = used.sibling;
+            let own = usize::from(used.lane) == lane;
+            used.mask &= if own { !mask } else { u32::MAX };
+            if used.mask == 0 {
                 self.unlink(id, slot);
                 self.uses.free(id);
                 match before {
-                    NIL => self.groups[group].uses[lane] = next,
+                    NIL => *self.uses_of_mut(group) = next,
                     before => self.uses[before].sibling = next,
                 }
             } else {
@@ -120,16 +127,29 @@ impl Writer {
     }
 }
 
-/// What the writer remembers of a group.
-#[derive(Clone, Copy)]
+/// What the writer remembers of a group that is not a run's first.
+#[derive(Default, Clone, Copy)]
 pub(super) struct GroupInfo {
     pub(super) run: u32,
-    /// Per worker, its uses of the run.
-    pub(super) uses: [u32; GROUP],
+    /// The newest use by any of its workers.
+    pub(super) uses: u32,
 }
 
-impl Default for GroupInfo {
-    fn default() -> Self {
-        Self { run: NIL, uses: [NIL; GROUP] }
+impl Writer {
+    pub(super) fn run_of(&self, group: u32) -> u32 {
+        if group & FURTHER == 0 { group } else { self.groups[group & !FURTHER].run }
+    }
+
+    /// The newest use of a group by any of its workers.
+    pub(super) fn uses_of(&self, group: u32) -> u32 {
+        if group & FURTHER == 0 { self.infos[group].uses } else { self.groups[group & !FURTHER].uses }
+    }
+
+    fn uses_of_mut(&mut self, group: u32) -> &mut u32 {
+        if group & FURTHER == 0 {
+            &mut self.infos[group].uses
+        } else {
+            &mut self.groups[group & !FURTHER].uses
+        }
     }
 }

@@ -1,28 +1,33 @@
 //! The write path: one writer at a time, behind the index's mutex. It changes the words that readers see one by one, each
 //! change true by itself, and keeps what readers do not need: the place of every block and the order of use.
-//!
-//! A block stands in one run only, and behind its predecessor wherever that stands at the time and has nothing behind it.
-//! So whoever comes from the predecessor finds it there or as the first block of a run. Blocks stay in their run, held or
-//! not, until nobody holds any block of it; then the run is freed as a whole.
+//! Where blocks stand is in `lay`.
 
 use super::{
     WorkerSlot,
-    places::{Place, Places},
-    run::{GROUP, NIL, RUN_BLOCKS, Runs, WORKERS_MAX},
+    lay::{Stretch, place_of},
+    places::Places,
+    run::{FURTHER, GROUP, Group, NIL, RUN_BLOCKS, Runs, WORKERS_MAX, first_blocks},
     slab::Slab,
     starts::{StartCounts, Starts},
     uses::{GroupInfo, Use, Worker},
+    wide::{WIDE_GROUPS, WideRef},
 };
 
 /// What the writer remembers of a run.
-#[derive(Default, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(super) struct RunInfo {
     /// The hash before the first one; 0 at a prompt's beginning.
     pub(super) parent_hash: u64,
     /// Inserts and stores that went through the run's first block.
     pub(super) hits: u32,
-    /// Blocks that stand in the run; 0: the run is free.
-    pub(super) len: u8,
+    /// The newest use of the run's first group.
+    pub(super) uses: u32,
+}
+
+impl Default for RunInfo {
+    fn default() -> Self {
+        Self { parent_hash: 0, hits: 0, uses: NIL }
+    }
 }
 
 /// What readers share with the writer.
@@ -31,18 +36,12 @@ pub(super) struct Shared {
     pub(super) starts: Starts,
 }
 
-/// A stretch of one run.
-#[derive(Clone, Copy)]
-struct Stretch {
-    run: u32,
-    mask: u32,
-}
-
 /// See the module.
 pub(super) struct Writer {
     pub(super) infos: Slab<RunInfo>,
     pub(super) groups: Slab<GroupInfo>,
     pub(super) uses: Slab<Use>,
+    pub(super) wides: Slab<()>,
     pub(super) places: Places,
     pub(super) counts: StartCounts,
     pub(super) workers: Box<[Worker]>,
@@ -57,20 +56,13 @@ pub(super) struct Writer {
     pub(super) evicted_by_capacity: u64,
     pub(super) evicted_by_bytes: u64,
     /// The stretches of the insert at hand, from the root.
-    path: Vec<Stretch>,
+    pub(super) path: Vec<Stretch>,
 }
 
-fn hash_at(shared: &Shared, place: Place) -> u64 {
-    shared.runs.hashes(place / RUN_BLOCKS as u32).get(place as usize % RUN_BLOCKS)
-}
-
-fn place_of(run: u32, at: usize) -> Place {
-    run * RUN_BLOCKS as u32 + at as u32
-}
-
-/// Bits `from..to`.
-fn bits(from: usize, to: usize) -> u32 {
-    ((1_u64 << to) - (1_u64 << from)) as u32
+/// The group of the worker in the run, if there is one.
+fn known_group(shared: &Shared, run: u32, slot: WorkerSlot) -> Option<(u32, &Group)> {
+    let number = usize::from(slot.0) / GROUP;
+    shared.runs.groups(run).find(|(_, group)| group.header().number() == number)
 }
 
 impl Writer {
@@ -80,6 +72,7 @@ impl Writer {
             infos: Slab::default(),
             groups: Slab::default(),
             uses: Slab::default(),
+            wides: Slab::default(),
             places: Places::new(),
             counts,
             bytes_max,
@@ -108,6 +101,7 @@ impl Writer {
             + self.infos.live() * (Runs::RUN_BYTES + size_of::<RunInfo>())
             + self.groups.live() * (Runs::GROUP_BYTES + size_of::<GroupInfo>())
             + self.uses.live() * size_of::<Use>()
+            + self.wides.live() * Runs::WIDE_BYTES
             + self.places.bytes()
             + self.counts.bytes()
     }
@@ -122,7 +116,7 @@ impl Writer {
         }
         self.clock += 1;
         self.workers_end = self.workers_end.max(usize::from(slot.0) + 1);
-        let path = self.lay(shared, parent, hashes);
+        let path = self.lay(shared, slot, parent, hashes);
         let mut newer = NIL;
         for stretch in &path {
             match self.hold(shared, *stretch, slot, newer) {
@@ -141,113 +135,12 @@ impl Writer {
         self.evict_to_bytes(shared);
     }
 
-    /// Finds the blocks, or gives them places; returns the stretches they stand in. Ends early if there is no room.
-    fn lay(&mut self, shared: &Shared, parent: Option<u64>, hashes: &[u64]) -> Vec<Stretch> {
-        let mut path = std::mem::take(&mut self.path);
-        path.clear();
-        // Where the next block is known to stand, and where the last one stands.
-        let mut next = self.place(shared, hashes[0]);
-        let mut last = match (next, parent) {
-            (None, Some(parent)) => self.place(shared, parent),
-            _ => None,
-        };
-        let (mut at, mut parent_hash) = (0, parent.unwrap_or(0));
-        while at < hashes.len() {
-            let rest = &hashes[at..];
-            let (run, from) = match next.take().or_else(|| self.successor(shared, last, rest[0])) {
-                Some(known) => known,
-                None => match last {
-                    Some((run, from)) if from + 1 < RUN_BLOCKS && from + 1 == self.len(run) => {
-                        (run, from + 1)
-                    }
-                    _ => match self.new_run(shared, parent_hash) {
-                        Some(run) => (run, 0),
-                        None => return path,
-                    },
-                },
-            };
-            let mut to = from;
-            if from < self.len(run) {
-                to += shared.runs.hashes(run).common_blocks(from, rest).min(self.len(run) - from);
-            }
-            // Where the run ends, it goes on with what stands nowhere else.
-            if to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
-                self.places.touch(&rest[to - from..rest.len().min(RUN_BLOCKS - from)]);
-            }
-            while to == self.len(run) && to < RUN_BLOCKS && to - from < rest.len() {
-                let hash = rest[to - from];
-                if let Some(elsewhere) =
-                    self.places.insert(hash, place_of(run, to), |place| hash_at(shared, place))
-                {
-                    next = Some(split(elsewhere));
-                    break;
-                }
-                shared.runs.hashes(run).set(to, hash);
-                self.infos[run].len += 1;
-                to += 1;
-                if to == 1 {
-                    let first = |run| shared.runs.hashes(run).get(0);
-                    shared.starts.insert(&mut self.counts, hash, run, first);
-                }
-            }
-            if to == from {
-                // Only hashes that name no prefix come here: the block stands elsewhere, though not where it should.
-                if self.len(run) == 0 {
-                    self.infos.free(run);
-                }
-                last = None;
-                continue;
-            }
-            at += to - from;
-            path.push(Stretch { run, mask: bits(from, to) });
-            last = Some((run, to - 1));
-            parent_hash = hashes[at - 1];
-        }
-        path
-    }
-
-    /// The place of a block whose predecessor stands at `last`, if it has one.
-    fn successor(&self, shared: &Shared, last: Option<(u32, usize)>, hash: u64) -> Option<(u32, usize)> {
-        let mut neighbour = NIL;
-        if let Some((run, at)) = last {
-            if at + 1 < self.len(run) && shared.runs.hashes(run).get(at + 1) == hash {
-                return Some((run, at + 1));
-            }
-            neighbour = run + 1;
-        }
-        let begins = |run| {
-            let (_, hashes) = shared.runs.find(run)?;
-            (hashes.get(0) == hash && run < self.infos.end() && self.len(run) > 0).then_some((run, 0))
-        };
-        (neighbour != NIL).then(|| begins(neighbour)).flatten().or_else(|| shared.starts.find(hash, begins))
-    }
-
-    /// Run and position of a block.
-    pub(super) fn place(&self, shared: &Shared, hash: u64) -> Option<(u32, usize)> {
-        self.places.get(hash, |place| hash_at(shared, place)).map(split)
-    }
-
     /// The clock when anyone last used any block of the run.
     pub(super) fn last_used(&self, shared: &Shared, run: u32) -> u64 {
         let groups = shared.runs.groups(run);
-        // The newest use of a worker is the first of its uses of the run.
-        let newest = groups.flat_map(|(id, _)| self.groups[id].uses).filter(|id| *id != NIL);
+        // The newest use comes first.
+        let newest = groups.map(|(id, _)| self.uses_of(id)).filter(|id| *id != NIL);
         newest.map(|id| self.uses[id].stamp).max().unwrap_or(0)
-    }
-
-    /// Blocks that stand in a run.
-    pub(super) fn len(&self, run: u32) -> usize {
-        usize::from(self.infos[run].len)
-    }
-
-    fn new_run(&mut self, shared: &Shared, parent_hash: u64) -> Option<u32> {
-        let run = self.infos.alloc();
-        self.infos[run] = RunInfo { parent_hash, ..RunInfo::default() };
-        if !shared.runs.ensure_run(run) {
-            self.infos.free(run);
-            return None;
-        }
-        Some(run)
     }
 
     /// The worker holds these blocks from now on; returns the use, which stands behind `newer` in the worker's list.
@@ -263,20 +156,18 @@ impl Writer {
             self.blocks +=
                 u64::from(added.count_ones() - (added & shared.runs.held(run, added)).count_ones());
             self.worker_mut(slot).blocks += u64::from(added.count_ones());
-            group.set_mask(lane, held | mask);
+            shared.runs.set_mask(run, id, slot, held | mask);
         }
         if mask & 1 != 0 {
             self.infos[run].hits = self.infos[run].hits.saturating_add(1);
         }
         self.note_use(id, lane, slot, mask, self.clock, newer);
-        Some(self.groups[id].uses[lane])
+        Some(self.uses_of(id))
     }
 
     /// The group of the worker in the run, made if need be; `None` if there is no room.
     fn group_of(&mut self, shared: &Shared, run: u32, slot: WorkerSlot) -> Option<u32> {
-        let number = usize::from(slot.0) / GROUP;
-        let mut groups = shared.runs.groups(run);
-        if let Some((id, _)) = groups.find(|(_, group)| group.header().number() == number) {
+        if let Some((id, _)) = known_group(shared, run, slot) {
             return Some(id);
         }
         let id = self.groups.alloc();
@@ -284,34 +175,71 @@ impl Writer {
             self.groups.free(id);
             return None;
         }
-        self.groups[id] = GroupInfo { run, ..GroupInfo::default() };
-        let head = shared.runs.head(run);
-        shared.runs.group(id).begin(number, head.get().first_group());
-        head.set_first_group(id);
+        self.groups[id] = GroupInfo { run, uses: NIL };
+        let id = id | FURTHER;
+        let first = shared.runs.top(run).group();
+        shared.runs.group(id).begin(usize::from(slot.0) / GROUP, first.header().cut(), first.header().next());
+        first.set_next(id);
+        if shared.runs.top(run).wide() == WideRef::NONE && shared.runs.groups(run).count() >= WIDE_GROUPS {
+            self.widen(shared, run, first.header().cut());
+        }
         Some(id)
+    }
+
+    /// Gives a run its sets of holders, if there is room.
+    fn widen(&mut self, shared: &Shared, run: u32, cut: usize) {
+        let (id, blocks) = (self.wides.alloc(), if cut == 0 { RUN_BLOCKS } else { cut });
+        if !shared.runs.ensure_wide(id) {
+            self.wides.free(id);
+            return;
+        }
+        let first = first_blocks(blocks);
+        for (_, group) in shared.runs.groups(run) {
+            for lane in 0..GROUP {
+                let slot = WorkerSlot((group.header().number() * GROUP + lane) as u16);
+                let mask = group.mask(lane);
+                shared.runs.wide(id).set(slot, mask & first == first, mask != 0);
+            }
+        }
+        shared.runs.top(run).set_wide(WideRef::new(id, blocks));
     }
 
     /// The worker holds these blocks no longer; what it does not hold is passed over.
     pub(super) fn remove(&mut self, shared: &Shared, slot: WorkerSlot, hashes: &[u64]) {
+        // Engines take many blocks of one run, the deepest first: these are found beside each other and released at once.
+        let mut stretch = Stretch { run: NIL, mask: 0 };
+        let mut removed = self.worker(slot).removed;
         for hash in hashes {
-            let Some((run, at)) = self.place(shared, *hash) else { continue };
-            let (number, lane) = (usize::from(slot.0) / GROUP, usize::from(slot.0) % GROUP);
-            let mut groups = shared.runs.groups(run);
-            let found = groups.find(|(_, group)| group.header().number() == number);
-            if let Some((id, group)) = found
-                && group.mask(lane) >> at & 1 == 1
-            {
-                self.forget_use(id, lane, slot, 1 << at);
-                self.release(shared, id, lane, slot, 1 << at);
+            let likely = [removed.wrapping_sub(1), removed.wrapping_add(1)];
+            let Some((run, at)) = self.place_by(shared, likely, *hash) else { continue };
+            removed = place_of(run, at);
+            if run != stretch.run {
+                self.release_held(shared, slot, stretch);
+                stretch = Stretch { run, mask: 0 };
             }
+            stretch.mask |= 1 << at;
+        }
+        self.release_held(shared, slot, stretch);
+        self.worker_mut(slot).removed = removed;
+    }
+
+    /// Takes what it holds of a stretch from a worker.
+    fn release_held(&mut self, shared: &Shared, slot: WorkerSlot, stretch: Stretch) {
+        let lane = usize::from(slot.0) % GROUP;
+        let known = if stretch.mask == 0 { None } else { known_group(shared, stretch.run, slot) };
+        let Some((id, group)) = known else { return };
+        let mask = group.mask(lane) & stretch.mask;
+        if mask != 0 {
+            self.forget_use(id, lane, slot, mask);
+            self.release(shared, id, lane, slot, mask);
         }
     }
 
     /// Takes blocks from a worker that holds them; they are in no use any more.
     pub(super) fn release(&mut self, shared: &Shared, id: u32, lane: usize, slot: WorkerSlot, mask: u32) {
-        let (group, run) = (shared.runs.group(id), self.groups[id].run);
+        let (group, run) = (shared.runs.group(id), self.run_of(id));
         debug_assert_eq!(group.mask(lane) & mask, mask, "released, so held");
-        group.set_mask(lane, group.mask(lane) & !mask);
+        shared.runs.set_mask(run, id, slot, group.mask(lane) & !mask);
         self.worker_mut(slot).blocks -= u64::from(mask.count_ones());
         self.blocks -= u64::from((mask & !shared.runs.held(run, mask)).count_ones());
         if group.mask(lane) == 0 && shared.runs.held(run, u32::MAX) == 0 {
@@ -321,23 +249,24 @@ impl Writer {
 
     /// Nobody holds any of it. The generation goes first: see `run`.
     fn free_run(&mut self, shared: &Shared, run: u32) {
-        let groups: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).collect();
-        shared.runs.head(run).retire();
+        let (len, wide) = (shared.runs.len(run), shared.runs.top(run).wide());
+        shared.runs.top(run).retire();
+        if let Some((id, _)) = wide.get() {
+            shared.runs.wide(id).clear();
+            self.wides.free(id);
+        }
         let hashes = shared.runs.hashes(run);
         let first = hashes.get(0);
-        shared.starts.remove(&mut self.counts, first, run, |run| shared.runs.hashes(run).get(0));
-        for at in 0..self.len(run) {
-            self.places.remove(hashes.get(at), place_of(run, at));
+        shared.starts.remove(&mut self.counts, first, run);
+        (0..len).for_each(|at| self.places.prefetch(hashes.get(at)));
+        for at in 0..len {
+            self.places.remove(hashes.get(at), run);
             hashes.set(at, 0);
         }
-        for id in groups {
-            self.groups.free(id);
+        let further: Vec<u32> = shared.runs.groups(run).map(|(id, _)| id).skip(1).collect();
+        for id in further {
+            self.groups.free(id & !FURTHER);
         }
-        self.infos[run].len = 0;
         self.infos.free(run);
     }
-}
-
-fn split(place: Place) -> (u32, usize) {
-    (place / RUN_BLOCKS as u32, place as usize % RUN_BLOCKS)
 }

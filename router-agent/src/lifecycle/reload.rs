@@ -64,9 +64,14 @@ impl Reload {
             Ok(_) => "serving",
             Err(_) => "serving; the last reload changed nothing, the log says why",
         });
+        let metrics = &self.shared.metrics;
         match &result {
-            Err(error) => tracing::error!("reload: nothing changed: {error}"),
+            Err(error) => {
+                metrics.reloads_failed.inc();
+                tracing::error!("reload: nothing changed: {error}");
+            }
             Ok(Changes { changed, needs_restart }) => {
+                metrics.reloads_done.inc();
                 if !needs_restart.is_empty() {
                     tracing::warn!("reload: these take a restart: {}", needs_restart.join(", "));
                 }

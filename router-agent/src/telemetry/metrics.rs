@@ -65,6 +65,10 @@ pub struct Metrics {
     pub refused: IntCounter,
     /// Requests whose handling panicked: always a defect.
     pub panics: IntCounter,
+    /// Reloads of the configuration that put one in force.
+    pub reloads_done: IntCounter,
+    /// Reloads that changed nothing, the configuration being wrong.
+    pub reloads_failed: IntCounter,
     /// Who moves response bodies.
     pub relay: RelayMetrics,
     /// What takes workers out of the fleet.
@@ -303,6 +307,11 @@ impl Metrics {
     /// A registry of its own with every metric in it.
     pub fn new() -> Result<Arc<Self>> {
         let make = Maker::new();
+        let reloads = make.counters(
+            "warmpath_reloads_total",
+            "Reloads of the configuration: done, or failed (it was wrong, and nothing changed).",
+            &["result"],
+        )?;
         Ok(Arc::new(Self {
             requests: make.counters(
                 "warmpath_requests_total",
@@ -352,6 +361,8 @@ impl Metrics {
                 "warmpath_panics_total",
                 "Requests whose handling panicked. Always a defect: please report it.",
             )?,
+            reloads_done: reloads.with_label_values(&["done"]),
+            reloads_failed: reloads.with_label_values(&["failed"]),
             decisions: make.counters(
                 "warmpath_decisions_total",
                 "Routing decisions, by policy and reason.",

@@ -29,6 +29,9 @@ use super::connect::WorkerStream;
 use super::outgoing::Progress;
 use crate::kernel::bypass::Ends;
 
+/// Of a body that is held, as much as is read to see that it has begun.
+const FIRST_READ_BYTES: usize = 4096;
+
 /// The seam of one worker connection.
 #[derive(Debug)]
 pub(super) struct Seam {
@@ -86,26 +89,25 @@ impl Seam {
         WorkerIo(self.clone())
     }
 
-    /// From here on, hyper reads one response head and no more. Call between responses. Over TLS nobody else could make
-    /// anything of the socket's bytes: nothing is held there.
+    /// From here on, hyper reads one response head and no more. Call between responses.
     pub(super) fn hold_after_head(&self, hold: Hold) {
-        if self.plain(|_| ()).is_none() {
-            return;
-        }
         self.state.set(State::HeadOnly(HeadEnd::default(), hold));
     }
 
-    /// Ready when a byte behind the head is here; an error if the worker has closed instead. At once while hyper may read.
+    /// Ready when a byte behind the head is here, and kept for whoever gets the body; an error if the worker has closed
+    /// instead. At once while hyper may read.
     pub(super) fn poll_first_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !matches!(self.state.get(), State::Held) || !self.early.borrow().is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let mut byte = [0];
-        // Held: so it is plain, or was taken.
-        let peeked = self.plain(|socket| socket.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
-        let count =
-            std::task::ready!(peeked.unwrap_or(Poll::Ready(Err(io::ErrorKind::NotConnected.into()))))?;
-        Poll::Ready(if count > 0 { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) })
+        let mut bytes = [0; FIRST_READ_BYTES];
+        let mut read = ReadBuf::new(&mut bytes);
+        std::task::ready!(self.with_socket(|socket| socket.poll_read(cx, &mut read)))?;
+        if read.filled().is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        self.early.borrow_mut().extend_from_slice(read.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// hyper reads whatever there is.

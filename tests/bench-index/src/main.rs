@@ -31,7 +31,7 @@ static ALLOCATED: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::Syste
 #[command(about = "Measure the prefix index beside its peers")]
 struct Args {
     /// Mooncake trace: JSON lines with `hash_ids`
-    #[arg(default_value = "tests/fixtures/traces/mooncake_conversation_500.jsonl")]
+    #[arg(default_value = "tests/fixtures/traces/mooncake_conversation_1000.jsonl")]
     trace: PathBuf,
     /// Workers, at most 1,024
     #[arg(long, default_value_t = 64)]

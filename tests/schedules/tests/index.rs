@@ -163,3 +163,13 @@ fn runs_that_are_full_and_go_on() {
         &[LONG, LONG],
     );
 }
+
+#[test]
+fn prompts_that_part_inside_a_run() {
+    use Step::{Remove, Store};
+    check(
+        &[Store(0, A), Store(70, B)],
+        &[Store(9, B), Remove(0, &[12]), Store(1, A), Store(0, &[12]), Remove(70, &[11, 12]), Store(70, A)],
+        &[B, A, B],
+    );
+}
