@@ -1,6 +1,6 @@
 //! TLS with clients and with workers.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use rustls::{
     ServerConfig,
@@ -291,7 +291,7 @@ async fn a_worker_whose_certificate_is_not_as_expected_gets_no_request() {
         let gateway = start(&[], &config).await;
         assert_eq!(gateway.workers().await[0]["health"], "unhealthy");
         assert!(gateway.output().contains("invalid peer certificate"), "{}", gateway.output());
-        let reply = tokio::time::timeout(Duration::from_mins(1), gateway.chat("hello")).await.unwrap();
+        let reply = gateway.chat("hello").await;
         assert!(matches!(reply.status, 502 | 503), "{}", reply.text());
     }
     assert_eq!(sims[0].stats().prompt_tokens, 0);

@@ -15,7 +15,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
     }
     deny(&["check", "--hide-inclusion-graph", "bans", "licenses", "sources"])?;
     match output(command("cargo").args(["deny", "--config", CONFIG, "fetch", "db"])) {
-        Ok(_) => deny(&["check", "--disable-fetch", "--hide-inclusion-graph", "advisories"]),
+        Ok(_) => deny(&["--offline", "check", "--hide-inclusion-graph", "advisories"]),
         Err(error) => {
             println!("skipped: advisories: the database cannot be fetched: {error:#}");
             Ok(())
