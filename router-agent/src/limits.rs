@@ -55,6 +55,10 @@ pub const QUEUE_MAX: usize = 1_024;
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the head of a stream waits for the stream's first byte, so that another worker can be tried until then.
 pub const HOLD_HEAD: Duration = Duration::from_secs(30);
+/// How long a worker that answers 429 or 503 without `Retry-After` gets no requests that others can take.
+pub const REST: Duration = Duration::from_secs(1);
+/// The longest `Retry-After` of a worker that is believed.
+pub const REST_MAX: Duration = Duration::from_secs(30);
 /// What a retry waits beside the `Retry-After` that it was told: up to this, at random, doubled at each wait.
 pub const BACKOFF_BASE: Duration = Duration::from_millis(100);
 /// As often as it is doubled.

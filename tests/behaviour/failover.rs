@@ -97,12 +97,27 @@ async fn the_last_workers_own_answer_is_passed_on() {
 }
 
 #[tokio::test]
+async fn a_worker_that_has_too_much_to_do_is_left_alone_until_the_time_that_it_names() {
+    // By load alone it would be the best of all: it answers at once.
+    let sims = sims(2).await;
+    let gateway = start(&sims, &format!("{RARE_CHECKS}routing: {{policy: least_loaded}}\n")).await;
+    sims[0].set_fault(Fault::always(FaultKind::Status { status: 503, retry_after_s: Some(30) }));
+    for _ in 0..30 {
+        assert_eq!(gateway.chat("x").await.status, 200);
+    }
+    let retries = gateway.metric("warmpath_retries_total{reason=\"load\"}").await;
+    assert!((0.5..1.5).contains(&retries), "{retries}");
+    assert_eq!((sims[0].stats().finished, sims[1].stats().finished), (0, 30));
+}
+
+#[tokio::test]
 async fn a_worker_that_turned_a_prompt_away_is_not_believed_to_have_it() {
     for status in [429, 503] {
         let sims = sims(2).await;
         let file = config(RARE_CHECKS);
         let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
-        sims[0].set_fault(Fault::always(FaultKind::Status { status, retry_after_s: None }));
+        // It does not ask to be left alone.
+        sims[0].set_fault(Fault::always(FaultKind::Status { status, retry_after_s: Some(0) }));
         let prompt = "a long beginning ".repeat(100);
         let worker = sims[1].addr().to_string();
         assert_eq!(gateway.chat(&prompt).await.header("x-warmpath-worker"), worker);

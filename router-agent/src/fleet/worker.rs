@@ -14,7 +14,7 @@ use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, Pulse, Record, Standing, WorkerSpeed,
+    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, Pulse, Record, Rest, Standing, WorkerSpeed,
     standing::StandingCell,
 };
 use crate::{
@@ -102,6 +102,8 @@ pub struct Worker {
     pub breaker: Breaker,
     /// How it does beside the others.
     pub record: Record,
+    /// Whether it has asked to be left alone.
+    pub rest: Rest,
     /// Whether its engine works.
     pub liveness: Liveness,
     /// What its engine says.
@@ -170,6 +172,7 @@ impl Worker {
             load: Load::default(),
             breaker,
             record: Record::default(),
+            rest: Rest::default(),
             liveness: Liveness::default(),
             engine: Engine::default(),
             speed: WorkerSpeed::new(fleet_speed),
@@ -200,13 +203,18 @@ impl Worker {
         self.health.store(health as u8, Relaxed);
     }
 
-    /// Whether a request may be sent to it now. Of several such workers, those that are not left out as outliers
-    /// ([`Record::is_ejected`]) come first.
+    /// Whether a request may be sent to it now. Of several such workers, those that are not left out
+    /// ([`Worker::is_left_out`]) come first.
     pub fn is_routable(&self, now: Instant) -> bool {
         self.standing.takes_requests()
             && self.health() != Health::Unhealthy
             && self.liveness.pulse() != Pulse::Hung
             && self.breaker.admits(now)
+    }
+
+    /// Whether others are asked, as long as there are any: it is an outlier, or wants to be left alone.
+    pub fn is_left_out(&self, now: Instant) -> bool {
+        self.record.is_ejected() || self.rest.holds(now)
     }
 
     /// Whether it is given requests.

@@ -57,18 +57,18 @@ impl Wanted<'_> {
         workers.iter().any(|worker| self.suits(worker, now))
     }
 
-    /// Those that can take it now. Outliers only where everybody else is out: better than nobody.
+    /// Those that can take it now. Who is left out, only where everybody else is out: better than nobody.
     pub(super) fn with_room<'w>(
         &self,
         workers: &'w [Arc<Worker>],
         now: Instant,
         own: Option<&Reservation>,
     ) -> impl Iterator<Item = &'w Arc<Worker>> {
-        let in_good_standing = |worker: &Arc<Worker>| !worker.record.is_ejected() && self.suits(worker, now);
-        let no_outliers = workers.iter().any(in_good_standing);
+        let in_good_standing = |worker: &Arc<Worker>| !worker.is_left_out(now) && self.suits(worker, now);
+        let leave_out = workers.iter().any(in_good_standing);
         workers.iter().filter(move |worker| {
             self.suits(worker, now)
-                && !(no_outliers && worker.record.is_ejected())
+                && !(leave_out && worker.is_left_out(now))
                 && self.bounds.room(worker, own)
         })
     }

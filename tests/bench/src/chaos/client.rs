@@ -14,6 +14,9 @@ use super::answers::{WORD_BYTES, body};
 /// Longer than anything here may take: no answer for so long is a hang.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// Of a stream that ends wrongly, what is shown.
+const LAST_BYTES: usize = 300;
+
 /// A request, and what its answer is to be.
 #[derive(Debug, Clone)]
 pub(super) struct Question {
@@ -172,7 +175,8 @@ fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
     } else if has_error || !is_whole {
         Outcome::Cut(content.len() / WORD_BYTES)
     } else {
-        Outcome::Wrong(format!("a stream that ends as if it were whole, after {content:?} of {expected:?}"))
+        let last = &text[text.floor_char_boundary(text.len().saturating_sub(LAST_BYTES))..];
+        Outcome::Wrong(format!("a stream that ends as if it were whole, and before its end: …{last:?}"))
     }
 }
 
