@@ -103,7 +103,7 @@ impl Drop for Process {
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, GET_TIMEOUT)?;
     stream.set_read_timeout(Some(GET_TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
     // Not to the end of the connection: not every server closes it because it is asked to.
     let mut response = Vec::new();
     let mut piece = [0; 16 * 1024];

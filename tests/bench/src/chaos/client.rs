@@ -92,6 +92,7 @@ impl Drop for Driver {
 
 async fn judge(mut response: Response<Incoming>, question: &Question) -> Outcome {
     let status = response.status().as_u16();
+    let headers = response.headers().clone();
     let mut body = Vec::new();
     let mut is_whole = true;
     while let Some(frame) = response.frame().await {
@@ -112,7 +113,7 @@ async fn judge(mut response: Response<Incoming>, question: &Question) -> Outcome
             Some(error.get("code")?.to_string())
         });
         return code.map_or_else(
-            || Outcome::Wrong(format!("status {status} with {text:?}")),
+            || Outcome::Wrong(format!("status {status} with {text:?} and {headers:?}")),
             |code| Outcome::Refused(status, code),
         );
     }
@@ -128,11 +129,15 @@ fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
     if !is_whole {
         return Outcome::Cut(0);
     }
-    let content = serde_json::from_str::<Value>(text)
-        .ok()
-        .and_then(|answer| Some(answer.pointer("/choices/0/message/content")?.as_str()?.to_owned()));
-    match content {
+    let answer = serde_json::from_str::<Value>(text).unwrap_or_default();
+    let string = |pointer| answer.pointer(pointer).and_then(Value::as_str);
+    match string("/choices/0/message/content") {
         Some(content) if content == expected => Outcome::Exact,
+        Some(content)
+            if expected.starts_with(content) && string("/choices/0/finish_reason") == Some("abort") =>
+        {
+            Outcome::Cut(content.len() / WORD_BYTES)
+        }
         Some(content) => Outcome::Wrong(format!("an answer of {content:?}, not {expected:?}")),
         None => Outcome::Wrong(format!("an answer that is none: {text:?}")),
     }

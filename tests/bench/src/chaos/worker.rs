@@ -24,14 +24,21 @@ const PORT: u16 = 8000;
 /// How long an answer to a question of ours may take.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A cable's two interfaces.
+#[derive(Debug)]
+struct Cable {
+    gateway: String,
+    worker: String,
+}
+
 /// A worker.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) number: u8,
     pub(super) address: SocketAddr,
     place: Place,
-    /// The gateway's end of its cable.
-    cable: Option<String>,
+    /// Both ends of its cable.
+    cable: Option<Cable>,
     process: Option<Process>,
     log: PathBuf,
 }
@@ -72,7 +79,7 @@ impl Worker {
         here.ip(&["link", "set", &near, "up"])?;
         place.ip(&["address", "add", &format!("10.78.{number}.2/24"), "dev", &far])?;
         place.ip(&["link", "set", &far, "up"])?;
-        (self.place, self.cable) = (place, Some(near));
+        (self.place, self.cable) = (place, Some(Cable { gateway: near, worker: far }));
         Ok(())
     }
 
@@ -114,10 +121,11 @@ impl Worker {
         self.cable.is_some()
     }
 
-    /// Pulls its cable, or plugs it in again.
+    /// Pulls its cable, or plugs it in again: at the worker's end. Without the gateway's, its address would be looked for
+    /// by way of the default route.
     pub(super) fn set_cable(&self, is_plugged: bool) -> Result<()> {
         let Some(cable) = &self.cable else { return Ok(()) };
-        Place::default().ip(&["link", "set", cable, if is_plugged { "up" } else { "down" }])
+        self.place.ip(&["link", "set", &cable.worker, if is_plugged { "up" } else { "down" }])
     }
 
     /// Arms faults, in the simulation's JSON; an empty list clears them.
@@ -142,7 +150,7 @@ impl Drop for Worker {
         let _ = self.signal(Signal::CONT);
         drop(self.process.take());
         if let Some(cable) = &self.cable {
-            let _ = Place::default().ip(&["link", "delete", cable]);
+            let _ = Place::default().ip(&["link", "delete", &cable.gateway]);
         }
     }
 }
