@@ -83,10 +83,13 @@ fuzz_target!(|input: (u8, Option<u16>, &[u8])| {
     match length {
         Some(length) => assert_eq!(whole.is_done(), wire.len() >= usize::from(length)),
         None if whole.is_done() => {
-            let expected = Some((data, taken));
-            assert_eq!(reference::reference(wire), expected, "a body that is none was taken for one");
-            if wire.len() <= HYPER_BYTES_MAX {
-                assert_eq!(by_hyper(wire), expected.map(|(data, _)| data), "hyper reads another body");
+            let (expected, end) = reference::reference(wire).expect("a body that is none was taken for one");
+            assert_eq!((&data, taken), (&expected, end));
+            // hyper refuses trailers that are no fields; they end the body all the same.
+            if wire.len() <= HYPER_BYTES_MAX
+                && let Some(read) = by_hyper(wire)
+            {
+                assert_eq!(read, data, "hyper reads another body");
             }
         }
         None if wire.len() <= HYPER_BYTES_MAX => {
