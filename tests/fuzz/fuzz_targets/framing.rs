@@ -93,7 +93,10 @@ fuzz_target!(|input: (u8, Option<u16>, &[u8])| {
             }
         }
         None if wire.len() <= HYPER_BYTES_MAX => {
-            assert!(whole.is_broken() || by_hyper(wire).is_none(), "hyper has the end, the scanner waits for it");
+            assert!(
+                whole.is_broken() || by_hyper(wire).is_none(),
+                "hyper has the end, the scanner waits for it"
+            );
         }
         None => {}
     }
