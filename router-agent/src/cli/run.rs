@@ -35,8 +35,9 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     let watch = Watch::new(&files.files(&config));
     let signals = Signals::new().map_err(system("cannot listen for signals"))?;
     // With the privileges of the start; this process is about to give them up.
-    let keeper =
-        Keeper::start().map_err(system("cannot start the process that keeps privileges for an upgrade"))?;
+    let keeper = Keeper::start()
+        .inspect_err(|error| tracing::warn!(%error, "no upgrade by SIGUSR2: its process cannot be started"))
+        .ok();
     if let Some(user) = &config.user {
         privileges::become_account(&Account::find(user)?)?;
     }
@@ -202,7 +203,8 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
 /// What a gateway is ended with.
 struct Running {
     signals: Signals,
-    keeper: Keeper,
+    /// Starts successors, if it could be started itself.
+    keeper: Option<Keeper>,
     succession: Succession,
     reload: Arc<Reload>,
     files: ServeArgs,
@@ -266,7 +268,8 @@ impl Running {
                         let _ = self.reload.run().await; // it is in the log
                     }
                     Wanted::Upgrade => {
-                        if let Err(error) = self.keeper.start_successor() {
+                        let started = self.keeper.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into());
+                        if let Err(error) = started.and_then(Keeper::start_successor) {
                             tracing::error!(%error, "upgrade: the successor could not be started");
                         }
                     }

@@ -1,5 +1,5 @@
 //! A worker that has too much to do, and says so (429, 503), is left alone until the time that it names: it answers sooner
-//! than any other, and would be the least loaded of all.
+//! than any other, and would be the least loaded of all. What it answers meanwhile was sent before, and ends nothing.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -30,14 +30,6 @@ impl Rest {
         self.until_ns.fetch_max(self.at(now + time), Relaxed);
     }
 
-    /// It has taken a request.
-    pub fn end(&self) {
-        // Written by those who find it set only: most of the time nobody rests.
-        if self.until_ns.load(Relaxed) != 0 {
-            self.until_ns.store(0, Relaxed);
-        }
-    }
-
     /// Whether it is to be left alone at `now`.
     pub fn holds(&self, now: Instant) -> bool {
         let until = self.until_ns.load(Relaxed);
@@ -50,15 +42,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_holds_until_the_time_named_or_until_a_request_was_taken() {
+    fn it_holds_until_the_latest_time_named() {
         let (rest, now) = (Rest::default(), Instant::now());
         let later = |ms| now + Duration::from_millis(ms);
         assert!(!rest.holds(now));
         rest.ask(now, Duration::from_millis(500));
         rest.ask(now, Duration::from_millis(100));
         assert!(rest.holds(later(499)) && !rest.holds(later(500)), "the longest that was asked for");
-        rest.ask(now, Duration::from_secs(9));
-        rest.end();
-        assert!(!rest.holds(later(1)));
     }
 }

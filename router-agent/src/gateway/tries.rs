@@ -95,8 +95,6 @@ impl Tries<'_> {
                     if is_load(status) {
                         let rest = retry_after(sent.response.headers()).unwrap_or(limits::REST);
                         worker.rest.ask(Instant::now(), rest.min(limits::REST_MAX));
-                    } else if status.is_success() {
-                        worker.rest.end();
                     }
                     let is_worth_it = self.is_repeatable() && is_worth_another_worker(status);
                     if is_worth_it && !is_another() {
