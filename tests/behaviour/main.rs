@@ -6,6 +6,7 @@ mod admin_access;
 mod command;
 mod conformance;
 mod controller;
+mod decisions;
 mod drain;
 mod dropped_privileges;
 mod early_answers;

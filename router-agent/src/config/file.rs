@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, WorkerUrl,
+    decisions::{DecisionLogFile, DecisionsFile},
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
     limits::{LimitsFile, TimeoutsFile},
@@ -58,6 +59,8 @@ pub struct File {
     admin_open_metrics: Option<bool>,
     tls: Option<super::ServerTls>,
     admin_tls: Option<super::ServerTls>,
+    decisions: DecisionsFile,
+    decision_log: DecisionLogFile,
 }
 
 /// A worker: a URL, or a URL with a name.
@@ -212,6 +215,8 @@ impl File {
         }
         self.limits.apply(&mut config.limits);
         self.timeouts.apply(&mut config.timeouts);
+        self.decisions.apply(&mut config.decisions);
+        self.decision_log.apply(&mut config.decision_log);
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;
