@@ -12,6 +12,7 @@ use router_agent::{
     },
 };
 
+#[path = "../../src/replay/engine.rs"]
 mod engine;
 mod trace;
 

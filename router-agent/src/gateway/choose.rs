@@ -1,7 +1,6 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
 use std::{
-    borrow::Cow,
     cell::RefCell,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
@@ -26,6 +25,7 @@ use crate::{
     index::Matches,
     kv_events::Prediction,
     prompt::{self, PromptSize},
+    records::{self, Facts, Rosters},
     routing::{Ask, Candidate, Decision, Policy},
     tenants::Tenant,
 };
@@ -55,6 +55,9 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
+    /// Whose request it is, and of which kind: for its record.
+    tenant: Arc<str>,
+    route: Route,
 }
 
 impl Plan {
@@ -90,6 +93,8 @@ pub(super) struct Choice {
     pub(super) match_kind: MatchKind,
     /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
     pub(super) prediction: Option<Prediction>,
+    /// Of the decision, if anybody wants one.
+    pub(super) record: Option<records::Open>,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
@@ -99,6 +104,7 @@ pub(super) struct Scratch {
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
+    rosters: Rosters,
 }
 
 /// Reads the prompt, and what else of the request a decision needs. A model that no worker
@@ -123,20 +129,23 @@ pub(super) fn plan(
         }
     };
     let Route::Inference(kind) = route else {
+        let model = prompt::model(body);
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
             token_keys: None,
-            identity: Identity::default(),
+            identity: Identity { model: model.as_deref().map(Arc::from), cache_salt: None },
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
-            model: serve(prompt::model(body).as_deref())?,
+            model: serve(model.as_deref())?,
             session: None,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
+            tenant: tenant.name.clone(),
+            route,
         });
     };
     let request = prompt::parse(kind, body)?;
@@ -146,12 +155,14 @@ pub(super) fn plan(
     let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
     let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
-    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
         block_bytes,
         token_keys: None,
-        identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
+        identity: Identity {
+            model: request.model.as_deref().map(Arc::from),
+            cache_salt: request.cache_salt.as_deref().map(Box::from),
+        },
         size,
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
@@ -161,6 +172,8 @@ pub(super) fn plan(
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
+        tenant: tenant.name.clone(),
+        route,
     })
 }
 
@@ -178,7 +191,7 @@ pub(super) fn choose(
     let workers = shared.fleet.workers();
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
-    let Scratch { matches, token_matches, candidates } = scratch;
+    let Scratch { matches, token_matches, candidates, rosters } = scratch;
     if let Some(keys) = &plan.token_keys {
         keys.lookup(shared, token_matches);
     }
@@ -221,7 +234,8 @@ pub(super) fn choose(
     };
     let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
-    let (flight, decision) = {
+    let is_recorded = shared.records.is_wanted();
+    let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
@@ -233,7 +247,8 @@ pub(super) fn choose(
             router.decide(&ask, candidates)?
         };
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
+        let settings = is_recorded.then(|| router.settings().clone());
+        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
     shared.decisions.count(&decision);
@@ -265,8 +280,26 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
+    let record = settings.and_then(|settings| {
+        shared.records.open(&Facts {
+            request_id: request_id.as_bytes(),
+            tenant: &plan.tenant,
+            asked_model: plan.identity.model.as_ref(),
+            model: plan.identity.model.as_ref(),
+            route: plan.route.label(),
+            attempt: wanted.tried.len() as u32 + 1,
+            ask,
+            match_kind: match_kind.label(),
+            candidates,
+            settings: &settings,
+            decision,
+            roster: rosters.of(&workers),
+            hashes: &plan.hashes,
+            block_bytes: plan.block_bytes as u32,
+        })
+    });
     let sent_blocks = matches.blocks(decision.slot);
-    Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
+    Some(Choice { flight, decision, sent_blocks, match_kind, prediction, record })
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.
