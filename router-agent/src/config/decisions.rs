@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{ConfigError, file::set};
+use super::{ConfigError, file::set, schema};
 use crate::limits;
 
 /// The last decisions, in memory.
@@ -24,7 +24,7 @@ impl Default for Decisions {
 }
 
 /// What of a prompt is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LoggedPrompts {
     /// Its length.
@@ -109,10 +109,13 @@ impl DecisionLog {
 }
 
 /// `decisions:` as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DecisionsFile {
+    /// Records that are kept; 0: none.
     keep: Option<usize>,
+    /// Memory of them all.
+    #[schemars(with = "Option<schema::BytesText>")]
     max_bytes: Option<ByteSize>,
 }
 
@@ -124,13 +127,19 @@ impl DecisionsFile {
 }
 
 /// `decision_log:` as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DecisionLogFile {
+    /// The file; no log where not set.
     path: Option<PathBuf>,
+    /// A file that would become larger becomes `PATH.1`.
+    #[schemars(with = "Option<schema::BytesText>")]
     rotate_bytes: Option<ByteSize>,
+    /// Rotated files.
     keep: Option<usize>,
+    /// What of a prompt is written: nothing, or the hashes of its blocks, for `warmpath replay`.
     prompts: Option<LoggedPrompts>,
+    /// The share of decisions that is written, above 0 and up to 1.
     sample: Option<f64>,
 }
 
