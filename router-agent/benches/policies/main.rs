@@ -12,7 +12,6 @@ use router_agent::{
     },
 };
 
-#[path = "../../src/replay/engine.rs"]
 mod engine;
 mod trace;
 

@@ -112,9 +112,9 @@ impl DecisionLog {
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DecisionsFile {
-    /// Records; 0: none.
+    /// Records that are kept; 0: none.
     keep: Option<usize>,
-    /// Their memory.
+    /// Memory of them all.
     #[schemars(with = "Option<schema::BytesText>")]
     max_bytes: Option<ByteSize>,
 }
@@ -132,14 +132,14 @@ impl DecisionsFile {
 pub(super) struct DecisionLogFile {
     /// The file; no log where not set.
     path: Option<PathBuf>,
-    /// A file that would become larger is rotated: it becomes `PATH.1`.
+    /// A file that would become larger becomes `PATH.1`.
     #[schemars(with = "Option<schema::BytesText>")]
     rotate_bytes: Option<ByteSize>,
-    /// Rotated files beside the one that is written.
+    /// Rotated files.
     keep: Option<usize>,
-    /// What of a prompt is written: `none` (its length), or `hashes` of its blocks, for `warmpath replay`.
+    /// What of a prompt is written: nothing, or the hashes of its blocks, for `warmpath replay`.
     prompts: Option<LoggedPrompts>,
-    /// Share of decisions that is written, above 0 and up to 1.
+    /// The share of decisions that is written, above 0 and up to 1.
     sample: Option<f64>,
 }
 

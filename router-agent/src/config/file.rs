@@ -97,9 +97,9 @@ pub struct File {
     tls: Option<super::ServerTls>,
     /// Certificate of the admin port.
     admin_tls: Option<super::ServerTls>,
-    /// The last decisions, in memory: `GET /decisions`.
+    /// The last decisions, in memory: docs/decision-log.md.
     decisions: DecisionsFile,
-    /// One JSON object per decision: docs/decision-log.md.
+    /// Decisions in a file, one JSON object per line: docs/decision-log.md.
     decision_log: DecisionLogFile,
 }
 
