@@ -15,7 +15,7 @@ const DASHBOARD: &str = include_str!("../../deploy/compose/grafana/dashboards/wa
 const PROMETHEUS: &str = include_str!("../../deploy/compose/prometheus.yml");
 const PANELS_MIN: usize = 24;
 /// Longer than Prometheus takes to start and to scrape twice, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn is_installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
