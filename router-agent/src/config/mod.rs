@@ -17,6 +17,7 @@ mod live;
 mod place;
 mod routing;
 mod secret;
+mod shown;
 mod tls;
 mod tokenizers;
 mod worker_url;
@@ -47,6 +48,7 @@ pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
+pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
@@ -55,7 +57,7 @@ pub use worker_url::{WorkerUrl, WorkerUrlError};
 pub const DEFAULT_INSTANCE: &str = "default";
 
 /// Whether response bodies may be moved by the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Splice {
     /// Wherever this kernel and this response allow it.
@@ -66,7 +68,7 @@ pub enum Splice {
 }
 
 /// When one way of relaying bodies is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
@@ -101,7 +103,7 @@ impl Relay {
 }
 
 /// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.

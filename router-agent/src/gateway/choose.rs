@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     cell::RefCell,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::atomic::Ordering::Relaxed,
     time::Instant,
 };
 
@@ -63,6 +63,11 @@ impl Plan {
         self.prompt_tokens
     }
 
+    /// What a policy needs of it.
+    pub(super) fn ask(&self) -> Ask {
+        Ask { prompt_tokens: self.prompt_tokens, session: self.session }
+    }
+
     /// What [`super::tokens::learn`] needs; to be asked for once.
     pub(super) fn ask_tokens(&mut self) -> AskTokens {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
@@ -71,11 +76,26 @@ impl Plan {
     /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
     pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
         if self.size.tokens_exact.is_none() && !tokens.is_empty() {
-            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
             shared.bytes_per_token.observe(self.size.bytes, tokens.len());
         }
+        self.suppose_tokens(shared, tokens);
+    }
+
+    /// As [`Plan::set_tokens`], and nobody learns from it.
+    pub(super) fn suppose_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+        }
         self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
+
+    /// Looks its blocks up, by what was sent where and by the workers' own word.
+    pub(super) fn look_up(&self, shared: &Shared, matches: &mut Matches, token_matches: &mut Vec<Matches>) {
+        shared.index.lookup(&self.hashes, matches);
+        if let Some(keys) = &self.token_keys {
+            keys.lookup(shared, token_matches);
+        }
     }
 }
 
@@ -99,6 +119,57 @@ pub(super) struct Scratch {
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
+}
+
+/// What is known of a prompt's place in the workers' caches.
+pub(super) struct Known<'a> {
+    pub(super) plan: &'a Plan,
+    /// By what was sent where.
+    pub(super) matches: &'a Matches,
+    /// By the workers' own word, by key space.
+    pub(super) token_matches: &'a [Matches],
+}
+
+impl Known<'_> {
+    /// By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
+    pub(super) fn matched(&self, worker: &Worker) -> TokenMatch {
+        let Self { plan, matches, token_matches } = *self;
+        let blocks = matches.blocks(worker.slot);
+        if let Some(matched) = &plan.lmcache {
+            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
+            return TokenMatch { kind: MatchKind::Approximate, blocks, tokens };
+        }
+        let sent = || {
+            let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
+            TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
+        };
+        match plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches)) {
+            Some(own) if own.kind == MatchKind::Exact => own,
+            Some(own) => Some(sent()).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
+            None => sent(),
+        }
+    }
+
+    /// The worker as the policies see it.
+    pub(super) fn candidate(&self, worker: &Worker) -> Candidate {
+        let Worker { slot, load, engine, .. } = worker;
+        let matched = self.matched(worker);
+        Candidate {
+            slot: *slot,
+            matched_tokens: matched.tokens,
+            matched_blocks: matched.blocks,
+            in_flight: load.in_flight(),
+            pending: load.pending(),
+            queued_prefill_tokens: load.queued_prefill_tokens(),
+            running: engine.running.load(Relaxed),
+            waiting: engine.waiting.load(Relaxed),
+            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
+            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
+            adapter: engine.adapter(self.plan.model),
+            identity: worker.identity,
+            speed: worker.speed.get(),
+        }
+    }
 }
 
 /// Reads the prompt, and what else of the request a decision needs. A model that no worker
@@ -177,55 +248,16 @@ pub(super) fn choose(
     let scratch = &mut *scratch.borrow_mut();
     let workers = shared.fleet.workers();
     let now = Instant::now();
-    shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let Scratch { matches, token_matches, candidates } = scratch;
-    if let Some(keys) = &plan.token_keys {
-        keys.lookup(shared, token_matches);
-    }
-    let sent = |slot| {
-        let blocks = matches.blocks(slot);
-        let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
-        TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
-    };
-    // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
-    let matched = |worker: &Worker| {
-        if let Some(matched) = &plan.lmcache {
-            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
-            return TokenMatch { kind: MatchKind::Approximate, blocks: matches.blocks(worker.slot), tokens };
-        }
-        let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
-        match own {
-            Some(own) if own.kind == MatchKind::Exact => own,
-            Some(own) => Some(sent(worker.slot)).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
-            None => sent(worker.slot),
-        }
-    };
-    let candidate = |worker: &Arc<Worker>| {
-        let Worker { slot, load, engine, .. } = &**worker;
-        let matched = matched(worker);
-        Candidate {
-            slot: *slot,
-            matched_tokens: matched.tokens,
-            matched_blocks: matched.blocks,
-            in_flight: load.in_flight(),
-            pending: load.pending(),
-            queued_prefill_tokens: load.queued_prefill_tokens(),
-            running: engine.running.load(Relaxed),
-            waiting: engine.waiting.load(Relaxed),
-            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
-            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
-            adapter: engine.adapter(plan.model),
-            identity: worker.identity,
-            speed: worker.speed.get(),
-        }
-    };
-    let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
+    plan.look_up(shared, matches, token_matches);
+    let known = Known { plan, matches, token_matches };
+    let ask = plan.ask();
 
     let (flight, decision) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(wanted.with_room(&workers, now, own).map(candidate));
+        candidates.extend(wanted.with_room(&workers, now, own).map(|worker| known.candidate(worker)));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
         let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
             router.decide_by(Policy::Warm, &ask, candidates)?
@@ -237,7 +269,7 @@ pub(super) fn choose(
     };
 
     shared.decisions.count(&decision);
-    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
+    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = known.matched(flight.worker());
     let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
