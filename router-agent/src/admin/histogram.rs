@@ -5,27 +5,27 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// Counts by bucket: bucket `i` has times of 2^i up to 2^(i+1) nanoseconds.
-pub(super) type Buckets = [u64; BUCKETS];
+pub(crate) type Buckets = [u64; BUCKETS];
 
 /// Of a time, in seconds. Estimates: a bucket is as wide as its lower end, and times are taken to lie in it evenly on a
 /// logarithmic scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
-pub(super) struct Percentiles {
+pub(crate) struct Percentiles {
     /// How many times were measured.
-    pub(super) count: u64,
+    pub(crate) count: u64,
     /// Half of them are shorter; not there without any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) p50: Option<f64>,
+    pub(crate) p50: Option<f64>,
     /// Nine of ten are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) p90: Option<f64>,
+    pub(crate) p90: Option<f64>,
     /// 99 of a hundred are.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) p99: Option<f64>,
+    pub(crate) p99: Option<f64>,
 }
 
 impl Percentiles {
-    pub(super) fn of(buckets: &Buckets) -> Self {
+    pub(crate) fn of(buckets: &Buckets) -> Self {
         let at = |share| quantile(buckets, share);
         Self { count: buckets.iter().sum(), p50: at(0.5), p90: at(0.9), p99: at(0.99) }
     }
@@ -45,7 +45,7 @@ fn quantile(buckets: &Buckets, share: f64) -> Option<f64> {
 }
 
 /// What came between two looks at one histogram; all of the later, where it was begun anew in between.
-pub(super) fn between(earlier: &Buckets, later: &Buckets) -> Buckets {
+pub(crate) fn between(earlier: &Buckets, later: &Buckets) -> Buckets {
     if earlier.iter().zip(later).any(|(earlier, later)| earlier > later) {
         return *later;
     }
@@ -53,7 +53,7 @@ pub(super) fn between(earlier: &Buckets, later: &Buckets) -> Buckets {
 }
 
 /// Both together.
-pub(super) fn plus(one: &Buckets, other: &Buckets) -> Buckets {
+pub(crate) fn plus(one: &Buckets, other: &Buckets) -> Buckets {
     std::array::from_fn(|i| one[i] + other[i])
 }
 

@@ -41,6 +41,7 @@ use crate::{
 };
 
 pub use events::Followers;
+pub(crate) use histogram::{Buckets, Percentiles, between};
 pub use recent::Recent;
 
 /// What the admin port reads.

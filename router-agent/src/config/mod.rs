@@ -16,6 +16,7 @@ mod limits;
 mod live;
 mod place;
 mod routing;
+pub mod schema;
 mod secret;
 mod shown;
 mod tls;
@@ -57,7 +58,9 @@ pub use worker_url::{WorkerUrl, WorkerUrlError};
 pub const DEFAULT_INSTANCE: &str = "default";
 
 /// Whether response bodies may be moved by the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Splice {
     /// Wherever this kernel and this response allow it.
@@ -68,7 +71,7 @@ pub enum Splice {
 }
 
 /// When one way of relaying bodies is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
@@ -103,7 +106,9 @@ impl Relay {
 }
 
 /// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.

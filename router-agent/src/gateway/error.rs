@@ -82,6 +82,13 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// This host has no socket left for a connection to a worker.
+    #[error("this gateway has no socket left to ask a worker with; try again shortly")]
+    OutOfSockets {
+        /// The system's word, for the log.
+        #[source]
+        last: SendError,
+    },
     /// A defect of this program.
     #[error("internal error of the gateway")]
     Panicked,
@@ -160,7 +167,9 @@ impl GatewayError {
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
-            Self::NoWorker | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::OutOfSockets { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
@@ -176,6 +185,7 @@ impl GatewayError {
             Self::Failed { .. } => "worker",
             Self::NoWorker
             | Self::BodiesTooLarge { .. }
+            | Self::OutOfSockets { .. }
             | Self::Overloaded { .. }
             | Self::Deadline
             | Self::Panicked => "gateway",
@@ -200,6 +210,7 @@ impl GatewayError {
             Self::PathNotAllowed => "path_not_allowed",
             Self::OverLimit(_) => "rate_limit_exceeded",
             Self::NoWorker => "no_worker_available",
+            Self::OutOfSockets { .. } => "out_of_sockets",
             Self::Panicked => "internal_error",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
             Self::Header(_) => "malformed_header",
@@ -294,7 +305,9 @@ impl GatewayError {
         match self {
             Self::OverLimit(over) => over.retry_after,
             Self::Overloaded { retry_after, .. } => Some((*retry_after).min(RETRY_AFTER_MAX)),
-            Self::NoWorker | Self::BodiesTooLarge { .. } => Some(Duration::from_secs(1)),
+            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::OutOfSockets { .. } => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
