@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod admin_access;
+mod admin_api;
+mod admin_schema;
+mod ask_gateway;
 mod command;
 mod conformance;
 mod controller;
+mod decisions;
 mod drain;
 mod dropped_privileges;
 mod early_answers;
@@ -25,6 +29,7 @@ mod limits;
 mod models;
 mod observe;
 mod overload;
+mod page;
 mod passthrough;
 mod policies;
 mod privileges;

@@ -19,7 +19,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Admin, config,
+    Admin, config, decisions,
     error::{ApiError, ErrorBody},
     events, explain, guard, index, live, log_level, page, probes, reload, stats, tenants, workers,
 };
@@ -82,6 +82,9 @@ fn documented() -> OpenApiRouter<Admin> {
         .routes(routes!(index::show))
         .routes(routes!(live::list))
         .routes(routes!(events::follow))
+        .routes(routes!(decisions::list))
+        .routes(routes!(decisions::follow))
+        .routes(routes!(decisions::show))
         .routes(routes!(guard::show))
         .routes(routes!(guard::add, guard::remove))
         .routes(routes!(document))

@@ -24,7 +24,7 @@ use tokio::{
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Admin,
+    Admin, decisions,
     error::{ApiError, ApiResult, ErrorBody},
     extract::Asked,
     index::{PrefixView, hottest},
@@ -32,12 +32,14 @@ use super::{
     stats::{self, PointView, Stats},
     workers::{self, WorkerView},
 };
-use crate::{gateway::Phase, limits::EVENT_FOLLOWERS_MAX};
+use crate::{gateway::Phase, limits::EVENT_FOLLOWERS_MAX, records::DecisionRecord};
 
 /// Prefixes in a snapshot.
 const PREFIXES: usize = 12;
 /// Streams in a snapshot.
 const STREAMS: usize = 30;
+/// Decisions in a snapshot.
+const DECISIONS: usize = 30;
 /// What a follower may ask for.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(250)..=Duration::from_mins(1);
 /// How soon a browser's own `EventSource` comes again.
@@ -76,6 +78,8 @@ pub(super) struct Snapshot {
     hottest_prefixes: Vec<PrefixView>,
     /// The responses under way.
     live: LiveView,
+    /// The newest decisions first, without every worker's part.
+    decisions: Vec<DecisionRecord>,
 }
 
 impl Snapshot {
@@ -92,6 +96,7 @@ impl Snapshot {
             workers: workers::all(admin),
             hottest_prefixes: hottest(admin, PREFIXES),
             live: live::view(admin, STREAMS),
+            decisions: decisions::newest(admin, DECISIONS),
         }
     }
 }

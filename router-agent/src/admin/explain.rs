@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     gateway::{self, Explanation, Part, Question},
-    routing::Policy,
 };
 
 /// What would become of the request if it came now.
@@ -26,8 +25,10 @@ pub(super) struct ExplanationView {
     /// Where its token ids are known from: `given`, `local` or `worker`; not there: lengths are estimated from bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_from: Option<&'static str>,
-    /// In which unit costs are: `microseconds`, `token_requests` (speeds are not known yet), `requests`, `score` or `none`.
-    cost_unit: &'static str,
+    /// What costs are counted in: `microseconds`, `token_requests` (speeds are not known yet), `requests` or
+    /// `millionths_below_best`; not there for policies that compare none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost_unit: Option<&'static str>,
     /// Who would get it; not there: nobody can take it now, it would wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     winner: Option<Winner>,
@@ -75,11 +76,14 @@ struct PartView {
     requests: u32,
     /// What the policy minimises; 0 for policies that do not.
     cost: u64,
+    /// The predicted time to the first token there; not there while speeds are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_to_first_token_seconds: Option<f64>,
 }
 
 impl ExplanationView {
     fn of(explanation: Explanation) -> Self {
-        let Explanation { policy, route, prompt_tokens, tokens_from, decision, mut workers } = explanation;
+        let Explanation { policy, cost_unit, route, prompt_tokens, tokens_from, decision, mut workers } = explanation;
         let name = |slot| workers.iter().find(|part| part.worker.slot == slot).map(|part| part.worker.name.clone());
         let winner = decision.and_then(|decision| {
             Some(Winner {
@@ -90,7 +94,6 @@ impl ExplanationView {
                 runner_up: decision.runner_up.and_then(name),
             })
         });
-        let speeds_known = decision.is_some_and(|decision| decision.time_to_first_token_s.is_some());
         let wins = |part: &Part| decision.is_some_and(|decision| decision.slot == part.worker.slot);
         workers.sort_by_key(|part| (part.excluded.is_some(), !wins(part), part.score.cost));
         Self {
@@ -98,13 +101,7 @@ impl ExplanationView {
             route,
             prompt_tokens,
             tokens_from,
-            cost_unit: match policy {
-                Policy::Warm | Policy::Lmcache if speeds_known => "microseconds",
-                Policy::Warm | Policy::Lmcache => "token_requests",
-                Policy::Prefix | Policy::Session | Policy::LeastLoaded | Policy::PowerOfTwo => "requests",
-                Policy::Weighted => "score",
-                Policy::RoundRobin | Policy::Random => "none",
-            },
+            cost_unit,
             winner,
             workers: workers.iter().map(|part| PartView::of(part, wins(part))).collect(),
         }
@@ -124,6 +121,7 @@ impl PartView {
             queued_prefill_tokens: score.queued_prefill_tokens,
             requests: score.batch,
             cost: score.cost,
+            time_to_first_token_seconds: score.time_to_first_token_s,
         }
     }
 }

@@ -7,6 +7,7 @@
 mod access;
 mod api;
 mod config;
+mod decisions;
 mod error;
 mod events;
 mod explain;

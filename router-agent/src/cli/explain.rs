@@ -119,7 +119,7 @@ fn for_people(explanation: &Value) -> String {
         "nobody can take it now: it would wait".to_owned()
     };
     let cost = match explanation["cost_unit"].as_str() {
-        None | Some("none") => "COST".to_owned(),
+        None => "COST".to_owned(),
         Some(unit) => format!("COST ({unit})"),
     };
     let heads =
@@ -164,7 +164,7 @@ mod tests {
         assert!(lines[3].contains("COST (microseconds)"), "{said}");
         assert!(lines[4].starts_with("→") && lines[4].contains("96 (exact)"), "{said}");
         assert!(lines[5].ends_with("draining"), "{said}");
-        let nobody = for_people(&json!({"workers": [], "prompt_tokens": 1, "cost_unit": "none"}));
+        let nobody = for_people(&json!({"workers": [], "prompt_tokens": 1, "policy": "random"}));
         assert!(nobody.contains("it would wait"), "{nobody}");
     }
 }

@@ -104,6 +104,8 @@ pub(super) async fn serve(
     // What needs privileges is open. A thread that is started from here on has none.
     let rights = privileges::drop(|| kernel.can_use_maps())?;
     let succession = Succession::start(&config.instance, sockets);
+    let _decision_log =
+        shared.records.log().start().map_err(system("cannot start the thread of the decision log"))?;
 
     for (name, capability) in capabilities.iter() {
         metrics.set_kernel(name, capability.is_available());

@@ -5,6 +5,7 @@
 
 mod changes;
 mod cidr;
+mod decisions;
 mod digest;
 mod error;
 mod faults;
@@ -36,6 +37,7 @@ use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, tls::WorkerTls};
 pub use self::limits::{Limits, Timeouts};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
+pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use digest::{SecretDigest, SecretDigestError};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
@@ -203,6 +205,10 @@ pub struct Config {
     pub admin_tls: Option<ServerTls>,
     /// Proxies that say truly whom they speak for.
     pub trusted_proxies: Vec<Cidr>,
+    /// The last decisions, in memory.
+    pub decisions: Decisions,
+    /// Decisions, in a file.
+    pub decision_log: DecisionLog,
 }
 
 impl Default for Config {
@@ -246,6 +252,8 @@ impl Default for Config {
             tls: None,
             admin_tls: None,
             trusted_proxies: Vec::new(),
+            decisions: Decisions::default(),
+            decision_log: DecisionLog::default(),
         }
     }
 }
@@ -327,6 +335,8 @@ impl Config {
         keys::validate(&self.keys, self.keys_file.as_ref())?;
         self.limits.validate()?;
         self.timeouts.validate()?;
+        self.decisions.validate()?;
+        self.decision_log.validate()?;
         if self.scrape_interval.is_zero() {
             return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }

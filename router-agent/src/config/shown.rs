@@ -45,6 +45,8 @@ pub fn shown(config: &Config) -> Value {
         tls,
         admin_tls,
         trusted_proxies,
+        decisions,
+        decision_log,
     } = config;
     let value = json!({
         "listen": listen,
@@ -117,6 +119,14 @@ pub fn shown(config: &Config) -> Value {
         "tls": tls,
         "admin_tls": admin_tls,
         "trusted_proxies": ranges(trusted_proxies),
+        "decisions": { "keep": decisions.keep, "max_bytes": decisions.bytes_max },
+        "decision_log": {
+            "path": decision_log.path,
+            "rotate_bytes": decision_log.rotate_bytes,
+            "keep": decision_log.keep,
+            "prompts": decision_log.prompts,
+            "sample": decision_log.sample,
+        },
     });
     without_nulls(value)
 }

@@ -1,9 +1,8 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
 use std::{
-    borrow::Cow,
     cell::RefCell,
-    sync::atomic::Ordering::Relaxed,
+    sync::Arc,
     time::Instant,
 };
 
@@ -15,6 +14,7 @@ use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
     eligible::Wanted,
+    known::Known,
     lmcache::Matched,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
@@ -22,10 +22,11 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation, Worker, model_key},
+    fleet::{Flight, Reservation, model_key},
     index::Matches,
     kv_events::Prediction,
     prompt::{self, PromptSize},
+    records::{self, Facts, Rosters},
     routing::{Ask, Candidate, Decision, Policy},
     tenants::Tenant,
 };
@@ -36,14 +37,14 @@ pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
     /// Bytes of a block.
-    block_bytes: usize,
+    pub(super) block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
-    token_keys: Option<TokenKeys>,
+    pub(super) token_keys: Option<TokenKeys>,
     identity: Identity,
-    size: PromptSize,
+    pub(super) size: PromptSize,
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
-    bytes_per_token: f64,
+    pub(super) bytes_per_token: f64,
     pub(super) by_prefix: bool,
     /// [`model_key`] of the model that the body names.
     pub(super) model: Option<u64>,
@@ -55,6 +56,9 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
+    /// Whose request it is, and of which kind: for its record.
+    tenant: Arc<str>,
+    route: Route,
 }
 
 impl Plan {
@@ -110,6 +114,8 @@ pub(super) struct Choice {
     pub(super) match_kind: MatchKind,
     /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
     pub(super) prediction: Option<Prediction>,
+    /// Of the decision, if anybody wants one.
+    pub(super) record: Option<records::Open>,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
@@ -119,57 +125,7 @@ pub(super) struct Scratch {
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
-}
-
-/// What is known of a prompt's place in the workers' caches.
-pub(super) struct Known<'a> {
-    pub(super) plan: &'a Plan,
-    /// By what was sent where.
-    pub(super) matches: &'a Matches,
-    /// By the workers' own word, by key space.
-    pub(super) token_matches: &'a [Matches],
-}
-
-impl Known<'_> {
-    /// By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
-    pub(super) fn matched(&self, worker: &Worker) -> TokenMatch {
-        let Self { plan, matches, token_matches } = *self;
-        let blocks = matches.blocks(worker.slot);
-        if let Some(matched) = &plan.lmcache {
-            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
-            return TokenMatch { kind: MatchKind::Approximate, blocks, tokens };
-        }
-        let sent = || {
-            let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
-            TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
-        };
-        match plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches)) {
-            Some(own) if own.kind == MatchKind::Exact => own,
-            Some(own) => Some(sent()).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
-            None => sent(),
-        }
-    }
-
-    /// The worker as the policies see it.
-    pub(super) fn candidate(&self, worker: &Worker) -> Candidate {
-        let Worker { slot, load, engine, .. } = worker;
-        let matched = self.matched(worker);
-        Candidate {
-            slot: *slot,
-            matched_tokens: matched.tokens,
-            matched_blocks: matched.blocks,
-            in_flight: load.in_flight(),
-            pending: load.pending(),
-            queued_prefill_tokens: load.queued_prefill_tokens(),
-            running: engine.running.load(Relaxed),
-            waiting: engine.waiting.load(Relaxed),
-            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
-            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
-            adapter: engine.adapter(self.plan.model),
-            identity: worker.identity,
-            speed: worker.speed.get(),
-        }
-    }
+    rosters: Rosters,
 }
 
 /// Reads the prompt, and what else of the request a decision needs. A model that no worker
@@ -194,20 +150,23 @@ pub(super) fn plan(
         }
     };
     let Route::Inference(kind) = route else {
+        let model = prompt::model(body);
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
             token_keys: None,
-            identity: Identity::default(),
+            identity: Identity { model: model.as_deref().map(Arc::from), cache_salt: None },
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
-            model: serve(prompt::model(body).as_deref())?,
+            model: serve(model.as_deref())?,
             session: None,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
+            tenant: tenant.name.clone(),
+            route,
         });
     };
     let request = prompt::parse(kind, body)?;
@@ -217,12 +176,14 @@ pub(super) fn plan(
     let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
     let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
-    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
         block_bytes,
         token_keys: None,
-        identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
+        identity: Identity {
+            model: request.model.as_deref().map(Arc::from),
+            cache_salt: request.cache_salt.as_deref().map(Box::from),
+        },
         size,
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
@@ -232,6 +193,8 @@ pub(super) fn plan(
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
+        tenant: tenant.name.clone(),
+        route,
     })
 }
 
@@ -248,12 +211,13 @@ pub(super) fn choose(
     let scratch = &mut *scratch.borrow_mut();
     let workers = shared.fleet.workers();
     let now = Instant::now();
-    let Scratch { matches, token_matches, candidates } = scratch;
+    let Scratch { matches, token_matches, candidates, rosters } = scratch;
     plan.look_up(shared, matches, token_matches);
     let known = Known { plan, matches, token_matches };
     let ask = plan.ask();
 
-    let (flight, decision) = {
+    let is_recorded = shared.records.is_wanted();
+    let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
@@ -265,7 +229,8 @@ pub(super) fn choose(
             router.decide(&ask, candidates)?
         };
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
+        let settings = is_recorded.then(|| router.settings().clone());
+        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
     shared.decisions.count(&decision);
@@ -297,8 +262,26 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
+    let record = settings.and_then(|settings| {
+        shared.records.open(&Facts {
+            request_id: request_id.as_bytes(),
+            tenant: &plan.tenant,
+            asked_model: plan.identity.model.as_ref(),
+            model: plan.identity.model.as_ref(),
+            route: plan.route.label(),
+            attempt: wanted.tried.len() as u32 + 1,
+            ask,
+            match_kind: match_kind.label(),
+            candidates,
+            settings: &settings,
+            decision,
+            roster: rosters.of(&workers),
+            hashes: &plan.hashes,
+            block_bytes: plan.block_bytes as u32,
+        })
+    });
     let sent_blocks = matches.blocks(decision.slot);
-    Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
+    Some(Choice { flight, decision, sent_blocks, match_kind, prediction, record })
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.

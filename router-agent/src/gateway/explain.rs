@@ -9,15 +9,16 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use super::{
     GatewayError, Shared,
-    choose::{self, Known, Plan},
+    choose::{self, Plan},
     eligible::{Bounds, Wanted},
+    known::Known,
     route::Route,
     tokens,
 };
 use crate::{
     fleet::{Health, Pulse, Standing, Worker},
     index::Matches,
-    routing::{Decision, Policy, Score},
+    routing::{self, Decision, Policy, Score},
     telemetry::TokensFrom,
     tenants::Tenant,
 };
@@ -40,6 +41,8 @@ pub struct Question {
 pub struct Explanation {
     /// Who would decide.
     pub policy: Policy,
+    /// What costs are counted in; none where the policy compares none.
+    pub cost_unit: Option<&'static str>,
     /// The API, as metrics label it.
     pub route: &'static str,
     /// Tokens of the prompt.
@@ -79,9 +82,10 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     }
     let bounds = Bounds::of(&config.limits);
     let wanted = Wanted { model: plan.model, tried: &[], bounds };
-    let (policy, decision, workers) = decide(shared, &plan, &wanted);
+    let Verdict { policy, cost_unit, decision, workers } = decide(shared, &plan, &wanted);
     Ok(Explanation {
         policy,
+        cost_unit,
         route: route.label(),
         prompt_tokens: plan.prompt_tokens(),
         tokens_from: tokens.map(|(from, _)| TokensFrom::label(from)),
@@ -90,7 +94,14 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     })
 }
 
-fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> (Policy, Option<Decision>, Vec<Part>) {
+struct Verdict {
+    policy: Policy,
+    cost_unit: Option<&'static str>,
+    decision: Option<Decision>,
+    workers: Vec<Part>,
+}
+
+fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
     let (mut matches, mut token_matches) = (Matches::new(), Vec::new());
     plan.look_up(shared, &mut matches, &mut token_matches);
     let known = Known { plan, matches: &matches, token_matches: &token_matches };
@@ -102,22 +113,22 @@ fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> (Policy, Option<
         let routers = shared.routers.lock();
         if plan.by_prefix { routers.by_prefix.clone() } else { routers.plain.clone() }
     };
-    let policy = router.policy();
     let mut scores = Vec::new();
     let all: Vec<_> = workers.iter().map(|worker| known.candidate(worker)).collect();
-    router.explain(&ask, &all, &mut scores);
+    // What a controller would say is not asked for.
+    let policy = if router.policy() == Policy::Lmcache { Policy::Warm } else { router.policy() };
+    let settings = router.settings().clone();
+    routing::explain(policy, &settings, &ask, &all, &mut scores);
     let candidates: Vec<_> = may_be_chosen.iter().map(|worker| known.candidate(worker)).collect();
     // As they compare among themselves, where the others have no say.
     let mut compared = Vec::new();
-    router.explain(&ask, &candidates, &mut compared);
+    routing::explain(policy, &settings, &ask, &candidates, &mut compared);
     for score in &mut scores {
         if let Some(other) = compared.iter().find(|other| other.slot == score.slot) {
             *score = *other;
         }
     }
-    // What a controller would say is not asked for.
-    let by = if policy == Policy::Lmcache { Policy::Warm } else { policy };
-    let decision = router.decide_by(by, &ask, &candidates);
+    let decision = router.decide_by(policy, &ask, &candidates);
 
     let parts = workers.iter().zip(scores).map(|(worker, score)| Part {
         match_kind: known.matched(worker).kind.label(),
@@ -126,7 +137,8 @@ fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> (Policy, Option<
         worker: worker.clone(),
         score,
     });
-    (by, decision, parts.collect())
+    let cost_unit = routing::cost_unit(policy, &candidates);
+    Verdict { policy, cost_unit, decision, workers: parts.collect() }
 }
 
 /// The first thing that keeps a worker from being chosen.

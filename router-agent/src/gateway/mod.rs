@@ -24,6 +24,7 @@ mod forwarded;
 mod headers;
 mod http2;
 mod identify;
+mod known;
 mod listen;
 mod lmcache;
 mod models;
@@ -64,6 +65,7 @@ use crate::{
     index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
+    records::Recorder,
     routing::{Policy, Reason, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
@@ -145,6 +147,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// What was decided, for whoever asks later.
+    pub records: Arc<Recorder>,
     /// Decision counters.
     decisions: DecisionCounters,
     /// Whether the data threads' event loops turn.
@@ -180,6 +184,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
@@ -218,6 +223,7 @@ impl Shared {
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }
+        self.records.reconfigure(&config);
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
     }

@@ -274,7 +274,8 @@ impl Answer {
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
-        account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
+        let flow = attempt.flow().filter(|_| is_event_stream).cloned();
+        account.responding(parts.status, flow, attempt.is_recorded());
         let is_answer = is_event_stream && parts.status == StatusCode::OK;
         let ending = is_answer.then(|| Ending::of(account.route())).flatten();
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream, ending };

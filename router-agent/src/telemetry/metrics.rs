@@ -14,8 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies, TlsMetrics,
-    TokenizeMetrics, WorkerFaultMetrics,
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, RecordMetrics, TenantFamilies,
+    TlsMetrics, TokenizeMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
 };
@@ -87,6 +87,8 @@ pub struct Metrics {
     pub tenants: TenantFamilies,
     /// TLS on the data port.
     pub tls: TlsMetrics,
+    /// Records of decisions.
+    pub records: RecordMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -260,7 +262,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
         let metric = IntCounter::new(name, help)?;
         self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -465,6 +467,7 @@ impl Metrics {
             tokenize: TokenizeMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
+            records: RecordMetrics::new(&make)?,
             by_worker: make.by_worker.into_inner(),
             registry: make.registry,
         }))
