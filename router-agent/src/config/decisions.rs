@@ -112,7 +112,9 @@ impl DecisionLog {
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DecisionsFile {
+    /// Records that are kept; 0: none.
     keep: Option<usize>,
+    /// Memory of them all.
     #[schemars(with = "Option<schema::BytesText>")]
     max_bytes: Option<ByteSize>,
 }
@@ -128,11 +130,16 @@ impl DecisionsFile {
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct DecisionLogFile {
+    /// The file; no log where not set.
     path: Option<PathBuf>,
+    /// A file that would become larger becomes `PATH.1`.
     #[schemars(with = "Option<schema::BytesText>")]
     rotate_bytes: Option<ByteSize>,
+    /// Rotated files.
     keep: Option<usize>,
+    /// What of a prompt is written: nothing, or the hashes of its blocks, for `warmpath replay`.
     prompts: Option<LoggedPrompts>,
+    /// The share of decisions that is written, above 0 and up to 1.
     sample: Option<f64>,
 }
 

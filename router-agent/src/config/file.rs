@@ -97,7 +97,9 @@ pub struct File {
     tls: Option<super::ServerTls>,
     /// Certificate of the admin port.
     admin_tls: Option<super::ServerTls>,
+    /// The last decisions, in memory: docs/decision-log.md.
     decisions: DecisionsFile,
+    /// Decisions in a file, one JSON object per line: docs/decision-log.md.
     decision_log: DecisionLogFile,
 }
 

@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt::Write as _};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value};
 
-use super::{File, file::parse_yaml};
+use super::File;
 
 /// Every key with its default.
 const DEFAULTS: &str = include_str!("../../../deploy/warmpath.yaml");
@@ -53,7 +53,10 @@ pub fn json() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<File>().to_value();
     schema["title"] = "warmpath.yaml".into();
-    let defaults: Value = parse_yaml(DEFAULTS).expect("the shipped file is read by a test");
+    // A bare `off` is a word to those who are told what to expect, and to YAML 1.2.
+    let options = serde_saphyr::options! { strict_booleans: true };
+    let defaults: Value =
+        serde_saphyr::from_str_with_options(DEFAULTS, options).expect("the shipped file is read by a test");
     set_defaults(&mut schema, &defaults);
     schema
 }
