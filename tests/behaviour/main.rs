@@ -10,6 +10,7 @@ mod check;
 mod command;
 mod conformance;
 mod controller;
+mod dashboards;
 mod decisions;
 mod drain;
 mod dropped_privileges;

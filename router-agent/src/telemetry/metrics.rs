@@ -237,6 +237,13 @@ pub struct WorkerMetrics {
     pub faults: WorkerFaultMetrics,
 }
 
+impl WorkerMetrics {
+    /// Requests that have ended, whichever way.
+    pub fn ended(&self) -> u64 {
+        [&self.completed, &self.failed, &self.rejected, &self.cancelled].map(IntCounter::get).iter().sum()
+    }
+}
+
 /// Registers each metric where it is made, so that none can be forgotten.
 pub(super) struct Maker {
     registry: Registry,
