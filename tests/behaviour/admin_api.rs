@@ -21,7 +21,8 @@ async fn told(gateway: &Gateway, path: &str) -> Value {
 }
 
 fn chat(prompt: &str) -> String {
-    json!({"messages": [{"role": "user", "content": prompt}], "max_tokens": 4, "ignore_eos": true}).to_string()
+    json!({"messages": [{"role": "user", "content": prompt}], "max_tokens": 4, "ignore_eos": true})
+        .to_string()
 }
 
 /// Requests that the workers have had, of any kind but the gateway's own looks at them.
@@ -93,19 +94,27 @@ async fn stats_count_what_was_served_and_time_what_was_streamed() {
     request(gateway.address, "POST", "/v1/chat/completions", &[], "no json").await;
     let stats = eventually("a look at the counters", || async {
         let stats = told(&gateway, "/stats").await;
-        let all = stats["totals"]["requests"] == 5 && stats["since_start"]["inter_token_latency"]["count"] != 0;
+        let all =
+            stats["totals"]["requests"] == 5 && stats["since_start"]["inter_token_latency"]["count"] != 0;
         all.then_some(stats)
     })
     .await;
-    assert_eq!((&stats["totals"]["client_errors"], &stats["totals"]["server_errors"]), (&json!(1), &json!(0)));
+    assert_eq!(
+        (&stats["totals"]["client_errors"], &stats["totals"]["server_errors"]),
+        (&json!(1), &json!(0))
+    );
     assert_eq!(stats["in_flight_requests"], 0);
     assert!(stats["last_60s"]["requests_per_second"].as_f64().unwrap() > 0.0, "{stats}");
     let hit_rate = stats["last_60s"]["hit_rate"].as_f64().unwrap();
     assert!((0.5..1.0).contains(&hit_rate), "three of four had been there before: {hit_rate}");
     let first = &stats["since_start"]["time_to_first_token"];
     assert_eq!(first["count"], 1);
-    assert!(first["p50"].as_f64().unwrap() > 0.0 && first["p99"].as_f64() >= first["p50"].as_f64(), "{first}");
-    let decided: u64 = stats["decisions"].as_array().unwrap().iter().map(|it| it["total"].as_u64().unwrap()).sum();
+    assert!(
+        first["p50"].as_f64().unwrap() > 0.0 && first["p99"].as_f64() >= first["p50"].as_f64(),
+        "{first}"
+    );
+    let decided: u64 =
+        stats["decisions"].as_array().unwrap().iter().map(|it| it["total"].as_u64().unwrap()).sum();
     assert_eq!(decided, 4);
     assert_eq!(stats["workers"].as_array().unwrap().len(), 2);
     let history = told(&gateway, "/stats/history").await;
@@ -136,7 +145,10 @@ async fn tenants_are_told_with_their_limits_and_how_they_stand() {
     assert_eq!(a["tokens"]["per_second"], 10.0);
     assert_eq!((&a["requests"], &a["models"]), (&Value::Null, &Value::Null), "no limit, no member");
     assert_eq!((&b["requests"]["capacity"], &b["requests"]["remaining"]), (&json!(3), &json!(0)));
-    assert_eq!((&b["models"], &b["concurrent"], &b["in_flight_requests"]), (&json!(["m"]), &json!(9), &json!(0)));
+    assert_eq!(
+        (&b["models"], &b["concurrent"], &b["in_flight_requests"]),
+        (&json!(["m"]), &json!(9), &json!(0))
+    );
     assert_eq!((&b["totals"]["admitted"], &b["totals"]["refused_requests"]), (&json!(3), &json!(1)));
 }
 
@@ -213,7 +225,11 @@ async fn an_explanation_names_who_wins_and_changes_nothing() {
         for _ in 0..4 {
             let explained = ask(&gateway, "POST", "/explain", &chat(&prompt)).await.json();
             let reply = gateway.chat(&prompt).await;
-            assert_eq!(reply.header("x-warmpath-worker"), explained["winner"]["worker"], "{policy}: {explained}");
+            assert_eq!(
+                reply.header("x-warmpath-worker"),
+                explained["winner"]["worker"],
+                "{policy}: {explained}"
+            );
             assert_eq!(reply.header("x-warmpath-reason"), explained["winner"]["reason"], "{policy}");
             gateway.idle().await;
         }
@@ -224,7 +240,8 @@ async fn an_explanation_names_who_wins_and_changes_nothing() {
 async fn an_explanation_says_why_a_worker_cannot_be_chosen() {
     let sims = sims(2).await;
     let gateway = Gateway::start(&urls(&sims), &[]).await;
-    let names: Vec<_> = gateway.workers().await.iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect();
+    let names: Vec<_> =
+        gateway.workers().await.iter().map(|it| it["name"].as_str().unwrap().to_owned()).collect();
     for name in &names {
         ask(&gateway, "POST", &format!("/workers/{name}/drain"), "").await;
         let explained = ask(&gateway, "POST", "/explain", &chat("hello")).await.json();
@@ -336,7 +353,9 @@ async fn events_are_snapshots_for_a_bounded_number_of_followers_and_end_with_the
     let mut seen: Vec<u64> = Vec::new();
     while seen.len() < 4 {
         let snapshot = next_event(&mut first, &mut waiting).await.unwrap();
-        seen.extend(snapshot["history"].as_array().unwrap().iter().map(|point| point["at_ms"].as_u64().unwrap()));
+        seen.extend(
+            snapshot["history"].as_array().unwrap().iter().map(|point| point["at_ms"].as_u64().unwrap()),
+        );
     }
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "{seen:?}");
     let mut others = Vec::new();
@@ -362,10 +381,29 @@ async fn the_document_has_every_path_that_is_answered() {
     let document = told(&gateway, "/openapi.json").await;
     let paths = document["paths"].as_object().unwrap();
     for path in [
-        "/health", "/ready", "/metrics", "/workers", "/workers/{name}", "/workers/{name}/drain",
-        "/workers/{name}/undrain", "/admin/reload", "/config", "/stats", "/stats/history", "/tenants", "/index", "/explain",
-        "/log-level", "/live", "/events", "/decisions", "/decisions/{request_id}", "/decisions/follow", "/guard",
-        "/guard/rules", "/openapi.json",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/workers",
+        "/workers/{name}",
+        "/workers/{name}/drain",
+        "/workers/{name}/undrain",
+        "/admin/reload",
+        "/config",
+        "/stats",
+        "/stats/history",
+        "/tenants",
+        "/index",
+        "/explain",
+        "/log-level",
+        "/live",
+        "/events",
+        "/decisions",
+        "/decisions/{request_id}",
+        "/decisions/follow",
+        "/guard",
+        "/guard/rules",
+        "/openapi.json",
     ] {
         assert!(paths.contains_key(path), "{path} is not described");
     }

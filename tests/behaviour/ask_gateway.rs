@@ -68,7 +68,8 @@ async fn the_fleet_is_shown_and_changed() {
     let name = stream.header("x-warmpath-worker").to_owned();
     let said = site.prints(&["workers", "drain", &name]).await;
     assert_eq!(said, format!("{name}: draining, 1 of 1 left\n"));
-    let waiting = site.command(&["workers", "drain", &name, "--wait"]).stdout(Stdio::piped()).spawn().unwrap();
+    let waiting =
+        site.command(&["workers", "drain", &name, "--wait"]).stdout(Stdio::piped()).spawn().unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     drop(stream);
     let said = String::from_utf8(waiting.wait_with_output().await.unwrap().stdout).unwrap();
@@ -90,7 +91,9 @@ async fn what_is_refused_is_told_in_one_line_with_what_would_help() {
     assert!(said.contains("--token-file") && said.contains("WARMPATH_ADMIN_TOKEN"), "{said}");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "wrong\n").unwrap();
-    let with = |token: &std::path::Path| ["workers", "list", "--token-file", token.to_str().unwrap()].map(str::to_owned);
+    let with = |token: &std::path::Path| {
+        ["workers", "list", "--token-file", token.to_str().unwrap()].map(str::to_owned)
+    };
     let args = with(file.path());
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     assert!(site.fails(&args).await.contains("another"));
@@ -102,12 +105,15 @@ async fn what_is_refused_is_told_in_one_line_with_what_would_help() {
     let token = ["--token-file", file.path().to_str().unwrap()];
     let nobody = site.fails(&[&["workers", "drain", "nobody"][..], &token].concat()).await;
     assert!(nobody.contains("nobody"), "{nobody}");
-    let taken = site.fails(&[&["workers", "add", "http://127.0.0.1:9", "--name", "a"][..], &token].concat()).await;
+    let taken =
+        site.fails(&[&["workers", "add", "http://127.0.0.1:9", "--name", "a"][..], &token].concat()).await;
     assert!(taken.contains("in the fleet already"), "{taken}");
     let unreachable = site.fails(&["workers", "list", "--admin", "127.0.0.1:1"]).await;
     assert!(unreachable.contains("is it running?") && unreachable.contains("127.0.0.1:1"), "{unreachable}");
     assert!(site.fails(&["workers", "list", "--admin", "ftp://x"]).await.contains("http://"));
-    assert!(site.fails(&["workers", "list", "--token-file", "/no/such/file"]).await.contains("/no/such/file"));
+    assert!(
+        site.fails(&["workers", "list", "--token-file", "/no/such/file"]).await.contains("/no/such/file")
+    );
     assert!(site.fails(&["top"]).await.contains("terminal"));
     assert!(site.config.path().exists());
 }
@@ -185,6 +191,7 @@ async fn top_shows_the_fleet_on_a_terminal_and_ends_by_a_key() {
     keys.write_all(b"p").await.unwrap();
     shows("PAUSED").await;
     keys.write_all(b"q").await.unwrap();
-    let status = tokio::time::timeout(warmpath_tests::PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    let status =
+        tokio::time::timeout(warmpath_tests::PATIENCE, child.wait()).await.expect("it ends").unwrap();
     assert!(status.success(), "{status}");
 }

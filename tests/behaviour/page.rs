@@ -40,7 +40,8 @@ async fn without_a_token_a_browser_needs_the_page_s_header_to_change_anything() 
     let gateway = Gateway::start(&urls(&sims), &[]).await;
     let path = format!("/workers/{}/drain", gateway.workers().await[0]["name"].as_str().unwrap());
     let origin = format!("http://{}", gateway.admin);
-    let drain = async |fields: &[(&str, &str)]| request(gateway.admin, "POST", &path, fields, "").await.status;
+    let drain =
+        async |fields: &[(&str, &str)]| request(gateway.admin, "POST", &path, fields, "").await.status;
     assert_eq!(drain(&[("origin", &origin)]).await, 403, "a form that a strange page has sent would look so");
     assert_eq!(drain(&[("origin", "http://elsewhere.example"), ("x-warmpath-page", "1")]).await, 403);
     assert_eq!(gateway.workers().await[0]["standing"], "serving");
@@ -102,5 +103,10 @@ async fn the_page_works_in_a_browser() {
         .unwrap();
     drop(clients);
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&output.stderr), gateway.output());
+    assert!(
+        output.status.success(),
+        "{said}\n{}\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        gateway.output()
+    );
 }

@@ -99,8 +99,21 @@ async fn no_secret_is_in_anything_that_the_gateway_says() {
     let token = bearer(ADMIN);
     let fields = [("authorization", token.as_str())];
     for path in [
-        "/metrics", "/workers", "/guard", "/health", "/ready", "/config", "/stats", "/tenants", "/index", "/live",
-        "/decisions", "/log-level", "/openapi.json", "/", "/page/main.js",
+        "/metrics",
+        "/workers",
+        "/guard",
+        "/health",
+        "/ready",
+        "/config",
+        "/stats",
+        "/tenants",
+        "/index",
+        "/live",
+        "/decisions",
+        "/log-level",
+        "/openapi.json",
+        "/",
+        "/page/main.js",
     ] {
         let reply = request(gateway.admin, "GET", path, &fields, "").await;
         assert_eq!(reply.status, 200, "{path}");

@@ -41,7 +41,9 @@ fn run(command: &mut Command) -> Result<(), String> {
     loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(format!("{program} ended with {status}: is the package index reachable?")),
+            Some(status) => {
+                return Err(format!("{program} ended with {status}: is the package index reachable?"));
+            }
             None if started.elapsed() > INSTALL_PATIENCE => {
                 let _ = child.kill();
                 let _ = child.wait();

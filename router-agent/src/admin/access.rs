@@ -85,7 +85,8 @@ fn is_of_no_strange_page(method: &Method, headers: &HeaderMap) -> Result<(), Ref
             "a page of another origin may not ask this port (set admin_token)",
         ));
     }
-    let is_browser = [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| headers.contains_key(*name));
+    let is_browser =
+        [header::ORIGIN.as_str(), "sec-fetch-site"].iter().any(|name| headers.contains_key(*name));
     if is_browser && !method.is_safe() && !headers.contains_key(PAGE_HEADER) {
         return Err((
             StatusCode::FORBIDDEN,
@@ -142,8 +143,7 @@ mod tests {
         }
         assert_eq!(status(&config, "/workers", &[]), 200);
         assert_eq!(status(&config, "/workers", &[("host", "rebound.example:9090")]), 403);
-        let from =
-            |origin| status(&config, "/workers", &[("host", "localhost:9090"), ("origin", origin)]);
+        let from = |origin| status(&config, "/workers", &[("host", "localhost:9090"), ("origin", origin)]);
         assert_eq!(from("http://localhost:9090"), 200, "a page of the port itself");
         assert_eq!(from("http://elsewhere.example"), 403);
         assert_eq!(from("null"), 403);
@@ -172,6 +172,10 @@ mod tests {
         }
         let token = Config { admin_token: Some(SecretDigest::of(b"t")), ..Config::default() };
         let shown = [("authorization", "Bearer t"), ("origin", "http://localhost:9090")];
-        assert_eq!(by(&Method::POST, &token, "/admin/reload", &shown), 200, "who has the token is no browser's prey");
+        assert_eq!(
+            by(&Method::POST, &token, "/admin/reload", &shown),
+            200,
+            "who has the token is no browser's prey"
+        );
     }
 }

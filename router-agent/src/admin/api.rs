@@ -54,9 +54,14 @@ pub(super) fn router() -> Router<Admin> {
     let (router, _) = documented().split_for_parts();
     router
         .merge(page::router())
-        .fallback(async |uri: Uri| ApiError::not_found(format!("there is no {} (GET /openapi.json lists what there is)", uri.path())))
+        .fallback(async |uri: Uri| {
+            ApiError::not_found(format!("there is no {} (GET /openapi.json lists what there is)", uri.path()))
+        })
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
-            let message = format!("{} is not asked for by {method} (GET /openapi.json lists what there is)", uri.path());
+            let message = format!(
+                "{} is not asked for by {method} (GET /openapi.json lists what there is)",
+                uri.path()
+            );
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
         })
 }
@@ -161,7 +166,10 @@ mod tests {
             let is_open = operation.get("security").is_some();
             assert_eq!(responses.contains_key("401") && responses.contains_key("403"), !is_open, "{name}");
             for (status, response) in responses {
-                assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {status}");
+                assert!(
+                    response["description"].as_str().is_some_and(|text| !text.is_empty()),
+                    "{name} {status}"
+                );
                 if status.starts_with('4') {
                     let schema = &response["content"]["application/json"]["schema"]["$ref"];
                     assert_eq!(schema, "#/components/schemas/ErrorBody", "{name} {status}");

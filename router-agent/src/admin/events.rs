@@ -144,7 +144,8 @@ pub(super) async fn follow(
         return Err(ApiError::bad_request(format!("interval={:?}: 250ms to 1m", how.interval)));
     }
     let place = admin.followers.0.clone().try_acquire_owned().map_err(|_| {
-        let message = format!("{EVENT_FOLLOWERS_MAX} follow the events already: close a page, or ask GET /stats");
+        let message =
+            format!("{EVENT_FOLLOWERS_MAX} follow the events already: close a page, or ask GET /stats");
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
     })?;
     let follower =

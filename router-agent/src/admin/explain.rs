@@ -9,9 +9,7 @@ use super::{
     error::{ApiError, ApiResult, ErrorBody},
     extract::{Asked, Body},
 };
-use crate::{
-    gateway::{self, Explanation, Part, Question},
-};
+use crate::gateway::{self, Explanation, Part, Question};
 
 /// What would become of the request if it came now.
 #[derive(Debug, Serialize, ToSchema)]
@@ -83,8 +81,10 @@ struct PartView {
 
 impl ExplanationView {
     fn of(explanation: Explanation) -> Self {
-        let Explanation { policy, cost_unit, route, prompt_tokens, tokens_from, decision, mut workers } = explanation;
-        let name = |slot| workers.iter().find(|part| part.worker.slot == slot).map(|part| part.worker.name.clone());
+        let Explanation { policy, cost_unit, route, prompt_tokens, tokens_from, decision, mut workers } =
+            explanation;
+        let name =
+            |slot| workers.iter().find(|part| part.worker.slot == slot).map(|part| part.worker.name.clone());
         let winner = decision.and_then(|decision| {
             Some(Winner {
                 worker: name(decision.slot)?,
@@ -162,16 +162,16 @@ pub(super) async fn explain(
         None => path_of(&body)?.to_owned(),
     };
     let session = session
-        .map(|key| HeaderValue::try_from(key).map_err(|_| ApiError::bad_request("session: no value of a header")))
+        .map(|key| {
+            HeaderValue::try_from(key).map_err(|_| ApiError::bad_request("session: no value of a header"))
+        })
         .transpose()?;
     let tenants = &admin.shared.tenants;
     let tenant = match tenant {
         None => tenants.everyone(),
-        Some(name) => tenants
-            .list()
-            .into_iter()
-            .find(|tenant| *tenant.name == *name)
-            .ok_or_else(|| ApiError::not_found(format!("there is no tenant {name:?} (GET /tenants lists them)")))?,
+        Some(name) => tenants.list().into_iter().find(|tenant| *tenant.name == *name).ok_or_else(|| {
+            ApiError::not_found(format!("there is no tenant {name:?} (GET /tenants lists them)"))
+        })?,
     };
     let explained = gateway::explain(&admin.shared, Question { path, session, tenant, body }).await;
     explained.map(ExplanationView::of).map(Json).map_err(|error| ApiError::new(error.status(), error))

@@ -55,6 +55,7 @@ impl FromRequest<Admin> for Body {
 impl Body {
     /// As JSON of this form; `wanted` is an example of what would be right.
     pub(super) fn json<T: DeserializeOwned>(&self, wanted: &str) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.0).map_err(|why| ApiError::bad_request(format!("{why}; wanted {wanted}")))
+        serde_json::from_slice(&self.0)
+            .map_err(|why| ApiError::bad_request(format!("{why}; wanted {wanted}")))
     }
 }

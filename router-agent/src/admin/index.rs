@@ -6,7 +6,7 @@ use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Admin, extract::Asked, error::ErrorBody};
+use super::{Admin, error::ErrorBody, extract::Asked};
 use crate::{
     fleet::Worker,
     index::{IndexStats, Prefix, PrefixIndex},
@@ -113,7 +113,8 @@ pub(super) async fn show(State(admin): State<Admin>, Asked(which): Asked<Which>)
 
 impl SideView {
     fn of(index: &PrefixIndex, memory_bytes_max: usize, admin: &Admin) -> Self {
-        let IndexStats { bytes, blocks, held_blocks, evicted_by_capacity, evicted_by_bytes, .. } = index.stats();
+        let IndexStats { bytes, blocks, held_blocks, evicted_by_capacity, evicted_by_bytes, .. } =
+            index.stats();
         let workers = admin.shared.fleet.workers();
         let held = |worker: &Arc<Worker>| HeldView {
             worker: worker.name.clone(),
@@ -141,7 +142,8 @@ pub(super) fn hottest(admin: &Admin, count: usize) -> Vec<PrefixView> {
         parent_hash: (prefix.parent_hash != 0).then(|| hex(prefix.parent_hash)),
         depth_blocks: prefix.depth_blocks,
         own_blocks: prefix.own_blocks,
-        depth_tokens: (f64::from(prefix.depth_blocks) * config.index.block_bytes as f64 / bytes_per_token) as u64,
+        depth_tokens: (f64::from(prefix.depth_blocks) * config.index.block_bytes as f64 / bytes_per_token)
+            as u64,
         hits: prefix.hits,
         idle_seconds: now_ns.saturating_sub(prefix.last_used_ns) as f64 / 1e9,
         workers: workers

@@ -42,7 +42,9 @@ pub(super) async fn show(State(admin): State<Admin>) -> Json<LogLevel> {
 pub(super) async fn set(State(admin): State<Admin>, body: Body) -> ApiResult<Json<LogLevel>> {
     let wanted: LogLevel = body.json(r#"{"filter": "debug"}"#)?;
     admin.log_filter.set(&wanted.filter).map_err(|error| {
-        ApiError::bad_request(format!("{error} (a level: error, warn, info, debug, trace, off; or target=level, …)"))
+        ApiError::bad_request(format!(
+            "{error} (a level: error, warn, info, debug, trace, off; or target=level, …)"
+        ))
     })?;
     tracing::info!(filter = wanted.filter, "log filter set by the admin API");
     Ok(Json(LogLevel { filter: admin.log_filter.get() }))

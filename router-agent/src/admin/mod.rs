@@ -83,9 +83,8 @@ pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>
     let handed_over = async move {
         let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
     };
-    let router = api::router()
-        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
-        .with_state(admin);
+    let router =
+        api::router().layer(middleware::from_fn_with_state(admin.clone(), access::check)).with_state(admin);
     let served = match tls {
         None => axum::serve(listener, router).with_graceful_shutdown(handed_over).await,
         Some(tls) => {

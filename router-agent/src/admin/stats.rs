@@ -203,8 +203,15 @@ pub(super) fn view(admin: &Admin) -> Stats {
     let lately = |seconds| over(seconds).as_ref().map_or_else(Lately::nothing, Lately::between);
     let minute = over(60);
     let newest = minute.as_ref().map(|(_, newest)| newest);
-    let Counts { requests: answered, client_errors, server_errors, retries, prompt_tokens, matched_tokens, events } =
-        newest.map(|look| look.counts).unwrap_or_default();
+    let Counts {
+        requests: answered,
+        client_errors,
+        server_errors,
+        retries,
+        prompt_tokens,
+        matched_tokens,
+        events,
+    } = newest.map(|look| look.counts).unwrap_or_default();
     let now = Instant::now();
     let workers = shared.fleet.workers();
     Stats {
@@ -239,10 +246,7 @@ pub(super) fn view(admin: &Admin) -> Stats {
                     worker: worker.name.clone(),
                     requests_per_second: minute.requests_per_second,
                     prefill_tokens_per_second: worker.speed.get().map(|speed| 1.0 / speed.token_s),
-                    times: Times {
-                        time_to_first_token: minute.first_byte,
-                        inter_token_latency: minute.gap,
-                    },
+                    times: Times { time_to_first_token: minute.first_byte, inter_token_latency: minute.gap },
                 })
             })
             .collect(),

@@ -62,13 +62,17 @@ pub enum AdminError {
         source: io::Error,
     },
     /// Not a token.
-    #[error("the admin token has characters that no header can carry: it must be one line of printable ASCII")]
+    #[error(
+        "the admin token has characters that no header can carry: it must be one line of printable ASCII"
+    )]
     Token,
     /// Its authority cannot be read.
     #[error("{0}")]
     Tls(#[from] TlsError),
     /// Nobody there.
-    #[error("no gateway answers at {url}: {source} (is it running? --admin URL or WARMPATH_ADMIN says where)")]
+    #[error(
+        "no gateway answers at {url}: {source} (is it running? --admin URL or WARMPATH_ADMIN says where)"
+    )]
     Connect {
         /// Where it was looked for.
         url: String,
@@ -98,7 +102,7 @@ pub enum AdminError {
         url: String,
     },
     /// It wants a token.
-    #[error("the gateway wants {}admin token: --token-file FILE or WARMPATH_ADMIN_TOKEN", if *.shown { "another " } else { "its " })]
+    #[error("the gateway wants {}admin token: --token-file FILE or WARMPATH_ADMIN_TOKEN", if *shown { "another " } else { "its " })]
     Unauthorized {
         /// One was shown.
         shown: bool,
@@ -139,7 +143,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl AdminClient {
     pub(super) fn new(args: &AdminArgs) -> Result<Self, AdminError> {
-        let text = if args.admin.contains("://") { args.admin.clone() } else { format!("http://{}", args.admin) };
+        let text =
+            if args.admin.contains("://") { args.admin.clone() } else { format!("http://{}", args.admin) };
         let url: WorkerUrl =
             text.parse().map_err(|source| AdminError::Url { url: args.admin.clone(), source })?;
         let token = match &args.token_file {
@@ -169,10 +174,8 @@ impl AdminClient {
     /// Asks, and gives the JSON of the answer; `null` where it has no body.
     pub(super) fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Value, AdminError> {
         let answer = async { tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await };
-        let (status, body) = self
-            .runtime
-            .block_on(answer)
-            .map_err(|_| AdminError::Timeout { url: self.url() })??;
+        let (status, body) =
+            self.runtime.block_on(answer).map_err(|_| AdminError::Timeout { url: self.url() })??;
         if status == StatusCode::UNAUTHORIZED {
             return Err(AdminError::Unauthorized { shown: self.token.is_some() });
         }
@@ -190,8 +193,11 @@ impl AdminClient {
     /// `GET path`, as this type.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
         let value = self.ask(Method::GET, path, Bytes::new())?;
-        serde_json::from_value(value)
-            .map_err(|source| AdminError::Unexpected { url: self.url(), path: path.to_owned(), source })
+        serde_json::from_value(value).map_err(|source| AdminError::Unexpected {
+            url: self.url(),
+            path: path.to_owned(),
+            source,
+        })
     }
 
     async fn exchange(

@@ -122,8 +122,8 @@ fn for_people(explanation: &Value) -> String {
         None => "COST".to_owned(),
         Some(unit) => format!("COST ({unit})"),
     };
-    let heads =
-        ["", "WORKER", "CACHED", "TO PREFILL", "PREFILL QUEUE", "REQUESTS", &cost, "CANNOT"].map(str::to_owned);
+    let heads = ["", "WORKER", "CACHED", "TO PREFILL", "PREFILL QUEUE", "REQUESTS", &cost, "CANNOT"]
+        .map(str::to_owned);
     let row = |part: &Value| {
         [
             if part["wins"] == true { "→" } else { "" }.to_owned(),
@@ -160,7 +160,10 @@ mod tests {
         });
         let said = for_people(&explanation);
         let lines: Vec<_> = said.lines().collect();
-        assert_eq!(lines[..3], ["warm, chat, about 120 tokens", "a: prefix_hit, first token expected after 42 ms", ""]);
+        assert_eq!(
+            lines[..3],
+            ["warm, chat, about 120 tokens", "a: prefix_hit, first token expected after 42 ms", ""]
+        );
         assert!(lines[3].contains("COST (microseconds)"), "{said}");
         assert!(lines[4].starts_with("→") && lines[4].contains("96 (exact)"), "{said}");
         assert!(lines[5].ends_with("draining"), "{said}");

@@ -134,8 +134,7 @@ pub(super) fn run(args: &WorkersArgs) -> Result<(), WorkersError> {
             if *wait { wait_until(&client, name, is_drained) } else { Ok(()) }
         }
         Action::Undrain { name, admin } => {
-            let worker =
-                AdminClient::new(admin)?.ask(Method::POST, &path(name, "/undrain"), Bytes::new())?;
+            let worker = AdminClient::new(admin)?.ask(Method::POST, &path(name, "/undrain"), Bytes::new())?;
             say(&format!("{name}: {}", state(&worker)))
         }
         Action::Remove { name, timeout, force, wait, admin } => {
@@ -174,7 +173,8 @@ fn list(client: &AdminClient, json: bool) -> Result<(), WorkersError> {
     if json {
         return say(&format!("{:#}", Value::Array(workers)));
     }
-    let heads = ["NAME", "URL", "STATE", "BREAKER", "IN FLIGHT", "KV CACHE", "PREFILL QUEUE", "COMPLETED", "FAILED"];
+    let heads =
+        ["NAME", "URL", "STATE", "BREAKER", "IN FLIGHT", "KV CACHE", "PREFILL QUEUE", "COMPLETED", "FAILED"];
     let row = |worker: &Value| {
         let kv_cache = worker["kv_cache_usage"].as_f64().unwrap_or(0.0);
         [
@@ -189,8 +189,7 @@ fn list(client: &AdminClient, json: bool) -> Result<(), WorkersError> {
             text(worker, "requests_failed"),
         ]
     };
-    let rows: Vec<_> =
-        std::iter::once(heads.map(str::to_owned)).chain(workers.iter().map(row)).collect();
+    let rows: Vec<_> = std::iter::once(heads.map(str::to_owned)).chain(workers.iter().map(row)).collect();
     say(columns(&rows).trim_end())
 }
 
@@ -229,7 +228,8 @@ fn is_drained(worker: &Value) -> bool {
 /// What a worker is, the worst first.
 pub(super) fn state(worker: &Value) -> String {
     let standing = text(worker, "standing");
-    let left = format!("{} of {} left", worker["drain"]["in_flight_left"], worker["drain"]["in_flight_at_first"]);
+    let left =
+        format!("{} of {} left", worker["drain"]["in_flight_left"], worker["drain"]["in_flight_at_first"]);
     match standing.as_str() {
         "draining" if worker["drain"]["done"] == true => "drained".to_owned(),
         "draining" | "leaving" => format!("{standing}, {left}"),

@@ -342,8 +342,7 @@ mod tests {
         ));
         let shown = shown(&config);
         assert_eq!(shown["keys"][0]["name"], "team-a");
-        for place in
-            [&shown["keys"][0]["sha256"][0], &shown["admin_token"], &shown["workers"][0]["api_key"]]
+        for place in [&shown["keys"][0]["sha256"][0], &shown["admin_token"], &shown["workers"][0]["api_key"]]
         {
             assert_eq!(place, MASK);
         }

@@ -1,10 +1,6 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
-use std::{
-    cell::RefCell,
-    sync::Arc,
-    time::Instant,
-};
+use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};

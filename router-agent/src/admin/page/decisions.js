@@ -71,7 +71,7 @@ function part(decision, tries) {
   return [why, list, scores(decision)];
 }
 
-const UNITS = { microseconds: "cost (predicted)", token_requests: "cost (tokens × requests)", requests: "requests", millionths_below_best: "below the best score" };
+const UNITS = { microseconds: "Cost (predicted)", token_requests: "Cost (tokens × requests)", requests: "Cost (requests)", millionths_below_best: "Below the best score" };
 
 function cost(decision, candidate) {
   if (decision.cost_unit === "microseconds") return time(candidate.cost / 1e6);
@@ -81,7 +81,7 @@ function cost(decision, candidate) {
 
 /** Every worker that was in question, the cheapest first. */
 function scores(decision) {
-  const heads = ["Worker", UNITS[decision.cost_unit] ?? "cost", "Cached", "To prefill", "Prefill queue", "Requests", "KV cache", "Predicted first token"];
+  const heads = ["Worker", UNITS[decision.cost_unit] ?? "Cost", "Cached", "To prefill", "Prefill queue", "Requests", "KV cache", "Predicted first token"];
   const rank = (candidate) => (candidate.worker === decision.worker ? -1 : candidate.cost);
   const rows = [...(decision.candidates ?? [])].sort((a, b) => rank(a) - rank(b)).map((candidate) => {
     const chosen = candidate.worker === decision.worker;

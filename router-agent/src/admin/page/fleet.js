@@ -8,6 +8,7 @@ function state(worker) {
   if (worker.standing === "leaving") return ["warn", `Leaving, ${left(worker)}`];
   if (worker.standing === "draining") return worker.drain?.done ? ["warn", "Drained"] : ["warn", `Draining, ${left(worker)}`];
   if (worker.health === "unhealthy") return ["bad", "Unhealthy"];
+  if (worker.breaker === "open") return ["bad", "Failing"];
   if (worker.engine === "hung") return ["bad", "Hung"];
   if (worker.engine === "suspect") return ["warn", "Silent"];
   if (worker.ejected) return ["warn", "Left out: stands out"];

@@ -18,7 +18,7 @@ const charts = [
   chart(byId("chart-rate"), {
     title: "Requests per second", ceiling: 1, write: rate,
     lines: [
-      { name: "", style: "s1", value: (point) => point.requests_per_second },
+      { name: "answered", style: "s1", value: (point) => point.requests_per_second },
       { name: "failed", style: "error", value: (point) => point.server_errors_per_second },
     ],
   }),
@@ -26,7 +26,7 @@ const charts = [
   chart(byId("chart-itl"), { title: "Between tokens", ceiling: 0.001, write: time, lines: times(itl) }),
   chart(byId("chart-hits"), {
     title: "Prefix hit rate", top: 1, write: percent,
-    lines: [{ name: "", style: "s1", value: (point) => point.hit_rate }],
+    lines: [{ name: "of prompt tokens", style: "s1", value: (point) => point.hit_rate }],
   }),
 ];
 

@@ -77,7 +77,11 @@ mod tests {
     fn the_page_needs_nothing_from_elsewhere_and_has_no_script_or_style_inside() {
         for file in &FILES {
             let text = file.text.replace("http://www.w3.org/2000/svg", "");
-            assert!(!text.contains("http://") && !text.contains("https://"), "{} refers elsewhere", file.path);
+            assert!(
+                !text.contains("http://") && !text.contains("https://"),
+                "{} refers elsewhere",
+                file.path
+            );
             for injected in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
                 assert!(!text.contains(injected), "{}: {injected}", file.path);
             }

@@ -2,16 +2,19 @@
 
 use ratatui::{
     Frame,
-    layout::{Alignment, Constraint, Layout, Rect},
+    layout::{Constraint, Layout, Rect},
     style::{Color, Modifier, Style, Stylize as _},
     text::{Line, Span},
-    widgets::{Paragraph, Row, Table, TableState, Tabs},
+    widgets::{Row, Table, TableState, Tabs},
 };
 
 use super::view::{DecisionLine, PrefixLine, StreamLine, View, WorkerLine};
 
 /// The tables, in the order of their tabs.
 const TABLES: [&str; 4] = ["Workers", "Streams", "Prefixes", "Decisions"];
+
+/// Columns of the first line that belong to the figures.
+const HEAD_WIDTH: u16 = 58;
 
 /// The screen: what is shown, and how far it is scrolled.
 pub(super) struct Screen {
@@ -59,10 +62,10 @@ impl Screen {
     /// So many rows on, as far as there are any.
     pub(super) fn scroll(&mut self, by: isize) {
         let last = self.length().saturating_sub(1);
-        let at = self.rows.selected().map_or_else(
-            || if by > 0 { by as usize - 1 } else { 0 },
-            |at| at.saturating_add_signed(by),
-        );
+        let at = self
+            .rows
+            .selected()
+            .map_or_else(|| if by > 0 { by as usize - 1 } else { 0 }, |at| at.saturating_add_signed(by));
         self.rows.select(Some(at.min(last)));
     }
 
@@ -112,16 +115,18 @@ impl Screen {
             spans.push(Span::from("  PAUSED").fg(Color::Yellow).bold());
         }
         frame.render_widget(Line::from(spans), area);
-        let source = Paragraph::new(format!("{source} ")).alignment(Alignment::Right).dim();
-        let left = area.width.saturating_sub(self.view.source.chars().count() as u16 + 1);
-        if left >= 52 {
-            frame.render_widget(source, area);
+        // To the right, where that leaves room for the rest.
+        let width = source.chars().count() as u16 + 1;
+        if let Some(left) = area.width.checked_sub(width).filter(|left| *left >= HEAD_WIDTH) {
+            let right = Rect { x: area.x + left, width, ..area };
+            frame.render_widget(Line::from(source.as_str()).dim(), right);
         }
     }
 
     fn draw_workers(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        let heads = ["WORKER", "STATE", "BREAKER", "FLT", "KV", "QUEUE", "REQ/S", "TTFT50", "TTFT99", "ITL50"];
-        let widths = [14, 11, 9, 4, 5, 6, 5, 7, 7, 7];
+        let heads =
+            ["WORKER", "STATE", "BREAKER", "FLT", "KV", "QUEUE", "REQ/S", "TTFT50", "TTFT99", "ITL50"];
+        let widths = [14, 11, 9, 4, 5, 6, 6, 7, 7, 7];
         let row = |worker: &WorkerLine| {
             let cells = [
                 worker.name.clone(),
@@ -150,7 +155,7 @@ impl Screen {
                 stream.client.clone(),
                 stream.worker.clone(),
                 stream.moved_by.clone(),
-                age(&stream.age_s),
+                age(stream.age_s),
                 time(stream.first_token_s),
                 count(stream.events),
                 count(stream.bytes),
@@ -170,7 +175,7 @@ impl Screen {
                 prefix.workers.join(" "),
                 count(prefix.blocks),
                 count(prefix.hits),
-                age(&prefix.idle_s),
+                age(prefix.idle_s),
             ];
             (cells, Style::new())
         };
@@ -180,13 +185,13 @@ impl Screen {
 
     fn draw_decisions(&mut self, frame: &mut Frame<'_>, area: Rect) {
         let heads = ["REQUEST", "WORKER", "WHY", "AGO", "PROMPT", "CACHED", "NEW"];
-        let widths = [17, 13, 16, 7, 7, 7, 6];
+        let widths = [17, 13, 17, 7, 7, 7, 6];
         let row = |decision: &DecisionLine| {
             let cells = [
                 decision.request_id.clone(),
                 decision.worker.clone(),
                 decision.reason.clone(),
-                age(&decision.age_s),
+                age(decision.age_s),
                 count(decision.prompt_tokens),
                 count(decision.matched_tokens),
                 count(decision.new_tokens),
@@ -202,7 +207,7 @@ impl Screen {
         &mut self,
         frame: &mut Frame<'_>,
         area: Rect,
-        (heads, widths, right_from): ([&str; N], [u16; N], usize),
+        (heads, mut widths, right_from): ([&str; N], [u16; N], usize),
         rows: Vec<([String; N], Style)>,
         nothing: &str,
     ) {
@@ -210,6 +215,8 @@ impl Screen {
             frame.render_widget(Line::from(format!(" {nothing}")).dim(), area);
             return;
         }
+        // What is left goes to the first column.
+        widths[0] += area.width.saturating_sub(widths.iter().sum());
         let fitted = |cells: [String; N]| {
             let mut at = 0;
             cells.map(|cell| {
@@ -221,12 +228,7 @@ impl Screen {
         };
         let head = Row::new(fitted(heads.map(str::to_owned))).style(Style::new().dim());
         let rows = rows.into_iter().map(|(cells, style)| Row::new(fitted(cells)).style(style));
-        // What is left goes to the first column.
-        let constraints = widths.iter().enumerate().map(|(at, width)| match at {
-            0 => Constraint::Min(*width),
-            _ => Constraint::Length(*width),
-        });
-        let table = Table::new(rows, constraints)
+        let table = Table::new(rows, widths.map(Constraint::Length))
             .header(head)
             .column_spacing(0)
             .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
@@ -268,8 +270,8 @@ fn time(seconds: Option<f64>) -> String {
     }
 }
 
-fn age(seconds: &f64) -> String {
-    match *seconds {
+fn age(seconds: f64) -> String {
+    match seconds {
         seconds if seconds < 100.0 => format!("{seconds:.0}s"),
         seconds if seconds < 6_000.0 => format!("{:.0}m", seconds / 60.0),
         seconds if seconds < 172_800.0 => format!("{:.0}h", seconds / 3_600.0),

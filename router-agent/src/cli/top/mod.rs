@@ -41,8 +41,8 @@ const TICK: Duration = Duration::from_millis(100);
 Keys: q quits, tab and shift-tab (or 1 to 4) change what is shown, arrows scroll, p pauses.")]
 pub struct TopArgs {
     /// Where the figures come from: the kernel's maps on this host, or the admin port.
-    #[arg(long, value_enum, default_value_t = From::Auto)]
-    from: From,
+    #[arg(long, value_enum, default_value_t = Origin::Auto)]
+    from: Origin,
     /// The gateway's name, if it has one (`warmpath serve --instance`): for its maps.
     #[arg(long, value_name = "NAME", env = "WARMPATH_INSTANCE")]
     instance: Option<String>,
@@ -52,7 +52,7 @@ pub struct TopArgs {
 
 /// Where figures come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum From {
+enum Origin {
     /// The maps where they can be read, else the admin port.
     Auto,
     /// The pinned maps.
@@ -113,10 +113,10 @@ fn follow(args: &TopArgs) -> Result<Receiver<Reading>, TopError> {
     let (from, admin) = (args.from, args.admin.clone());
     let (send, receive) = mpsc::sync_channel(1);
     let open = move || -> Result<Box<dyn Source>, TopError> {
-        let pinned = if from == From::Api { None } else { Pinned::open(instance.as_deref()) };
+        let pinned = if from == Origin::Api { None } else { Pinned::open(instance.as_deref()) };
         match pinned {
             Some(pinned) => Ok(Box::new(pinned)),
-            None if from == From::Maps => Err(TopError::NoMaps),
+            None if from == Origin::Maps => Err(TopError::NoMaps),
             None => Ok(Box::new(Api::new(&admin)?)),
         }
     };

@@ -94,7 +94,10 @@ impl Pinned {
             uptime_s: Some(now_ns.saturating_sub(who.started_ns) as f64 / 1e9),
             requests_per_s: rates,
             workers: worker_lines,
-            streams: flows.iter().map(|row| stream_line(&row.value, name_of(row.value.worker), now_ns)).collect(),
+            streams: flows
+                .iter()
+                .map(|row| stream_line(&row.value, name_of(row.value.worker), now_ns))
+                .collect(),
             prefixes: prefixes.iter().map(|row| prefix_line(row.key, &row.value, &name_of, now_ns)).collect(),
             decisions: decisions.iter().map(|it| decision_line(it, name_of(it.worker), now_ns)).collect(),
         })

@@ -61,7 +61,7 @@ fn the_fleet_fits_80_columns() {
         "",
         "WORKER        STATE      BREAKER   FLT   KV QUEUE REQ/S TTFT50 TTFT99  ITL50",
         "gpu1          serving    closed      7  37%   12k   4.2   42ms   1.3s  8.9ms",
-        "a-worker-wit… drained    closed      0  37%   12k   4.2   42ms   1.3s  8.9ms",
+        "a-worker-with-a-… drained    closed      0  37%   12k   4.2   42ms   1.3s  8.9ms",
     ];
     for (line, expected) in lines.iter().zip(expected) {
         let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -76,7 +76,7 @@ fn every_table_is_drawn_and_scrolled_and_nothing_panics_on_a_tiny_screen() {
     let mut screen = Screen::new(view());
     screen.turn(-1);
     let lines = drawn(&mut screen, 80, 24);
-    assert!(lines[3].starts_with("REQUEST") && lines[4].contains("load_over_prefi"), "{}", lines.join("\n"));
+    assert!(lines[3].starts_with("REQUEST") && lines[4].contains("load_over_prefix"), "{}", lines.join("\n"));
     assert!(!lines.join("\n").contains("39s"));
     for _ in 0..4 {
         screen.scroll(10);
