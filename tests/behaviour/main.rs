@@ -19,6 +19,7 @@ mod endings;
 mod errors;
 mod failover;
 mod guard;
+mod guides;
 mod hang_up;
 mod http2;
 mod hung;
