@@ -51,7 +51,7 @@ async fn every_refusal_has_one_shape() {
         ("GET", "/events?interval=1ms", "", 400, "250ms"),
         ("GET", "/events?interval=soon", "", 400, "interval"),
         ("POST", "/explain", "{}", 400, "messages"),
-        ("POST", "/explain?path=/v1/completions", "{}", 400, "prompt"),
+        ("POST", "/explain?path=/v1/completions", "[]", 400, "JSON object"),
         ("POST", "/explain?tenant=nobody", &chat("x"), 404, "nobody"),
         ("PUT", "/log-level", "{\"filter\": \"a=b=c\"}", 400, "level"),
         ("PUT", "/log-level", "{\"level\": \"debug\"}", 400, "filter"),

@@ -69,6 +69,8 @@ def drains_and_puts_back(page):
     button.click()
     page.locator("#confirm-yes").click()
     expect(row.locator(".tag").first).to_have_text("Serving")
+    # Until a decision has been made among all of them again.
+    page.wait_for_timeout(2500)
 
 
 def opens_a_decision(page):
