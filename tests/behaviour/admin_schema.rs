@@ -28,7 +28,12 @@ async fn every_answer_is_one_that_the_document_describes() {
         .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1"])
         .args(["--generation-database", "none", "--no-color", "--request-timeout", "20"])
         // Adding a worker makes the gateway connect to whatever name was made up; streams have no end.
-        .args(["--exclude-operation-id", "add", "--exclude-path-regex", "^/(events|decisions/follow)$"])
+        .args([
+            "--exclude-operation-id",
+            "post_workers",
+            "--exclude-path-regex",
+            "^/(events|decisions/follow)$",
+        ])
         .current_dir(config.path().parent().unwrap())
         .output()
         .await

@@ -71,7 +71,7 @@ fn traffic(gateway: &Gateway) -> JoinSet<()> {
     clients
 }
 
-/// `tests/browser/page.py` says what is checked. Screenshots are written where `WARMPATH_SCREENSHOTS` says.
+/// `tests/browser/page.py` says what is checked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_works_in_a_browser() {
     let browsers = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];

@@ -113,11 +113,26 @@ fn openapi() -> openapi::OpenApi {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
     let components = document.components.get_or_insert_default();
     components.add_security_scheme(TOKEN, SecurityScheme::Http(bearer));
-    for path in document.paths.paths.values_mut() {
-        let operations = [&mut path.get, &mut path.put, &mut path.post, &mut path.delete];
-        operations.into_iter().flatten().for_each(refuse_strangers);
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            ("get", &mut item.get),
+            ("put", &mut item.put),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(operation_id(method, path));
+            refuse_strangers(operation);
+        }
     }
     document
+}
+
+/// What generated clients call an operation: `get_workers_name` for `GET /workers/{name}`.
+fn operation_id(method: &str, path: &str) -> String {
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    std::iter::once(method).chain(words).collect::<Vec<_>>().join("_")
 }
 
 /// What `access.rs` answers to who may not ask.
@@ -158,10 +173,14 @@ mod tests {
         let document = serde_json::to_value(openapi()).expect("JSON");
         let operations = operations(&document);
         assert!(operations.len() >= 20, "{}", operations.len());
+        let mut ids = std::collections::HashSet::new();
         for (name, operation) in operations {
             let text = |key: &str| operation[key].as_str().is_some_and(|text| !text.is_empty());
             assert!(text("summary") || text("description"), "{name} says nothing of itself");
-            assert!(operation["operationId"].is_string(), "{name}");
+            assert!(
+                ids.insert(operation["operationId"].as_str().expect("an id")),
+                "{name}: its id is another's"
+            );
             let responses = operation["responses"].as_object().expect("responses");
             let is_open = operation.get("security").is_some();
             assert_eq!(responses.contains_key("401") && responses.contains_key("403"), !is_open, "{name}");

@@ -14,7 +14,7 @@ use super::view::{DecisionLine, PrefixLine, StreamLine, View, WorkerLine};
 const TABLES: [&str; 4] = ["Workers", "Streams", "Prefixes", "Decisions"];
 
 /// Columns of the first line that belong to the figures.
-const HEAD_WIDTH: u16 = 58;
+const HEAD_WIDTH: u16 = 54;
 
 /// The screen: what is shown, and how far it is scrolled.
 pub(super) struct Screen {
@@ -117,7 +117,9 @@ impl Screen {
         frame.render_widget(Line::from(spans), area);
         // To the right, where that leaves room for the rest.
         let width = source.chars().count() as u16 + 1;
-        if let Some(left) = area.width.checked_sub(width).filter(|left| *left >= HEAD_WIDTH) {
+        if let Some(left) =
+            area.width.checked_sub(width).filter(|left| *left >= HEAD_WIDTH && !self.is_paused)
+        {
             let right = Rect { x: area.x + left, width, ..area };
             frame.render_widget(Line::from(source.as_str()).dim(), right);
         }
