@@ -201,15 +201,16 @@ async fn answer(
     outgoing.body = bytes;
 
     let began = Instant::now();
-    let admission = account.admission().expect("only requests that were let in are answered");
-    let tenant = admission.tenant().clone();
+    let let_in = "only requests that were let in are answered";
+    let tenant = account.admission().expect(let_in).tenant().clone();
     let mut plan = choose::plan(shared, config, &tenant, route, &outgoing.headers, &outgoing.body)?;
+    account.names(plan.model_metrics.clone());
     let planning = began.elapsed();
     let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
-    admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
+    account.admission().expect(let_in).charge_prompt(plan.prompt_tokens(), Instant::now())?;
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }

@@ -31,13 +31,25 @@ pub(crate) fn main() -> anyhow::Result<()> {
     process::run(process::command("cargo").args(cargo))?;
     let binary = workspace::target().join("release/warmpath");
     check_libraries(&binary)?;
+    stripped(&binary, &dist.join("warmpath"))?;
     generate(&binary, &dist)?;
     let package = debian_package(&dist)?;
     check_package(&package)?;
-    fs::copy(&binary, dist.join("warmpath"))?;
     println!("binary:    {}", dist.join("warmpath").display());
     println!("package:   {}", package.display());
     container()
+}
+
+/// A copy without the tables that only a debugger reads.
+fn stripped(binary: &Path, copy: &Path) -> anyhow::Result<()> {
+    match Command::new("strip").arg("--strip-debug").arg("-o").arg(copy).arg(binary).status() {
+        Ok(status) if status.success() => Ok(()),
+        _ => {
+            println!("skipped: stripping the binary (no strip; Debian: binutils)");
+            fs::copy(binary, copy)?;
+            Ok(())
+        }
+    }
 }
 
 /// What the package has beside the binary.
@@ -55,7 +67,6 @@ fn generate(binary: &Path, dist: &Path) -> anyhow::Result<()> {
     let scripts = dist.join("scripts");
     fs::create_dir_all(&scripts)?;
     fs::write(scripts.join("warmpath.service"), unit.replace(BY_HAND, PACKAGED))?;
-    fs::copy(workspace::root().join("deploy/deb/postinst"), scripts.join("postinst"))?;
     Ok(())
 }
 
@@ -101,7 +112,7 @@ fn check_package(package: &Path) -> anyhow::Result<()> {
     ensure!(status.success(), "dpkg-deb cannot unpack {}", package.display());
     for file in [
         "usr/lib/systemd/system/warmpath.service",
-        "usr/lib/sysusers.d/warmpath.conf",
+        "usr/lib/sysusers.d/warmpath.sysusers.conf",
         "usr/share/warmpath/warmpath.schema.json",
         "usr/share/man/man1/warmpath.1.gz",
         "etc/warmpath/warmpath.yaml",
@@ -119,13 +130,14 @@ fn check_package(package: &Path) -> anyhow::Result<()> {
 /// Builds the image with whatever builder there is.
 fn container() -> anyhow::Result<()> {
     for builder in ["podman", "docker", "buildah"] {
-        if Command::new(builder).arg("--version").output().is_ok_and(|output| output.status.success()) {
+        // A client whose daemon does not run cannot build either.
+        if Command::new(builder).arg("info").output().is_ok_and(|output| output.status.success()) {
             let args = ["build", "--file", "deploy/container/Containerfile", "--tag", "warmpath", "."];
             process::run(process::command(builder).args(args))?;
             println!("image:     warmpath ({builder})");
             return Ok(());
         }
     }
-    println!("skipped: the container image (neither podman nor docker nor buildah is installed)");
+    println!("skipped: the container image (neither podman nor docker nor buildah is installed and running)");
     Ok(())
 }
