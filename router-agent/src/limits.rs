@@ -169,6 +169,17 @@ pub const GUARD_SYN_RATE: u32 = 1_000;
 /// New connections that a source may open at once after a pause.
 pub const GUARD_SYN_BURST: u32 = 2_000;
 
+/// Bytes of a log filter that the admin port is given.
+pub const LOG_FILTER_BYTES_MAX: usize = 1024;
+/// Bytes of a body on the admin port, a prompt to be explained apart.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Followers of the admin port's events; one more is answered with 503.
+pub const EVENT_FOLLOWERS_MAX: usize = 16;
+/// Streams that the admin port lists at once.
+pub const LIVE_STREAMS_SHOWN_MAX: usize = 1_000;
+/// Seconds of which the admin port keeps a figure each, for charts.
+pub const HISTORY_SECONDS: usize = 300;
+
 /// When a peer that is silent is asked whether it is there (after 15 s), and given up (after 30 s). The kernel asks; a
 /// stream that is only slow is not affected.
 pub fn tcp_keepalive() -> socket2::TcpKeepalive {

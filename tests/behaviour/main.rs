@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod admin_access;
+mod admin_api;
+mod admin_schema;
+mod ask_gateway;
 mod check;
 mod command;
 mod conformance;
@@ -29,6 +32,7 @@ mod limits;
 mod models;
 mod observe;
 mod overload;
+mod page;
 mod passthrough;
 mod policies;
 mod privileges;

@@ -3,7 +3,7 @@
 use super::{Config, Relay};
 
 /// Top-level keys whose values differ, and a few below them where a part of a section is another matter than the rest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Changes {
     /// These are in force from now on.
     pub changed: Vec<&'static str>,

@@ -19,6 +19,7 @@ mod place;
 mod routing;
 pub mod schema;
 mod secret;
+mod shown;
 mod tls;
 mod tokenizers;
 mod worker_url;
@@ -50,6 +51,7 @@ pub use live::Live;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
+pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
@@ -59,7 +61,16 @@ pub const DEFAULT_INSTANCE: &str = "default";
 
 /// Whether response bodies may be moved by the kernel.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Deserialize,
+    serde::Serialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Splice {
@@ -71,7 +82,7 @@ pub enum Splice {
 }
 
 /// When one way of relaying bodies is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
@@ -107,7 +118,16 @@ impl Relay {
 
 /// How log lines are written.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Deserialize,
+    serde::Serialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {

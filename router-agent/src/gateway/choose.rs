@@ -1,10 +1,6 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
-use std::{
-    cell::RefCell,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
-};
+use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -14,6 +10,7 @@ use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
     eligible::Wanted,
+    known::Known,
     lmcache::Matched,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
@@ -21,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation, Worker, model_key},
+    fleet::{Flight, Reservation, model_key},
     index::Matches,
     kv_events::Prediction,
     prompt::{self, PromptSize},
@@ -37,14 +34,14 @@ pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
     /// Bytes of a block.
-    block_bytes: usize,
+    pub(super) block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
-    token_keys: Option<TokenKeys>,
+    pub(super) token_keys: Option<TokenKeys>,
     identity: Identity,
-    size: PromptSize,
+    pub(super) size: PromptSize,
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
-    bytes_per_token: f64,
+    pub(super) bytes_per_token: f64,
     pub(super) by_prefix: bool,
     /// [`model_key`] of the model that the body names.
     pub(super) model: Option<u64>,
@@ -69,6 +66,11 @@ impl Plan {
         self.prompt_tokens
     }
 
+    /// What a policy needs of it.
+    pub(super) fn ask(&self) -> Ask {
+        Ask { prompt_tokens: self.prompt_tokens, session: self.session }
+    }
+
     /// What [`super::tokens::learn`] needs; to be asked for once.
     pub(super) fn ask_tokens(&mut self) -> AskTokens {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
@@ -77,11 +79,26 @@ impl Plan {
     /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
     pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
         if self.size.tokens_exact.is_none() && !tokens.is_empty() {
-            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
             shared.bytes_per_token.observe(self.size.bytes, tokens.len());
         }
+        self.suppose_tokens(shared, tokens);
+    }
+
+    /// As [`Plan::set_tokens`], and nobody learns from it.
+    pub(super) fn suppose_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+        }
         self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
+
+    /// Looks its blocks up, by what was sent where and by the workers' own word.
+    pub(super) fn look_up(&self, shared: &Shared, matches: &mut Matches, token_matches: &mut Vec<Matches>) {
+        shared.index.lookup(&self.hashes, matches);
+        if let Some(keys) = &self.token_keys {
+            keys.lookup(shared, token_matches);
+        }
     }
 }
 
@@ -198,56 +215,17 @@ pub(super) fn choose(
     let scratch = &mut *scratch.borrow_mut();
     let workers = shared.fleet.workers();
     let now = Instant::now();
-    shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let Scratch { matches, token_matches, candidates, rosters } = scratch;
-    if let Some(keys) = &plan.token_keys {
-        keys.lookup(shared, token_matches);
-    }
-    let sent = |slot| {
-        let blocks = matches.blocks(slot);
-        let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
-        TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
-    };
-    // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
-    let matched = |worker: &Worker| {
-        if let Some(matched) = &plan.lmcache {
-            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
-            return TokenMatch { kind: MatchKind::Approximate, blocks: matches.blocks(worker.slot), tokens };
-        }
-        let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
-        match own {
-            Some(own) if own.kind == MatchKind::Exact => own,
-            Some(own) => Some(sent(worker.slot)).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
-            None => sent(worker.slot),
-        }
-    };
-    let candidate = |worker: &Arc<Worker>| {
-        let Worker { slot, load, engine, .. } = &**worker;
-        let matched = matched(worker);
-        Candidate {
-            slot: *slot,
-            matched_tokens: matched.tokens,
-            matched_blocks: matched.blocks,
-            in_flight: load.in_flight(),
-            pending: load.pending(),
-            queued_prefill_tokens: load.queued_prefill_tokens(),
-            running: engine.running.load(Relaxed),
-            waiting: engine.waiting.load(Relaxed),
-            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
-            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
-            adapter: engine.adapter(plan.model),
-            identity: worker.identity,
-            speed: worker.speed.get(),
-        }
-    };
-    let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
+    plan.look_up(shared, matches, token_matches);
+    let known = Known { plan, matches, token_matches };
+    let ask = plan.ask();
 
     let is_recorded = shared.records.is_wanted();
     let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(wanted.with_room(&workers, now, own).map(candidate));
+        candidates.extend(wanted.with_room(&workers, now, own).map(|worker| known.candidate(worker)));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
         let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
             router.decide_by(Policy::Warm, &ask, candidates)?
@@ -260,7 +238,7 @@ pub(super) fn choose(
     };
 
     shared.decisions.count(&decision);
-    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
+    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = known.matched(flight.worker());
     let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);

@@ -19,10 +19,12 @@ mod decisions;
 mod eligible;
 mod ending;
 mod error;
+mod explain;
 mod forwarded;
 mod headers;
 mod http2;
 mod identify;
+mod known;
 mod last_words;
 mod listen;
 mod lmcache;
@@ -65,7 +67,7 @@ use crate::{
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
     records::Recorder,
-    routing::{Policy, Router, Settings},
+    routing::{Policy, Reason, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
     tls::ServerTls,
@@ -75,6 +77,7 @@ use crate::{
 use decisions::DecisionCounters;
 
 pub use error::{GatewayError, Overload};
+pub use explain::{Explanation, Part, Question, explain};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use protocol::ALPN;
@@ -232,6 +235,27 @@ impl Shared {
         queue.length.set(self.admission.waiting() as i64);
         queue.drain_rate.set(self.admission.drain_rate());
         queue.body_bytes.set(self.bodies.bytes() as i64);
+    }
+
+    /// Requests that wait for a worker, prompt tokens per second that the queue lets through, bytes of request bodies in
+    /// memory.
+    pub fn queue(&self) -> (usize, f64, usize) {
+        (self.admission.waiting(), self.admission.drain_rate(), self.bodies.bytes())
+    }
+
+    /// Bytes of prompt that make a token, about.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.bytes_per_token.get()
+    }
+
+    /// Client connections open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Decisions so far, by reason.
+    pub fn decisions_by_reason(&self) -> [u64; Reason::ALL.len()] {
+        self.decisions.by_reason()
     }
 
     /// Returns when every decision that began before has been made and counted.

@@ -19,7 +19,7 @@ pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
-pub use logging::init as init_logging;
+pub use logging::{LogFilter, LogFilterError, init as init_logging};
 pub use metrics::{Metrics, RelayMetrics, RelayPath, WorkerMetrics};
 pub use models::{ModelFamilies, ModelMetrics};
 pub use queue::QueueMetrics;

@@ -182,6 +182,28 @@ impl Tenant {
         }
     }
 
+    /// The models that it may name.
+    pub fn models(&self) -> &AllowedModels {
+        &self.models
+    }
+
+    /// Its limits as configured; none where there is none: requests per second and at once after a pause, requests at the
+    /// same time, tokens per minute.
+    pub fn limits(&self) -> (Option<(f64, f64)>, Option<u32>, Option<f64>) {
+        let requests = self.requests.map(|rate| (rate.per_second, rate.capacity));
+        (requests, self.concurrent, self.tokens.map(|rate| rate.capacity))
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.used.in_flight.load(Relaxed)
+    }
+
+    /// Its counters. Beyond [`crate::limits::TENANT_SERIES_MAX`] tenants share some.
+    pub fn metrics(&self) -> &TenantMetrics {
+        &self.used.metrics
+    }
+
     /// Counts a request in, if its limits allow one more.
     pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Admission, OverLimit> {
         let Used { requests, in_flight, metrics, .. } = &*self.used;
