@@ -38,6 +38,12 @@ pub const BODIES_BYTES_MAX: usize = 1024 * 1024 * 1024;
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Entries of `keys`.
 pub const KEYS_MAX: usize = 10_000;
+/// Entries of `aliases`.
+pub const ALIASES_MAX: usize = 1_000;
+/// Bytes of the name of a model that an alias stands for.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+/// Bytes of the defaults that one key adds to request bodies.
+pub const BODY_DEFAULTS_BYTES_MAX: usize = 16 * 1024;
 /// Tenants that have series of their own in the metrics; the others share one.
 pub const TENANT_SERIES_MAX: usize = 1_000;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.

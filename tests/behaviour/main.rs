@@ -32,6 +32,7 @@ mod relay_stress;
 mod reload;
 mod routing;
 mod secrets;
+mod shaping;
 mod systemd;
 mod tidy;
 mod timing;

@@ -51,6 +51,8 @@ pub struct File {
     tokenizers: Tokenizers,
     keys: Option<Vec<super::keys::Written>>,
     keys_file: Option<PathBuf>,
+    aliases: Option<Vec<super::aliases::Written>>,
+    overrides: Option<Vec<super::overrides::Override>>,
     trusted_proxies: Option<Vec<String>>,
     user: Option<String>,
     admin_token: Option<Hidden>,
@@ -226,6 +228,12 @@ impl File {
             let written = self.keys.into_iter().chain(from_file).flatten();
             config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
             config.keys_file = self.keys_file;
+        }
+        if let Some(written) = self.aliases {
+            config.aliases = super::aliases::resolve(written)?;
+        }
+        if self.overrides.is_some() {
+            config.overrides = self.overrides.map(Into::into);
         }
         let token =
             Place { key: "admin_token", value: self.admin_token, file: self.admin_token_file }.read()?;

@@ -3,8 +3,10 @@
 //! A value comes from the flag, else from the environment (`WARMPATH_…`), else from the file, else from the default.
 //! Unknown keys are errors: a misspelt key that is silently ignored is an outage that waits for its night.
 
+mod aliases;
 mod changes;
 mod cidr;
+mod defaults;
 mod digest;
 mod error;
 mod faults;
@@ -14,6 +16,8 @@ mod keys;
 mod kv_events;
 mod limits;
 mod live;
+mod overrides;
+mod pattern;
 mod place;
 mod routing;
 mod secret;
@@ -29,11 +33,13 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, tls::WorkerTls};
+use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, routing::Policy, tls::WorkerTls};
 
 pub use self::limits::{Limits, Timeouts};
+pub use aliases::{Alias, Aliases, Target};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
+pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
@@ -44,6 +50,8 @@ pub(crate) use keys::is_key_name;
 pub use keys::{AllowedModels, KeyConfig};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use live::Live;
+pub use overrides::Overrides;
+pub use pattern::ModelPattern;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
@@ -184,6 +192,10 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// Where some of `keys` come from.
     pub keys_file: Option<PathBuf>,
+    /// Models that clients may name, and what is served for them.
+    pub aliases: Aliases,
+    /// What clients may decide by headers whose keys do not say; none: everything without keys, nothing with.
+    pub overrides: Option<Overrides>,
     /// Whom the process becomes when it serves; none: nobody else.
     pub user: Option<String>,
     /// What operators have to show; none: nothing.
@@ -233,6 +245,8 @@ impl Default for Config {
             tokenizers: Tokenizers::default(),
             keys: Vec::new(),
             keys_file: None,
+            aliases: Aliases::default(),
+            overrides: None,
             user: None,
             admin_token: None,
             admin_open_metrics: false,
@@ -318,6 +332,13 @@ impl Config {
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;
+        let wants_lmcache = |key: &&KeyConfig| key.policy == Some(Policy::Lmcache);
+        if let Some(key) = self.keys.iter().find(wants_lmcache)
+            && self.routing.settings.policy != Policy::Lmcache
+        {
+            let message = format!("{}: lmcache is for gateways whose routing.policy it is", key.name);
+            return value("keys.policy", message);
+        }
         self.limits.validate()?;
         self.timeouts.validate()?;
         if self.scrape_interval.is_zero() {

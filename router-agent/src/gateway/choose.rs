@@ -16,14 +16,16 @@ use super::{
     decided::{self, Circumstances},
     eligible::Wanted,
     lmcache::Matched,
+    model,
+    overrides::Overrides,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
     tokens::Ask as AskTokens,
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation, Worker, model_key},
-    index::Matches,
+    fleet::{Flight, Reservation, Worker},
+    index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     routing::{Ask, Candidate, Decision, Policy},
@@ -45,8 +47,14 @@ pub(super) struct Plan {
     /// Of this prompt where its tokens are known, else what is usual.
     bytes_per_token: f64,
     pub(super) by_prefix: bool,
-    /// [`model_key`] of the model that the body names.
+    /// [`crate::fleet::model_key`] of the model that is served.
     pub(super) model: Option<u64>,
+    /// Its name, where the body names another one.
+    pub(super) model_instead: Option<Box<str>>,
+    /// The one worker that the client asks for.
+    pub(super) only: Option<WorkerSlot>,
+    /// How it is routed, where not as everything.
+    pub(super) policy: Option<Policy>,
     /// Hash of the session's key.
     session: Option<u64>,
     /// vLLM's `priority`, where the body has one.
@@ -61,6 +69,11 @@ impl Plan {
     /// Of all its prompts, as far as they are known.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompt_tokens
+    }
+
+    /// Whether its policy is the one that goes by the LMCache controller, as far as it has one of its own.
+    pub(super) fn asks_lmcache(&self) -> bool {
+        self.by_prefix && self.policy.is_none_or(|policy| policy == Policy::Lmcache)
     }
 
     /// What [`super::tokens::learn`] needs; to be asked for once.
@@ -109,20 +122,16 @@ pub(super) fn plan(
     tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
+    overrides: &Overrides,
     body: &Bytes,
 ) -> Result<Plan, GatewayError> {
-    let serve = |model: Option<&str>| {
-        let key = model.map(model_key);
-        match model {
-            Some(model) if !tenant.allows(Some(model)) => {
-                Err(GatewayError::ModelNotAllowed(model.to_owned()))
-            }
-            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
-            Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
-            _ => Ok(key),
-        }
-    };
     let Route::Inference(kind) = route else {
+        let asked = prompt::model(body);
+        if asked.is_none() && !tenant.allows(None) && !body.is_empty() {
+            return Err(GatewayError::ModelNotNamed);
+        }
+        let sticky = || overrides.session.unwrap_or_else(|| xxh3_64(body));
+        let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
@@ -132,19 +141,30 @@ pub(super) fn plan(
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
-            model: serve(prompt::model(body).as_deref())?,
-            session: None,
+            model: served.key,
+            model_instead: served.instead.map(Box::from),
+            only: overrides.worker_of(&shared.fleet, served.key)?,
+            policy: overrides.policy,
+            session: overrides.session,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
         });
     };
-    let request = prompt::parse(kind, body)?;
+    let mut request = prompt::parse(kind, body)?;
+    let asked = request.model.take();
+    if asked.is_none() && !tenant.allows(None) {
+        return Err(GatewayError::ModelNotNamed);
+    }
+    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
+    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
+    let session = overrides.session.or_else(|| header.or(in_body).map(xxh3_64));
+    let sticky = || session.unwrap_or_else(|| request.conversation());
+    let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+    request.model = served.instead.or(asked.as_deref()).map(Cow::Borrowed);
     let block_bytes = config.index.block_bytes;
     let mut hashes = Vec::new();
     let size = request.hash_into(block_bytes, request.root_seed(), &mut hashes);
-    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
-    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
     let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
@@ -156,8 +176,11 @@ pub(super) fn plan(
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
         by_prefix: true,
-        model: serve(request.model.as_deref())?,
-        session: header.or(in_body).map(xxh3_64),
+        model: served.key,
+        model_instead: served.instead.map(Box::from),
+        only: overrides.worker_of(&shared.fleet, served.key)?,
+        policy: overrides.policy.or(tenant.policy),
+        session,
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
@@ -227,11 +250,11 @@ pub(super) fn choose(
         candidates.clear();
         candidates.extend(wanted.with_room(&workers, now, own).map(candidate));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
-        let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
-            router.decide_by(Policy::Warm, &ask, candidates)?
-        } else {
-            router.decide(&ask, candidates)?
+        let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
+            Policy::Lmcache if plan.lmcache.is_none() => Policy::Warm,
+            policy => policy,
         };
+        let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
     };

@@ -14,6 +14,7 @@ use http_body_util::Full;
 use super::{identify, route::Route};
 use crate::{
     prompt::{ApiKind, ParseError},
+    routing::UnknownPolicy,
     tenants::{Limit, OverLimit, Unauthorized},
     upstream::SendError,
 };
@@ -79,6 +80,23 @@ pub enum GatewayError {
         "The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)"
     )]
     NoSuchModel(String),
+    /// The header is obeyed for those only whom the configuration says.
+    #[error(
+        "this client may not decide by x-warmpath-{0} (overrides: [{0}], for all or for its key, allows it)"
+    )]
+    OverrideNotAllowed(&'static str),
+    /// `x-warmpath-policy` names none.
+    #[error("malformed header x-warmpath-policy: {0}")]
+    UnknownPolicy(#[from] UnknownPolicy),
+    /// `x-warmpath-worker` names none.
+    #[error("x-warmpath-worker: no worker of this gateway is called `{0}`")]
+    UnknownWorker(String),
+    /// It names one that does not serve the model.
+    #[error("x-warmpath-worker: worker `{0}` does not serve the model of this request")]
+    WorkerLacksModel(String),
+    /// It names one that is given no requests now.
+    #[error("x-warmpath-worker: worker `{0}` takes no requests now: it is draining, unhealthy or failing")]
+    WorkerUnavailable(String),
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
@@ -150,9 +168,12 @@ impl GatewayError {
             | Self::BodyBroken
             | Self::Malformed(_)
             | Self::Header(_)
+            | Self::UnknownPolicy(_)
+            | Self::UnknownWorker(_)
+            | Self::WorkerLacksModel(_)
             | Self::ModelNotNamed => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::PathNotAllowed => StatusCode::FORBIDDEN,
+            Self::PathNotAllowed | Self::OverrideNotAllowed(_) => StatusCode::FORBIDDEN,
             Self::OverLimit(_) | Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
@@ -160,7 +181,9 @@ impl GatewayError {
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
-            Self::NoWorker | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoWorker | Self::WorkerUnavailable(_) | Self::BodiesTooLarge { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
@@ -175,6 +198,7 @@ impl GatewayError {
         match self {
             Self::Failed { .. } => "worker",
             Self::NoWorker
+            | Self::WorkerUnavailable(_)
             | Self::BodiesTooLarge { .. }
             | Self::Overloaded { .. }
             | Self::Deadline
@@ -199,10 +223,14 @@ impl GatewayError {
             Self::Unauthorized(_) => "invalid_api_key",
             Self::PathNotAllowed => "path_not_allowed",
             Self::OverLimit(_) => "rate_limit_exceeded",
+            Self::OverrideNotAllowed(_) => "override_not_allowed",
+            Self::UnknownWorker(_) => "worker_not_found",
+            Self::WorkerLacksModel(_) => "model_not_on_worker",
+            Self::WorkerUnavailable(_) => "worker_unavailable",
             Self::NoWorker => "no_worker_available",
             Self::Panicked => "internal_error",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
-            Self::Header(_) => "malformed_header",
+            Self::Header(_) | Self::UnknownPolicy(_) => "malformed_header",
             Self::Overloaded { overload, .. } => overload.label(),
             Self::Deadline => "deadline_exceeded",
             Self::Failed { last, .. } => match last {
@@ -294,7 +322,9 @@ impl GatewayError {
         match self {
             Self::OverLimit(over) => over.retry_after,
             Self::Overloaded { retry_after, .. } => Some((*retry_after).min(RETRY_AFTER_MAX)),
-            Self::NoWorker | Self::BodiesTooLarge { .. } => Some(Duration::from_secs(1)),
+            Self::NoWorker | Self::WorkerUnavailable(_) | Self::BodiesTooLarge { .. } => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }

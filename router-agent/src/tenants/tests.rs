@@ -19,6 +19,9 @@ fn key(name: &str, secret: &str) -> KeyConfig {
         weight: 1,
         priority: 0,
         all_paths: false,
+        policy: None,
+        defaults: Vec::new(),
+        overrides: None,
     }
 }
 
