@@ -14,6 +14,7 @@ mod errors;
 mod failover;
 mod guard;
 mod hang_up;
+mod hooks;
 mod http2;
 mod hung;
 mod keep_alive;

@@ -70,6 +70,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         keys,
         keys_file,
         aliases,
+        hooks,
         overrides,
         user,
         admin_token,
@@ -110,6 +111,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("keys", keys, &new.keys);
     changes.live("keys_file", keys_file, &new.keys_file);
     changes.live("aliases", aliases, &new.aliases);
+    changes.live("hooks", hooks, &new.hooks);
     changes.live("overrides", overrides, &new.overrides);
     changes.fixed("user", user, &mut new.user);
     changes.live("admin_token", admin_token, &new.admin_token);

@@ -52,6 +52,7 @@ pub struct File {
     keys: Option<Vec<super::keys::Written>>,
     keys_file: Option<PathBuf>,
     aliases: Option<Vec<super::aliases::Written>>,
+    hooks: Option<Vec<super::hooks::Written>>,
     overrides: Option<Vec<super::overrides::Override>>,
     trusted_proxies: Option<Vec<String>>,
     user: Option<String>,
@@ -231,6 +232,9 @@ impl File {
         }
         if let Some(written) = self.aliases {
             config.aliases = super::aliases::resolve(written)?;
+        }
+        if let Some(written) = self.hooks {
+            config.hooks = super::hooks::resolve(written)?;
         }
         if self.overrides.is_some() {
             config.overrides = self.overrides.map(Into::into);

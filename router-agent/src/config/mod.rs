@@ -12,6 +12,7 @@ mod error;
 mod faults;
 mod file;
 mod guard;
+mod hooks;
 mod keys;
 mod kv_events;
 mod limits;
@@ -46,6 +47,7 @@ pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
 pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use hooks::HookConfig;
 pub(crate) use keys::is_key_name;
 pub use keys::{AllowedModels, KeyConfig};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
@@ -194,6 +196,8 @@ pub struct Config {
     pub keys_file: Option<PathBuf>,
     /// Models that clients may name, and what is served for them.
     pub aliases: Aliases,
+    /// Who sees requests before they are routed.
+    pub hooks: Vec<HookConfig>,
     /// What clients may decide by headers whose keys do not say; none: everything without keys, nothing with.
     pub overrides: Option<Overrides>,
     /// Whom the process becomes when it serves; none: nobody else.
@@ -246,6 +250,7 @@ impl Default for Config {
             keys: Vec::new(),
             keys_file: None,
             aliases: Aliases::default(),
+            hooks: Vec::new(),
             overrides: None,
             user: None,
             admin_token: None,

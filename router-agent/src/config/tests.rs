@@ -177,6 +177,7 @@ fn aliases_and_overrides_have_their_effect() {
     )
     .unwrap();
     assert_eq!(config.overrides, Some(Overrides { worker: false, policy: true, session: true }));
+    assert!(config.hooks.is_empty());
     let target = |model: &str, weight| Target { model: model.into(), weight };
     assert_eq!(config.aliases.find("gpt").unwrap().to, [target("llama", 1)]);
     let canary = config.aliases.find("big-1").unwrap();
@@ -184,6 +185,33 @@ fn aliases_and_overrides_have_their_effect() {
         (canary.to.as_slice(), canary.fallback.as_slice()),
         (&[target("a", 95), target("b", 1)][..], &["c".into()][..])
     );
+}
+
+#[test]
+fn hooks_have_their_effect_and_their_defaults() {
+    use crate::prompt::ApiKind;
+    let config = apply(
+        "workers: ['http://a:1']\nhooks:\n  - {name: a, url: 'http://h:1/x?y=1', timeout: 1s, on_error: block, routes: [chat],\n\
+         \x20    models: ['m*'], body: none, max_body: 2KiB, headers: [X-Team], concurrency: 3}\n  - {name: b, url: 'http://h'}\n",
+    )
+    .unwrap();
+    let full = HookConfig {
+        name: "a".into(),
+        url: "http://h:1/x?y=1".parse().unwrap(),
+        timeout: Duration::from_secs(1),
+        passes_on_error: false,
+        routes: vec![ApiKind::Chat],
+        models: vec![ModelPattern::Prefix("m".into())],
+        sends_body: false,
+        body_bytes_max: 2048,
+        headers: vec!["x-team".parse().unwrap()],
+        concurrency: 3,
+    };
+    assert_eq!(config.hooks[0], full);
+    let HookConfig { timeout, passes_on_error, routes, models, sends_body, body_bytes_max, .. } =
+        &config.hooks[1];
+    assert_eq!((*timeout, *passes_on_error, *sends_body), (Duration::from_millis(200), true, true));
+    assert_eq!((routes.len(), models.len(), *body_bytes_max), (4, 0, 1 << 20));
 }
 
 #[test]
@@ -199,6 +227,20 @@ fn wrong_aliases_overrides_and_defaults_are_named() {
     wrong("aliases: [{match: a, too: b}]", &["too"]);
     wrong("aliases: [{match: a, to: [{modell: b}]}]", &["aliases", "[{model: a, weight: 95}"]);
     wrong("overrides: [workers]", &["workers", "policy"]);
+    let hook =
+        |text: &str, words: &[&str]| wrong(&format!("hooks: [{{name: h, url: 'http://h/', {text}}}]"), words);
+    wrong("hooks: [{name: h, url: 'h:1'}]", &["hooks.url", "h:1", "http://"]);
+    wrong("hooks: [{name: 'a,b', url: 'http://h/'}]", &["hooks.name", "a,b"]);
+    wrong("hooks: [{name: h, url: 'http://h/'}, {name: h, url: 'http://h/'}]", &["hooks.name", "twice"]);
+    hook("timeout: 0s", &["hooks.timeout", "longer than zero"]);
+    hook("on_error: perhaps", &["perhaps", "block"]);
+    hook("routes: [embeddings]", &["embeddings", "chat"]);
+    hook("routes: []", &["hooks.routes", "leave it out"]);
+    hook("models: ['*a']", &["hooks.models", "*a"]);
+    hook("headers: [Cookie]", &["hooks.headers", "cookie", "secret"]);
+    hook("headers: ['a b']", &["hooks.headers", "a b"]);
+    hook("concurrency: 0", &["hooks.concurrency", "1 to 4096"]);
+    hook("retries: 3", &["retries"]);
     let key = |text: &str, words: &[&str]| {
         wrong(&format!("keys: [{{name: a, sha256: '{}', {text}}}]", "0".repeat(64)), words);
     };

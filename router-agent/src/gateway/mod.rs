@@ -19,8 +19,10 @@ mod decisions;
 mod eligible;
 mod ending;
 mod error;
+mod error_object;
 mod forwarded;
 mod headers;
+mod hooks;
 mod http2;
 mod identify;
 mod listen;
@@ -57,9 +59,10 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
+use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::Fleet,
@@ -144,6 +147,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// Who sees requests before they are routed; as [`Config::hooks`].
+    hooks: ArcSwap<Vec<Arc<Hook>>>,
     /// Decision counters.
     decisions: DecisionCounters,
     /// Whether the data threads' event loops turn.
@@ -177,6 +182,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
@@ -211,6 +217,8 @@ impl Shared {
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
         self.tenants.replace(&config.keys);
+        let hooks = hooks::hooks(&config, &self.hooks.load(), &self.metrics.hooks);
+        self.hooks.store(Arc::new(hooks));
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }

@@ -26,7 +26,7 @@ use super::{
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
-    shape::{self, Shaped},
+    shape::Shaped,
     snapshot::Snapshot,
     thread::ThreadContext,
     tokens,
@@ -222,7 +222,9 @@ async fn answer(
     let began = Instant::now();
     let admission = account.admission().expect("only requests that were let in are answered");
     let tenant = admission.tenant().clone();
-    shape::add_defaults(&mut collected, &tenant, route, bounds.all_bytes_max)?;
+    shaped
+        .before_planning(context, config, &tenant, route, &mut outgoing, request_id, &mut collected)
+        .await?;
     let mut plan =
         choose::plan(shared, config, &tenant, route, &outgoing.headers, &overrides, &collected.bytes)?;
     if let Some(model) = plan.model_instead.take() {

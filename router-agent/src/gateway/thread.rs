@@ -24,6 +24,7 @@ use super::{
     choose::Scratch,
     connection::{self, OpenConnection},
     cut::Cuts,
+    hooks::HookClient,
     snapshot::{Snapshot, Snapshots},
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
@@ -65,6 +66,8 @@ pub(super) struct ThreadContext {
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
     snapshots: Snapshots,
+    /// Connections to hooks.
+    pub(super) hooks: HookClient,
     /// Requests in flight, to be cut off if need be.
     pub(super) cuts: Cuts,
     /// Turns to shake hands.
@@ -125,6 +128,7 @@ async fn run(
         pool,
         scratch: RefCell::default(),
         snapshots,
+        hooks: HookClient::new(),
         cuts: Cuts::default(),
         handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
         connections: Cell::new(0),

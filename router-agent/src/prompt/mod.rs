@@ -161,7 +161,7 @@ pub fn parse(kind: ApiKind, body: &[u8]) -> Result<Request<'_>, ParseError> {
 }
 
 /// A byte order mark may stand in front: Python's json takes it, too.
-fn without_mark(body: &[u8]) -> &[u8] {
+pub(crate) fn without_mark(body: &[u8]) -> &[u8] {
     body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
 }
 

@@ -14,8 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies, TlsMetrics,
-    TokenizeMetrics, WorkerFaultMetrics,
+    FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies,
+    TlsMetrics, TokenizeMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
 };
@@ -77,6 +77,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// Services that see requests before they are routed.
+    pub hooks: HookMetrics,
     /// The LMCache controller.
     pub lmcache: LmcacheMetrics,
     /// What workers say of their KV caches.
@@ -290,7 +292,13 @@ impl Maker {
         Ok(metric)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec> {
+    pub(super) fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec> {
         let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
         self.register(&metric, labels)?;
         Ok(metric)
@@ -460,6 +468,7 @@ impl Metrics {
             faults: FaultMetrics::new(&make)?,
             queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            hooks: HookMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,

@@ -3,6 +3,7 @@
 mod by_worker;
 mod faults;
 mod guard;
+mod hooks;
 mod kv_events;
 mod latency;
 mod lmcache;
@@ -15,6 +16,7 @@ mod tokenize;
 
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
+pub use hooks::{HookMetrics, HookOutcome, HookSeries};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::init as init_logging;
