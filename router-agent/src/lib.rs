@@ -19,6 +19,7 @@
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
+//! | [`descriptors`] | how many files and sockets it may have |
 //! | [`kernel`] | BPF: the one folder that makes system calls |
 //! | [`window`] | sums over the last while |
 //! | [`admin`], [`telemetry`], [`config`], [`cli`] | what operators see and say |
@@ -32,6 +33,8 @@ pub mod admin;
 pub mod cli;
 #[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
+pub mod descriptors;
 #[forbid(unsafe_code)]
 pub mod fleet;
 #[forbid(unsafe_code)]

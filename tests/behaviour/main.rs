@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod admin_access;
+mod check;
 mod command;
 mod conformance;
 mod controller;
@@ -32,6 +33,7 @@ mod privileges;
 mod relay_stress;
 mod reload;
 mod routing;
+mod schema;
 mod secrets;
 mod shaping;
 mod systemd;

@@ -1,13 +1,17 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
 mod banner;
+mod check;
+mod doctor;
 mod doors;
+mod generate;
 mod guard;
 mod key;
 mod maps;
 mod publish;
 mod run;
 mod serve;
+mod survey;
 mod tokenize;
 
 use std::ffi::OsString;
@@ -16,6 +20,9 @@ use clap::{Parser, Subcommand};
 
 use crate::{config::LogFormat, lifecycle::successor, telemetry};
 
+pub use check::CheckArgs;
+pub use doctor::DoctorArgs;
+pub use generate::{CompletionsArgs, ManArgs, SchemaArgs};
 pub use key::KeyArgs;
 pub use maps::MapsArgs;
 pub use serve::ServeArgs;
@@ -33,10 +40,20 @@ pub struct Cli {
 enum Command {
     /// Serve: accept OpenAI requests and route them to workers.
     Serve(Box<ServeArgs>),
+    /// Check a configuration: its keys, its files, and whether its workers are there.
+    Check(CheckArgs),
+    /// Look at this host and its workers: what is missing, and the command that mends it.
+    Doctor(DoctorArgs),
     /// Print the gateway's BPF maps: what bpftool shows, without bpftool.
     Maps(MapsArgs),
     /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
     Tokenize(TokenizeArgs),
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema(SchemaArgs),
+    /// Print completions for a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command.
+    Man(ManArgs),
     /// Keeps the privileges that a gateway has given up, to start its successor with them.
     #[command(name = successor::KEEPER, hide = true)]
     Keeper {
@@ -53,6 +70,15 @@ pub enum CliError {
     /// `serve` could not start, or ended badly.
     #[error(transparent)]
     Serve(#[from] serve::ServeError),
+    /// `check` found something wrong.
+    #[error(transparent)]
+    Check(#[from] check::CheckError),
+    /// `doctor` found something wrong, or could not look.
+    #[error(transparent)]
+    Doctor(#[from] doctor::DoctorError),
+    /// `schema`, `completions` or `man` could not write.
+    #[error(transparent)]
+    Generate(#[from] generate::GenerateError),
     /// `maps` found nothing to print.
     #[error(transparent)]
     Maps(#[from] maps::MapsError),
@@ -72,6 +98,11 @@ impl Cli {
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::Serve(args) => serve::run(*args)?,
+            Command::Check(args) => check::run(&args)?,
+            Command::Doctor(args) => doctor::run(&args)?,
+            Command::Schema(args) => generate::schema(&args)?,
+            Command::Completions(args) => generate::completions(&args)?,
+            Command::Man(args) => generate::man(&args)?,
             Command::Maps(args) => maps::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Key(args) => key::run(&args)?,
@@ -82,4 +113,15 @@ impl Cli {
         }
         Ok(())
     }
+}
+
+/// Lines whose columns stand below each other; the last one is as long as it is.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: Vec<_> =
+        (0..N).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; N]| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
 }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     admin::{self, Admin},
     config::{self, Config, Live, Splice},
+    descriptors,
     fleet::{self, Fleet},
     gateway::{self, CacheView, DataThread, KernelSide, Phase, Shared},
     index::PrefixIndex,
@@ -41,6 +42,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     if let Some(user) = &config.user {
         privileges::become_account(&Account::find(user)?)?;
     }
+    let connections_max = raise_descriptors(config.limits.connections);
     let tls = load_tls("tls", config.tls.as_ref(), gateway::ALPN)?;
     let admin_tls = load_tls("admin_tls", config.admin_tls.as_ref(), admin::ALPN)?;
     let mut doors = doors::open(&config)?;
@@ -74,7 +76,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         fleet,
         CacheView { indices: indices.clone(), predictions },
         metrics.clone(),
-        KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions() },
+        KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions(), connections_max },
         tokenizers,
         tls.clone(),
     ));
@@ -341,6 +343,20 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
         fleet.admit(worker);
     }
     fleet
+}
+
+/// Client connections that the system allows; says so if `wanted` are more.
+fn raise_descriptors(wanted: usize) -> usize {
+    let descriptors = descriptors::raise();
+    let max = descriptors::connections_max(descriptors);
+    if let Some(descriptors) = descriptors.filter(|_| max < wanted) {
+        tracing::warn!(
+            "limits.connections: {wanted} client connections need {} file descriptors, and this process may have \
+             {descriptors}: it takes {max} connections (LimitNOFILE= in the unit, or ulimit -Hn, allows more)",
+            descriptors::needed(wanted)
+        );
+    }
+    max
 }
 
 /// The certificate of a port, if one is configured.

@@ -3,11 +3,11 @@
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use clap::Args;
+use clap::{Args, FromArgMatches as _};
 
 use super::{guard, run};
 use crate::{
@@ -116,6 +116,23 @@ pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> ServeError
 }
 
 impl ServeArgs {
+    /// As `serve --config FILE`, with the environment.
+    pub(super) fn of_file(file: &Path) -> Self {
+        Self { config: Some(file.to_owned()), ..Self::of_environment() }
+    }
+
+    /// As `serve --config FILE --worker URL ...`.
+    pub(super) fn of_workers(config: Option<PathBuf>, workers: Vec<String>) -> Self {
+        Self { config, workers, ..Self::of_environment() }
+    }
+
+    /// As `serve` without a flag.
+    fn of_environment() -> Self {
+        let command = Self::augment_args(clap::Command::new("serve"));
+        let matches = command.get_matches_from(["serve"]);
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// The files that `config` was read from.
     pub(super) fn files(&self, config: &Config) -> Vec<PathBuf> {
         self.config.iter().chain(&config.keys_file).cloned().collect()

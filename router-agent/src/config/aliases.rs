@@ -28,7 +28,7 @@ pub struct Alias {
 }
 
 /// One model of [`Alias::to`].
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// As workers know it.
@@ -80,15 +80,18 @@ impl Alias {
 }
 
 /// An entry as written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
+    /// What clients name: a model, or the beginning of one and `*`. The exact name counts, else the longest beginning.
     r#match: String,
+    /// The model that is served for it, or several with weights. Left out: the one that was named.
     to: Option<To>,
+    /// Models for while no worker is routable for that one, in their order.
     fallback: Option<Vec<String>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(
     untagged,
     expecting = "a model's name, or a list such as [{model: a, weight: 95}, {model: b, weight: 5}]"

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, file::set};
+use super::{ConfigError, file::set, schema};
 use crate::limits;
 
 /// Active health checks: `GET /health` on every worker, and one token from those that are silent.
@@ -89,18 +89,28 @@ impl Default for Outliers {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct HealthFile {
+    /// Between two checks.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     interval: Option<Duration>,
+    /// Of one check.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     timeout: Option<Duration>,
+    /// Failed checks in a row that take a worker out.
     unhealthy_after: Option<u32>,
+    /// Passed checks in a row that take it back.
     healthy_after: Option<u32>,
+    /// A worker with requests that says nothing for longer, and for longer than usual, is asked for one token.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     silence: Option<Duration>,
+    /// For that token, beside what its queue is expected to take; then its engine hangs.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     probe_timeout: Option<Duration>,
 }
 
@@ -115,15 +125,22 @@ impl HealthFile {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct BreakerFile {
+    /// Worker faults in a row that open it.
     failures: Option<u32>,
+    /// And so does a share of faults within this while.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     window: Option<Duration>,
+    /// Requests within the window from which on the share counts.
     volume: Option<u32>,
+    /// That share, 0 to 1.
     error_share: Option<f64>,
+    /// How long it stays open; then one request is the probe.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     open_for: Option<Duration>,
 }
 
@@ -137,16 +154,24 @@ impl BreakerFile {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct OutliersFile {
+    /// Share of the fleet that may be left out at once; 0: none, ever.
     share_max: Option<f64>,
+    /// Requests below which a worker's figures say nothing.
     volume: Option<u32>,
+    /// Share of faults above the others' median.
     errors: Option<f64>,
+    /// Times longer than predicted, against the others' median.
     slowness: Option<f64>,
+    /// The first time; then twice as long, and so on.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     eject_for: Option<Duration>,
+    /// The longest time.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     eject_max: Option<Duration>,
 }
 

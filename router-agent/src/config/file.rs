@@ -15,56 +15,97 @@ use super::{
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
     limits::{LimitsFile, TimeoutsFile},
+    schema,
     secret::{Hidden, Place},
     tls,
 };
 use crate::tls::WorkerTls;
 
 /// The file as written. Every key is optional; an unknown one is an error.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[expect(clippy::struct_field_names, reason = "the fields are the keys")]
 pub struct File {
+    /// Address and port that clients connect to.
+    #[schemars(with = "Option<String>")]
     listen: Option<SocketAddr>,
+    /// Address and port of operators: metrics, health, the admin API.
+    #[schemars(with = "Option<String>")]
     admin: Option<SocketAddr>,
+    /// The vLLM servers. Each is a URL, or a mapping with a URL.
     workers: Option<Vec<Worker>>,
+    /// Which worker: docs/routing.md.
     routing: super::routing::File,
+    /// Data threads; one per core where not set.
     threads: Option<usize>,
+    /// Whether the kernel may move response bodies; `off` overrules `relay`.
     splice: Option<Splice>,
+    /// How log lines are written; their levels are set by `WARMPATH_LOG`, e.g. `debug,hyper=warn`.
     log_format: Option<LogFormat>,
+    /// Name of this gateway among several on one host: its maps are pinned in a directory of that name.
     instance: Option<String>,
+    /// How long requests in flight may take to end after SIGTERM.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     drain_timeout: Option<Duration>,
+    /// How long they may take after a successor has taken over.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     upgrade_timeout: Option<Duration>,
+    /// How often a worker's `/metrics` are read: running, waiting, KV use, KV capacity.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     scrape_interval: Option<Duration>,
+    /// Checks of `GET /health`, and what tells that an engine hangs.
     health: HealthFile,
+    /// A worker's circuit breaker: docs/reliability.md.
     breaker: BreakerFile,
+    /// Workers that stand out from the others are left out for a while.
     outliers: OutliersFile,
+    /// Who moves response bodies: docs/relay.md.
     relay: Relay,
+    /// The prefix index.
     index: Index,
+    /// What workers say of their own caches: docs/kv-events.md.
     kv_events: KvEvents,
+    /// What there may be of each thing. At a limit there is a clear error or back-pressure, never growth.
     limits: LimitsFile,
+    /// How long things may take.
     timeouts: TimeoutsFile,
+    /// XDP in front of the listening port: docs/guard.md. Reloads replace its rules.
     guard: Guard,
+    /// The prompt's token ids, exactly as the engine makes them: docs/tokens.md.
     tokenizers: Tokenizers,
+    /// API keys: docs/security.md. None: everyone may ask, and clients' own keys pass to the workers. `warmpath
+    /// key NAME` makes one.
     keys: Option<Vec<super::keys::Written>>,
+    /// A file with more of them: a list as under `keys`.
     keys_file: Option<PathBuf>,
+    /// Models that clients may name, and what is served for them: docs/shaping.md.
     aliases: Option<Vec<super::aliases::Written>>,
+    /// Services that see requests before they are routed: docs/shaping.md.
     hooks: Option<Vec<super::hooks::Written>>,
+    /// What clients may decide by `x-warmpath-…` headers. Left out: everything without keys, nothing with.
     overrides: Option<Vec<super::overrides::Override>>,
+    /// Addresses whose `x-forwarded-…` and `Forwarded` are believed, e.g. `10.0.0.0/8`.
     trusted_proxies: Option<Vec<String>>,
+    /// Who the process becomes before it serves, where root starts it.
     user: Option<String>,
+    /// What operators show: `Authorization: Bearer …`. The token, or `${VARIABLE}`; `WARMPATH_ADMIN_TOKEN` wins
+    /// over it. Needed, or `admin_tls` with `client_ca`, for an admin address that others can reach.
     admin_token: Option<Hidden>,
+    /// A file with the token, instead of `admin_token`.
     admin_token_file: Option<PathBuf>,
+    /// Whether `/metrics` is served without the token.
     admin_open_metrics: Option<bool>,
+    /// Certificate of the data port: HTTP/2 and HTTP/1.1 over TLS. Read again when the files change.
     tls: Option<super::ServerTls>,
+    /// Certificate of the admin port.
     admin_tls: Option<super::ServerTls>,
 }
 
 /// A worker: a URL, or a URL with a name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(
     untagged,
     expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events`, `api_key` and `tls`"
@@ -74,62 +115,96 @@ enum Worker {
     Full(WorkerEntry),
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct WorkerEntry {
+    /// `http://HOST:PORT` or `https://HOST:PORT`, without a path.
     url: String,
+    /// What it is called in headers, metrics and maps; `HOST:PORT` where not set.
     name: Option<String>,
+    /// Where its KV events are: `auto` (it is asked), `off`, or its endpoints.
     kv_events: Option<kv_events::Written>,
+    /// vLLM's `--api-key`: the key, or `${VARIABLE}`.
     api_key: Option<Hidden>,
+    /// A file with that key.
     api_key_file: Option<PathBuf>,
+    /// How it is known over TLS.
     tls: Option<tls::WorkerWritten>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Relay {
+    /// The kernel, for workers on this host: `auto` (event streams), `on` (long bodies too), `off`.
     bypass: Option<RelayMode>,
+    /// The kernel, for workers on other hosts: as `bypass`.
     splice: Option<RelayMode>,
+    /// This process: `auto`, `on` (always), `off` (only what the kernel cannot move).
     copy: Option<RelayMode>,
+    /// What is a long body.
+    #[schemars(with = "Option<schema::BytesText>")]
     min_bytes: Option<ByteSize>,
+    /// Share of responses that is copied on purpose, 0 to 1: they show what the worker says of its cache.
     sample: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Index {
+    /// Prompt bytes per block (128 are about 32 tokens).
     block_bytes: Option<usize>,
+    /// Memory of the index, all workers together.
+    #[schemars(with = "Option<schema::BytesText>")]
     max_bytes: Option<ByteSize>,
+    /// KV capacity of a worker that does not tell it, tokens.
     worker_capacity_tokens: Option<u64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct KvEvents {
+    /// `auto`: each worker is asked for its events. `off`: none are followed.
     mode: Option<kv_events::Switch>,
+    /// `PYTHONHASHSEED` of the workers, to check their block hashes; vLLM's own seed where not set.
     hash_seed: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Guard {
+    /// Network interfaces whose packets are looked at, e.g. `eth0` or `eth1:generic`; none: off.
     interfaces: Option<Vec<String>>,
+    /// Where the program is attached: `native` (the driver), `generic` (the stack), `auto` (native where the
+    /// driver can).
     mode: Option<GuardMode>,
+    /// Sources whose packets are dropped: `192.0.2.7`, `192.0.2.0/24`, `2001:db8::/32`.
     deny: Option<Vec<String>>,
+    /// Sources that pass, without the limit on connections; the longest prefix wins.
     allow: Option<Vec<String>>,
+    /// New connections per second and source (IPv6: per /64); 0: no limit.
     syn_rate: Option<u32>,
+    /// New connections that a source may open at once after a pause.
     syn_burst: Option<u32>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Tokenizers {
+    /// Where token ids come from: `off`, `worker` (its own `/tokenize`), or `{ local: DIR }` with
+    /// `tokenizer.json`.
     default: Option<TokenSource>,
+    /// The same by the model's name.
     models: Option<BTreeMap<String, TokenSource>>,
+    /// Threads that tokenise.
     threads: Option<usize>,
+    /// Requests that may wait for them; one more goes on without tokens.
     queue: Option<usize>,
+    /// How long a request waits for its tokens; then it goes on without.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     deadline: Option<Duration>,
+    /// Memory for tokens of texts seen before.
+    #[schemars(with = "Option<schema::BytesText>")]
     cache: Option<ByteSize>,
 }
 

@@ -6,7 +6,7 @@ use super::{Cidr, ConfigError};
 use crate::limits;
 
 /// How the guard's program is attached to an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardMode {
     /// Native where the driver can, else generic.

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use http::{HeaderName, Uri, header};
 use serde::Deserialize;
 
-use super::{ConfigError, keys::is_key_name, pattern::ModelPattern};
+use super::{ConfigError, keys::is_key_name, pattern::ModelPattern, schema};
 use crate::{limits, prompt::ApiKind};
 
 /// One service.
@@ -35,25 +35,37 @@ pub struct HookConfig {
 }
 
 /// An entry as written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
+    /// What it is called in headers, metrics and logs.
     name: String,
+    /// Where requests are posted, over plain HTTP: `http://127.0.0.1:7000/check`.
     url: String,
+    /// How long a request waits for its answer.
     #[serde(default, with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     timeout: Option<Duration>,
+    /// Without an answer in time the request goes on (`pass`) or is refused (`block`).
     #[serde(default)]
     on_error: OnError,
+    /// The APIs whose requests it sees. Left out: all four.
     routes: Option<Vec<Route>>,
+    /// The models whose requests it sees: a name, or the beginning of one and `*`. Left out: all.
     models: Option<Vec<String>>,
+    /// Whether it is sent bodies: `full` or `none`.
     #[serde(default)]
     body: Body,
+    /// Of a body that it is sent; a longer one is as no answer.
+    #[schemars(with = "Option<schema::BytesText>")]
     max_body: Option<ByteSize>,
+    /// Header fields that it is sent beside the usual ones.
     headers: Option<Vec<String>>,
+    /// Requests that it has at the same time; one more is as no answer.
     concurrency: Option<usize>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum OnError {
     #[default]
@@ -61,7 +73,7 @@ enum OnError {
     Block,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Body {
     #[default]
@@ -69,7 +81,7 @@ enum Body {
     None,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Route {
     Chat,

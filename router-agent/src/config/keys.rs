@@ -67,26 +67,39 @@ impl AllowedModels {
 }
 
 /// An entry as written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
+    /// What the client is called in metrics and logs.
     name: String,
+    /// SHA-256 of its key in hexadecimal; a list of them while one key replaces another.
     sha256: OneOrMore,
+    /// Models that it may use: a name, or the beginning of one and `*`. Left out: all.
     models: Option<Vec<String>>,
+    /// Left out: no limit.
     requests_per_second: Option<f64>,
+    /// Requests at once after a pause. Left out: one second's.
     burst: Option<u32>,
+    /// Requests at the same time. Left out: no limit.
     concurrent: Option<u32>,
+    /// Tokens of prompts and answers. Left out: no limit.
     tokens_per_minute: Option<u64>,
+    /// Its share beside others' where requests have to wait.
     weight: Option<u32>,
+    /// Of its requests that name none, and the most urgent they may name; lower is sooner.
     priority: Option<i64>,
+    /// What it may reach: `api` (inference) or `all` (whatever a worker has: `/sleep`, `/metrics` …).
     #[serde(default)]
     paths: Paths,
+    /// How its requests with a prompt are routed. Left out: `routing.policy`.
     policy: Option<String>,
+    /// Members of a request body, for requests that do not have them: docs/shaping.md.
     defaults: Option<BTreeMap<String, serde_json::Value>>,
+    /// What its requests may decide by `x-warmpath-…` headers. Left out: as the top-level `overrides`.
     overrides: Option<Vec<Override>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "a SHA-256 digest in hexadecimal, or a list of them")]
 enum OneOrMore {
     One(String),
@@ -94,7 +107,7 @@ enum OneOrMore {
 }
 
 /// What a key may reach of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Paths {
     /// Inference, and what belongs to it.

@@ -27,7 +27,7 @@ pub enum WorkerKvEvents {
 }
 
 /// As in the worker's `--kv-events-config`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KvEndpoints {
     /// `tcp://HOST:PORT`, `tcp://*:PORT` or `ipc://PATH`.
@@ -41,7 +41,7 @@ pub struct KvEndpoints {
 }
 
 /// `auto` or `off`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Switch {
     Auto,
@@ -49,7 +49,7 @@ pub(super) enum Switch {
 }
 
 /// `kv_events:` of a worker, as written.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "auto, off, or a mapping with `endpoint`, `replay_endpoint` and `topic`")]
 pub(super) enum Written {
     /// A bare `off` is a boolean where YAML is not told what to expect.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::{ConfigError, file::set};
+use super::{ConfigError, file::set, schema};
 use crate::limits;
 
 /// Limits on clients and on what is sent to workers.
@@ -146,16 +146,26 @@ impl Timeouts {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LimitsFile {
+    /// Client connections open at once; one more is answered with 503 and closed.
     connections: Option<usize>,
+    /// One request body; a longer one is answered with 413.
+    #[schemars(with = "Option<schema::BytesText>")]
     body_bytes: Option<ByteSize>,
+    /// All request bodies in memory.
+    #[schemars(with = "Option<schema::BytesText>")]
     bodies_bytes: Option<ByteSize>,
+    /// Workers tried for one request, the first included.
     tries: Option<usize>,
+    /// Retries per request over all of them, 0 to 1, beyond a reserve of 100.
     retry_share: Option<f64>,
+    /// Requests on one worker at once (vLLM's `max_num_seqs` and some); no bound where not set.
     worker_concurrency: Option<u32>,
+    /// Prompt tokens that wait for one worker's prefill; no bound where not set.
     worker_queued_tokens: Option<u64>,
+    /// Requests that wait for a worker.
     queue: Option<usize>,
 }
 
@@ -173,24 +183,40 @@ impl LimitsFile {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TimeoutsFile {
+    /// A request head, first byte to last.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     head: Option<Duration>,
+    /// A pause inside a request body.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     body_idle: Option<Duration>,
+    /// A client connection between requests.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     keep_alive: Option<Duration>,
+    /// Connecting to a worker.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     connect: Option<Duration>,
+    /// A worker's response head, per try (unary: the whole generation).
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     response_head: Option<Duration>,
+    /// A stream's first byte, per try; where not set as long as `hold_head`, without a retry.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     first_byte: Option<Duration>,
+    /// A stream's head waits so long for its first byte, so that another worker can be tried.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     hold_head: Option<Duration>,
+    /// A request's wait for a worker; then 429, or 503 where there is none.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     queue: Option<Duration>,
 }
 

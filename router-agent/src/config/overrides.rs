@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// What may be decided by a header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Override {
     /// `x-warmpath-worker`.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use http::HeaderName;
 use serde::Deserialize;
 
-use super::{ConfigError, WorkerUrl, file::set};
+use super::{ConfigError, WorkerUrl, file::set, schema};
 use crate::{
     limits,
     routing::{Pick, Policy, Scorer, Settings, UnknownPolicy},
@@ -89,44 +89,61 @@ impl Routing {
 }
 
 /// The section as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
+    /// `warm` (least predicted time to the first token), `prefix`, `session`, `lmcache`, `weighted`,
+    /// `round_robin`, `random`, `least_loaded` or `power_of_two`.
     policy: Option<String>,
+    /// For the policy `prefix`.
     prefix: Prefix,
+    /// For the policy `session`.
     session: Session,
+    /// For the policy `weighted`.
     weighted: Weighted,
+    /// For the policy `lmcache`.
     lmcache: LmcacheFile,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Prefix {
+    /// Blocks that must match for a match to count.
     blocks_min: Option<u32>,
+    /// Requests from which on a worker gets no more by its prefix.
     saturation: Option<u32>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Session {
+    /// Header with the session's key; without it `session_id`, `prompt_cache_key` or `user` of the body.
     header: Option<String>,
+    /// Requests of one worker over the mean of all, at most.
     bound: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Weighted {
+    /// Weights of `prefix`, `queue`, `kv_usage`, `load`, `session` and `lora`.
     scorers: Option<BTreeMap<String, f64>>,
+    /// `max`: the highest sum. `weighted_random`: at random, by the sums.
     pick: Option<Pick>,
+    /// Of `weighted_random`: the lower, the closer to `max`.
     temperature: Option<f64>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct LmcacheFile {
+    /// The controller, e.g. `http://127.0.0.1:9000`.
     controller: Option<String>,
+    /// How long a request waits for its answer.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
     timeout: Option<Duration>,
+    /// The controller's instance ids: the names of workers, where they differ.
     instances: Option<BTreeMap<String, String>>,
 }
 

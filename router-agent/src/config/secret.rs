@@ -18,7 +18,7 @@ pub(super) struct Place {
 }
 
 /// A string that `Debug` does not show.
-#[derive(Clone, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub(super) struct Hidden(pub(super) String);
 

@@ -8,7 +8,7 @@ use super::{ConfigError, WorkerUrl};
 use crate::tls::WorkerTls;
 
 /// A port's certificate, as configured.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServerTls {
     /// The chain, the server's own certificate first (PEM).
@@ -24,7 +24,7 @@ pub struct ServerTls {
 }
 
 /// A version of the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
 pub enum TlsVersion {
     /// RFC 5246.
     #[default]
@@ -36,10 +36,12 @@ pub enum TlsVersion {
 }
 
 /// A worker's, as written.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct WorkerWritten {
+    /// Who issues its certificate (PEM); the system's where not set.
     ca: Option<PathBuf>,
+    /// The name in its certificate; the URL's host where not set.
     server_name: Option<String>,
 }
 

@@ -120,6 +120,13 @@ pub enum GatewayError {
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
+    /// This host has no socket left for a connection to a worker.
+    #[error("this gateway has no socket left to ask a worker with; try again shortly")]
+    OutOfSockets {
+        /// The system's word, for the log.
+        #[source]
+        last: SendError,
+    },
     /// A defect of this program.
     #[error("internal error of the gateway")]
     Panicked,
@@ -205,6 +212,7 @@ impl GatewayError {
             Self::NoWorker
             | Self::WorkerUnavailable(_)
             | Self::HookFailed(_)
+            | Self::OutOfSockets { .. }
             | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
@@ -223,6 +231,7 @@ impl GatewayError {
             | Self::WorkerUnavailable(_)
             | Self::HookFailed(_)
             | Self::BodiesTooLarge { .. }
+            | Self::OutOfSockets { .. }
             | Self::Overloaded { .. }
             | Self::Deadline
             | Self::Panicked => "gateway",
@@ -254,6 +263,7 @@ impl GatewayError {
             Self::HookFailed(_) => "hook_failed",
             Self::TooLongForHook { .. } => "request_too_large",
             Self::NoWorker => "no_worker_available",
+            Self::OutOfSockets { .. } => "out_of_sockets",
             Self::Panicked => "internal_error",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
             Self::Header(_) | Self::UnknownPolicy(_) => "malformed_header",

@@ -90,6 +90,7 @@ impl GatewayError {
             Self::NoWorker
             | Self::WorkerUnavailable(_)
             | Self::HookFailed(_)
+            | Self::OutOfSockets { .. }
             | Self::BodiesTooLarge { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }

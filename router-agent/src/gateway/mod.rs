@@ -105,6 +105,8 @@ pub struct KernelSide {
     pub flows: Flows,
     /// Where decisions are published, if it has the map.
     pub decisions: Option<Decisions>,
+    /// Client connections that this process may have open ([`crate::descriptors`]), whatever the configuration says.
+    pub connections_max: usize,
 }
 
 /// What is known of the workers' caches.
@@ -155,6 +157,8 @@ pub struct Shared {
     pub pulses: Arc<Pulses>,
     /// Client connections open, over all threads.
     connections: AtomicUsize,
+    /// What the system allows of them.
+    connections_max: usize,
     retries: RetryBudget,
     /// Who waits for a worker.
     admission: Admission,
@@ -173,7 +177,7 @@ impl Shared {
         tokenizers: Tokenizers,
         tls: Option<Arc<ServerTls>>,
     ) -> Self {
-        let KernelSide { relays, flows, decisions: decisions_map } = kernel;
+        let KernelSide { relays, flows, decisions: decisions_map, connections_max } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
         let started = config.get();
         Self {
@@ -200,6 +204,7 @@ impl Shared {
             bytes_per_token: BytesPerToken::default(),
             decisions_map,
             connections: AtomicUsize::new(0),
+            connections_max,
             admission: Admission::default(),
             bodies: Arc::default(),
         }
@@ -262,7 +267,7 @@ impl Shared {
 
     /// Takes a place for one more client connection, if there is one left; [`Shared::leave`] gives it back.
     fn enter(&self) -> bool {
-        let limit = self.config().limits.connections;
+        let limit = self.config().limits.connections.min(self.connections_max);
         self.connections.fetch_update(Relaxed, Relaxed, |open| (open < limit).then_some(open + 1)).is_ok()
     }
 

@@ -107,6 +107,10 @@ impl Tries<'_> {
                     attempt.complete(status);
                     if is_load(status) { "load" } else { "status" }
                 }
+                Err(error) if error.is_out_of_sockets() => {
+                    choose::forget(shared, plan, &decision, sent_blocks);
+                    return Err(GatewayError::OutOfSockets { last: error });
+                }
                 Err(error) => {
                     attempt.fail(error.kind());
                     choose::forget(shared, plan, &decision, sent_blocks);

@@ -30,7 +30,7 @@ pub mod wire;
 mod worker;
 pub mod zmtp;
 
-use std::{collections::HashMap, io, sync::Arc, thread::JoinHandle};
+use std::{collections::HashMap, io, sync::Arc, thread::JoinHandle, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -44,7 +44,17 @@ pub use self::{
     mirror::Indices,
     predictions::{Over, Prediction, Predictions},
 };
-use crate::{config::Live, fleet::Fleet, index::WorkerSlot, telemetry::Metrics};
+use crate::{
+    config::Live,
+    fleet::{Fleet, Worker},
+    index::WorkerSlot,
+    telemetry::Metrics,
+};
+
+/// Whether a worker says that it publishes KV events; none if it does not answer.
+pub async fn publishes(worker: &Worker, timeout: Duration) -> Option<bool> {
+    source::discover(worker, timeout).await.ok().map(|sources| !sources.is_empty())
+}
 
 /// The thread that follows all workers. Dropped, it ends.
 pub struct KvEvents {

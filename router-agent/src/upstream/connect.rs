@@ -60,6 +60,12 @@ impl ConnectError {
     }
 }
 
+/// Whether this host has no socket left to give, which says nothing about a worker.
+pub(super) fn is_out_of_sockets(error: &io::Error) -> bool {
+    let lacks = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| lacks.contains(&code))
+}
+
 /// Connects within `timeout`, trying the host's addresses in order, and notes the one that answered.
 pub(super) async fn connect(worker: &Worker, timeout: Duration) -> Result<WorkerStream, ConnectError> {
     let connect = async {

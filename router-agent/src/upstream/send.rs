@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 
-use super::{ConnectError, Hold, Lease, Pool};
+use super::{ConnectError, Hold, Lease, Pool, connect::is_out_of_sockets};
 use crate::fleet::Worker;
 
 /// Why there is no response head.
@@ -61,6 +61,15 @@ impl SendError {
             | Self::Hung
             | Self::Removed => true,
         }
+    }
+
+    /// Whether this host had no socket left: nothing was asked of the worker.
+    pub fn is_out_of_sockets(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(ConnectError::Resolve { source, .. } | ConnectError::Connect { source, .. })
+                if is_out_of_sockets(source)
+        )
     }
 
     /// A bounded label for metrics.

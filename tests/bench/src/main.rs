@@ -7,7 +7,9 @@
 
 mod chaos;
 mod document;
+mod gateway;
 mod guard;
+mod memory;
 mod namespace;
 mod processes;
 mod relay;
@@ -33,6 +35,8 @@ enum Command {
     Part(relay::Part),
     /// Workers that fail in every way under load, and what comes of it
     Chaos(chaos::Args),
+    /// Memory of the gateway under clients that are slow, idle, too many, or send too much
+    Memory(memory::Args),
     /// Cost per packet of the XDP guard, and a SYN flood with and without it
     Guard(guard::Args),
 }
@@ -43,6 +47,7 @@ fn main() -> std::process::ExitCode {
         Command::Relay(args) => relay::run(&args),
         Command::Part(part) => relay::run_part(&part),
         Command::Chaos(args) => chaos::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench replay|relay|guard|chaos [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
+//! `cargo xtask bench replay|relay|guard|chaos|memory [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
 //! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md and docs/reliability.md explain it.
 //!
 //! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
@@ -33,6 +33,11 @@ enum Benchmark {
     },
     /// Workers that fail in every way under load, and what comes of it (`-- --help` lists the options)
     Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Memory of the gateway under clients that are slow, idle, too many, or send too much (`-- --help` lists the options)
+    Memory {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -87,6 +92,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args,
             &["router-agent", "vllm-sim", "warmpath-bench"],
             "something came out that must not (see above)",
+        ),
+        Benchmark::Memory { args } => bench(
+            "memory",
+            args,
+            &["router-agent", "warmpath-bench"],
+            "a client was not treated as it must be (see above)",
         ),
         Benchmark::Index { args } => index(args),
         Benchmark::Decide => in_process("decide"),

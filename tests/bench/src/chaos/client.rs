@@ -14,8 +14,8 @@ use super::answers::{WORD_BYTES, body};
 /// Longer than anything here may take: no answer for so long is a hang.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Of a stream that ends wrongly, what is shown.
-const LAST_BYTES: usize = 300;
+/// Of an answer that ends wrongly, what is shown.
+const BYTES_SHOWN: usize = 300;
 
 /// A request, and what its answer is to be.
 #[derive(Debug, Clone)]
@@ -34,8 +34,10 @@ pub(super) enum Outcome {
     /// Every byte as it must be.
     Exact,
     /// An honest end in the middle: an error event, vLLM's own word that it gave up (`finish_reason: "abort"`), or a body
-    /// that is visibly not whole. Words that came.
-    Cut(usize),
+    /// that is visibly not whole. Words had come.
+    Cut,
+    /// The same, and not one word had come: another worker could have begun anew. What came.
+    CutAtOnce(String),
     /// An error in OpenAI's form, with its status and code.
     Refused(u16, String),
     /// The client hung up.
@@ -125,9 +127,15 @@ async fn judge(mut response: Response<Incoming>, question: &Question) -> Outcome
     }
 }
 
+/// An honest end after `words` of an answer that stands in `text`.
+fn cut(words: usize, text: &str) -> Outcome {
+    let first = &text[..text.floor_char_boundary(text.len().min(BYTES_SHOWN))];
+    if words > 0 { Outcome::Cut } else { Outcome::CutAtOnce(format!("{first:?}")) }
+}
+
 fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
     if !is_whole {
-        return Outcome::Cut(0);
+        return cut(0, text);
     }
     let answer = serde_json::from_str::<Value>(text).unwrap_or_default();
     let string = |pointer| answer.pointer(pointer).and_then(Value::as_str);
@@ -136,7 +144,7 @@ fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
         Some(content)
             if expected.starts_with(content) && string("/choices/0/finish_reason") == Some("abort") =>
         {
-            Outcome::Cut(content.len() / WORD_BYTES)
+            cut(content.len() / WORD_BYTES, text)
         }
         Some(content) => Outcome::Wrong(format!("an answer of {content:?}, not {expected:?}")),
         None => Outcome::Wrong(format!("an answer that is none: {text:?}")),
@@ -178,9 +186,9 @@ fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
     } else if half.is_some() && !has_error {
         Outcome::Wrong(format!("half an event at a proper end: {half:?}"))
     } else if has_error || !is_whole {
-        Outcome::Cut(content.len() / WORD_BYTES)
+        cut(content.len() / WORD_BYTES, text)
     } else {
-        let last = &text[text.floor_char_boundary(text.len().saturating_sub(LAST_BYTES))..];
+        let last = &text[text.floor_char_boundary(text.len().saturating_sub(BYTES_SHOWN))..];
         Outcome::Wrong(format!("a stream that ends as if it were whole, and before its end: …{last:?}"))
     }
 }
@@ -200,15 +208,15 @@ mod tests {
         let done = "data: [DONE]\n\n";
         let judge = |text: String, is_whole| judge_stream(&text, is_whole, "abcdefgh");
         assert_eq!(judge(format!("{one}{two}{done}"), true), Outcome::Exact);
-        assert_eq!(judge(format!("{one}{error}{done}"), true), Outcome::Cut(1));
-        assert_eq!(judge(format!("{one}{}", &two[..9]), false), Outcome::Cut(1));
+        assert_eq!(judge(format!("{one}{error}{done}"), true), Outcome::Cut);
+        assert_eq!(judge(format!("{one}{}", &two[..9]), false), Outcome::Cut);
         assert!(matches!(judge(format!("{one}{done}"), true), Outcome::Wrong(_)), "a silent cut");
         assert!(matches!(judge(format!("{two}{one}{done}"), true), Outcome::Wrong(_)), "out of order");
         assert!(matches!(judge(format!("{one}{two}"), true), Outcome::Wrong(_)), "no end");
         let abort = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"abort\"}]}\n\n";
-        assert_eq!(judge(format!("{one}{abort}{done}"), true), Outcome::Cut(1));
+        assert_eq!(judge(format!("{one}{abort}{done}"), true), Outcome::Cut);
         let half = format!("{}   \n\n", &two[..20]);
-        assert_eq!(judge(format!("{one}{half}{error}{done}"), true), Outcome::Cut(1));
+        assert_eq!(judge(format!("{one}{half}{error}{done}"), true), Outcome::Cut);
         assert!(
             matches!(judge(format!("{one}{half}{two}{done}"), true), Outcome::Wrong(_)),
             "more behind it"

@@ -1,17 +1,12 @@
 //! The gateway under test: started, reloaded, and its vital signs read.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use super::{log, worker::Worker};
-use crate::processes::{Process, free_ports, get, resident_kib, sibling};
+use super::worker::Worker;
+use crate::processes::{get, resident_kib, sibling};
 
 /// What a gateway must be told for a storm: an engine that hangs is missed after seconds, not after ten minutes.
 const CONFIG: &str = "timeouts: {response_head: 5s, connect: 1s}\nhealth: {interval: 1s, timeout: 1s}\n";
@@ -25,10 +20,7 @@ const DESCRIPTORS_MORE_MAX: usize = 4;
 /// A running gateway.
 #[derive(Debug)]
 pub(super) struct Gateway {
-    pub(super) address: SocketAddr,
-    admin: SocketAddr,
-    process: Process,
-    config: PathBuf,
+    running: crate::gateway::Gateway,
     workers: String,
     reloads: u64,
 }
@@ -51,51 +43,36 @@ const OPEN: [&str; 3] =
 impl Gateway {
     /// Starts a gateway in front of the workers.
     pub(super) fn start(workers: &[Worker], logs: &Path) -> Result<Self> {
-        let port = free_ports(2)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port + 1));
         let urls: Vec<_> = workers
             .iter()
             .map(|worker| {
                 format!("  - {{url: \"http://{}\", name: worker-{}}}\n", worker.address, worker.number)
             })
             .collect();
-        let config = logs.join("warmpath.yaml");
         let workers = format!("workers:\n{}", urls.concat());
-        std::fs::write(&config, format!("{CONFIG}{workers}"))
-            .with_context(|| config.display().to_string())?;
-        let args: Vec<String> = [
-            "serve",
-            "--config",
-            config.to_str().context("a path of UTF-8")?,
-            "--listen",
-            &address.to_string(),
-            "--admin",
-            &admin.to_string(),
-            "--instance",
-            &format!("chaos-{port}"),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        let mut process = Process::start(&sibling("warmpath")?, &args, log(logs, "gateway"))?;
-        process.await_ready(admin, "/ready")?;
-        Ok(Self { address, admin, process, config, workers, reloads: 0 })
+        let running = crate::gateway::Gateway::start("chaos", &format!("{CONFIG}{workers}"), logs)?;
+        Ok(Self { running, workers, reloads: 0 })
+    }
+
+    /// Where clients connect.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.running.address
     }
 
     /// Changes its configuration file and tells it.
     pub(super) fn reload(&mut self) -> Result<()> {
         self.reloads += 1;
         let policy = if self.reloads % 2 == 1 { RELOADED } else { "" };
-        std::fs::write(&self.config, format!("{CONFIG}{policy}{}", self.workers))?;
-        self.process.signal(Signal::HUP)
+        std::fs::write(&self.running.config, format!("{CONFIG}{policy}{}", self.workers))?;
+        self.running.process.signal(Signal::HUP)
     }
 
     /// Reads its vital signs.
     pub(super) fn vitals(&self) -> Result<Vitals> {
-        let id = self.process.id();
+        let id = self.running.process.id();
         let count =
             |what: &str| Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{id}/{what}"))?.count());
-        let (status, metrics) = get(self.admin, "/metrics")?;
+        let (status, metrics) = get(self.running.admin, "/metrics")?;
         ensure!(status == 200, "/metrics: status {status}");
         let sum = |name: &str| {
             let of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
@@ -118,9 +95,9 @@ impl Gateway {
 
     /// Streams in the kernel's map, by the product's own command.
     fn flows(&self) -> Result<usize> {
-        let instance = format!("chaos-{}", self.address.port());
+        let instance = &self.running.instance;
         let program = sibling("warmpath")?;
-        let shown = crate::processes::output(&program, &["maps", "flows", "--json", "--instance", &instance]);
+        let shown = crate::processes::output(&program, &["maps", "flows", "--json", "--instance", instance]);
         let Ok(shown) = shown else { return Ok(0) }; // no BPF here: no map
         let flows: serde_json::Value =
             serde_json::from_str(&shown).context("`warmpath maps flows --json`")?;

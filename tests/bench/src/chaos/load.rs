@@ -16,7 +16,7 @@ use super::{
 /// One in so many flighty clients hangs up.
 const LEAVES_ONE_IN: u32 = 15;
 /// Findings that are told one by one.
-const WRONG_MAX: usize = 20;
+const EXAMPLES_MAX: usize = 20;
 
 /// What clients are like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(super) struct Tally {
     pub(super) cut: u64,
     /// Cut before the first word: another worker could have begun anew.
     pub(super) cut_at_once: u64,
+    /// The first of them, as they came.
+    pub(super) cuts: Vec<String>,
     pub(super) left: u64,
     /// By status and code.
     pub(super) refused: BTreeMap<(u16, String), u64>,
@@ -56,13 +58,18 @@ impl Tally {
     fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Exact => self.exact += 1,
-            Outcome::Cut(0) => self.cut_at_once += 1,
-            Outcome::Cut(_) => self.cut += 1,
+            Outcome::CutAtOnce(what) => {
+                self.cut_at_once += 1;
+                if self.cuts.len() < EXAMPLES_MAX {
+                    self.cuts.push(what);
+                }
+            }
+            Outcome::Cut => self.cut += 1,
             Outcome::Left => self.left += 1,
             Outcome::Refused(status, code) => *self.refused.entry((status, code)).or_default() += 1,
             Outcome::Wrong(what) => {
                 self.wrong += 1;
-                if self.examples.len() < WRONG_MAX {
+                if self.examples.len() < EXAMPLES_MAX {
                     self.examples.push(what);
                 }
             }
@@ -80,7 +87,11 @@ impl Tally {
             findings.push(format!("{} wrong answers, such as {}", self.wrong, self.examples.join("; ")));
         }
         if self.cut_at_once > 0 {
-            findings.push(format!("{} answers cut before their first word", self.cut_at_once));
+            findings.push(format!(
+                "{} answers cut before their first word, such as {}",
+                self.cut_at_once,
+                self.cuts.join("; ")
+            ));
         }
         let refused: Vec<_> =
             self.refused.iter().map(|((status, code), count)| format!("{count} × {status} {code}")).collect();

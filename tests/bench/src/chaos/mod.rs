@@ -80,7 +80,7 @@ async fn storm(args: &Args) -> Result<bool> {
     let answers = Answers::learn(args.seed).await?;
     let workers = Worker::fleet(args.workers, &args.logs)?;
     let gateway = Gateway::start(&workers, &args.logs)?;
-    let load = load::Load { gateway: gateway.address, rate: args.rate, seed: args.seed };
+    let load = load::Load { gateway: gateway.address(), rate: args.rate, seed: args.seed };
 
     println!("warming up for {WARM_UP:?}");
     let warm_up = load.run(&answers, WARM_UP, Clients::Patient).await;

@@ -5,7 +5,7 @@ use std::io;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 /// Longest head.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
+const HEAD_BYTES_MAX: usize = 128 * 1024;
 
 /// Reads until `bytes` holds a head; its length. `None` at the end of the connection.
 pub(super) async fn read_head(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<Option<usize>> {
