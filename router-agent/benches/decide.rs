@@ -1,14 +1,20 @@
 //! What one decision costs, by policy and number of candidates; the whole way from body to worker; and the record of it
-//! in the `decisions` map, with one thread writing and with two.
+//! in memory and in the `decisions` map, with one thread writing and with two.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use fastrand::Rng;
 use router_agent::{
+    config::{Config, Decisions},
     index::{Matches, PrefixIndex, WorkerSlot},
     kernel::{Kernel, Options},
     prompt::{ApiKind, BLOCK_BYTES, parse},
+    records::{Facts, Recorder, Roster},
     routing::{Ask, Candidate, Policy, Router, Settings, Speed},
+    telemetry::Metrics,
 };
 use router_common::decisions::{DecisionPolicy, DecisionReason, DecisionValue};
 use serde_json::json;
@@ -78,6 +84,7 @@ fn main() {
         }
     }
     println!();
+    records_in_memory();
     records();
 }
 
@@ -100,4 +107,42 @@ fn records() {
         time("16 records while another thread does nothing else", 300, sixteen);
         done.store(true, Relaxed);
     });
+}
+
+/// A record in memory, from the figures of a decision to the end of its try: what a data thread pays for it.
+fn records_in_memory() {
+    for (workers, keep) in [(4_u16, 4_096), (64, 4_096), (256, 4_096), (4, 0)] {
+        let candidates: Vec<Candidate> = (0..workers).map(|slot| Candidate::idle(WorkerSlot(slot))).collect();
+        let mut router = Router::new(Settings::new(Policy::Warm), 1);
+        let ask = Ask { prompt_tokens: 8_000, session: None };
+        let decision = router.decide(&ask, &candidates).expect("there are workers");
+        let config = Config { decisions: Decisions { keep, ..Decisions::default() }, ..Config::default() };
+        let metrics = Metrics::new().expect("a fresh registry");
+        let recorder = Arc::new(Recorder::new(&config, metrics.records.clone()));
+        let (tenant, model) = (Arc::from("default"), Arc::from("a-model"));
+        let roster = Arc::<Roster>::default();
+        let facts = Facts {
+            request_id: b"0123456789abcdef0123456789abcdef",
+            tenant: &tenant,
+            asked_model: Some(&model),
+            model: Some(&model),
+            route: "chat",
+            attempt: 1,
+            ask,
+            match_kind: "approximate",
+            candidates: &candidates,
+            settings: router.settings(),
+            decision,
+            roster: &roster,
+            hashes: &[],
+            block_bytes: 128,
+        };
+        let sixteen = || {
+            for _ in 0..16 {
+                drop(recorder.open(&facts));
+            }
+        };
+        (0..keep / 16).for_each(|_| sixteen()); // from here on one goes for each that comes
+        time(&format!("16 records in memory, {workers} candidates, {keep} kept"), 300, sixteen);
+    }
 }

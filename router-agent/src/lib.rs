@@ -16,6 +16,7 @@
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`tls`] | certificates and keys from files |
+//! | [`records`] | what was decided and why, for whoever asks later |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
@@ -53,6 +54,8 @@ pub mod limits;
 pub mod privileges;
 #[forbid(unsafe_code)]
 pub mod prompt;
+#[forbid(unsafe_code)]
+pub mod records;
 #[forbid(unsafe_code)]
 pub mod routing;
 #[forbid(unsafe_code)]

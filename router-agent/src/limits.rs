@@ -15,6 +15,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Certificates are looked at so often, whether their files have changed.
 pub const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Refused connections per data thread that stay until the client has taken the refusal in, a second at most.
+pub const REFUSALS_MAX: usize = 256;
 /// TLS handshakes under way per data thread, and on the admin port; others wait for their turn, within
 /// `timeouts.head`.
 pub const HANDSHAKES_MAX: usize = 256;
@@ -127,6 +129,30 @@ pub const TOKEN_CACHE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const TOKEN_CACHE_BYTES_MIN: usize = 1024 * 1024;
 /// Bytes of a worker's `/tokenize` answer: a million tokens, seven bytes each.
 pub const TOKENIZE_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Records of decisions kept in memory.
+pub const DECISIONS_KEPT: usize = 4_096;
+/// As many as may be asked for.
+pub const DECISIONS_KEPT_MAX: usize = 1_000_000;
+/// Memory of those records: with up to 70 workers all of them (a candidate takes about 110 bytes).
+pub const DECISIONS_BYTES: usize = 32 * 1024 * 1024;
+/// Less would not hold the record of a large fleet and a long prompt.
+pub const DECISIONS_BYTES_MIN: usize = 1024 * 1024;
+/// Records that one answer of `/decisions` may have.
+pub const DECISIONS_ANSWERED_MAX: usize = 1_000;
+/// Connections that follow decisions; one more is answered with 429.
+pub const DECISION_FOLLOWERS_MAX: usize = 64;
+/// Decisions that a follower may be behind; then it loses the oldest.
+pub const DECISION_EVENTS_WAITING: usize = 1_024;
+/// Records that wait for the decision log's writer, who looks every 50 ms; one more is dropped.
+pub const DECISION_LOG_WAITING: usize = 8_192;
+/// The size at which the decision log is rotated.
+pub const DECISION_LOG_ROTATE_BYTES: u64 = 256 * 1024 * 1024;
+/// Less would rotate with every few records.
+pub const DECISION_LOG_ROTATE_BYTES_MIN: u64 = 64 * 1024;
+/// Rotated decision logs that are kept.
+pub const DECISION_LOG_KEPT: usize = 4;
+/// As many as may be asked for.
+pub const DECISION_LOG_KEPT_MAX: usize = 1_000;
 /// Bytes of one message of KV events, all its frames (vLLM 0.32: 2 KB; a step of 16,384 tokens: some 100 KB). A worker that
 /// sends more is not heard any longer.
 pub const KV_EVENT_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

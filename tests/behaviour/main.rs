@@ -7,6 +7,8 @@ mod check;
 mod command;
 mod conformance;
 mod controller;
+mod dashboards;
+mod decisions;
 mod drain;
 mod dropped_privileges;
 mod early_answers;

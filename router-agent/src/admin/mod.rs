@@ -7,11 +7,13 @@
 //! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
 //! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
 //! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
+//! | `/decisions`, `/decisions/REQUEST_ID`, `/decisions/follow` | what was decided, and why, see `decisions.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
 //!
 //! Who may ask: `access.rs`.
 
 mod access;
+mod decisions;
 mod guard;
 mod reload;
 mod tls;
@@ -97,6 +99,9 @@ fn operations() -> Router<Admin> {
         .route("/workers/{name}/drain", post(workers::drain))
         .route("/workers/{name}/undrain", post(workers::undrain))
         .route("/admin/reload", post(reload::run))
+        .route("/decisions", get(decisions::list))
+        .route("/decisions/follow", get(decisions::follow))
+        .route("/decisions/{request_id}", get(decisions::show))
         .route("/guard", get(guard::show))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
 }

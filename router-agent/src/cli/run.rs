@@ -22,7 +22,7 @@ use crate::{
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
-    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd},
+    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd, thrift},
     privileges::{self, Account},
     telemetry::{Metrics, RelayPath},
     tls::{self, ServerTls},
@@ -99,6 +99,8 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     // What needs privileges is open. A thread that is started from here on has none.
     let rights = privileges::drop(|| kernel.can_use_maps())?;
     let succession = Succession::start(&config.instance, sockets);
+    let _decision_log =
+        shared.records.log().start().map_err(system("cannot start the thread of the decision log"))?;
 
     for (name, capability) in capabilities.iter() {
         metrics.set_kernel(name, capability.is_available());
@@ -139,6 +141,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         let reloads = live.changes();
         tasks.spawn(async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await });
     }
+    tasks.spawn(thrift::watch(shared.clone()));
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));

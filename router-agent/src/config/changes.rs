@@ -78,6 +78,8 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         tls,
         admin_tls,
         trusted_proxies,
+        decisions,
+        decision_log,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
@@ -119,6 +121,8 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("tls", tls, &mut new.tls);
     changes.fixed("admin_tls", admin_tls, &mut new.admin_tls);
     changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
+    changes.live("decisions", decisions, &new.decisions);
+    changes.live("decision_log", decision_log, &new.decision_log);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes
 }

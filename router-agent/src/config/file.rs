@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::{
     Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, WorkerUrl,
+    decisions::{DecisionLogFile, DecisionsFile},
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
     limits::{LimitsFile, TimeoutsFile},
@@ -102,6 +103,10 @@ pub struct File {
     tls: Option<super::ServerTls>,
     /// Certificate of the admin port.
     admin_tls: Option<super::ServerTls>,
+    /// The last decisions, in memory: docs/decision-log.md.
+    decisions: DecisionsFile,
+    /// Decisions in a file, one JSON object per line: docs/decision-log.md.
+    decision_log: DecisionLogFile,
 }
 
 /// A worker: a URL, or a URL with a name.
@@ -290,6 +295,8 @@ impl File {
         }
         self.limits.apply(&mut config.limits);
         self.timeouts.apply(&mut config.timeouts);
+        self.decisions.apply(&mut config.decisions);
+        self.decision_log.apply(&mut config.decision_log);
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;

@@ -6,6 +6,7 @@
 mod aliases;
 mod changes;
 mod cidr;
+mod decisions;
 mod defaults;
 mod digest;
 mod error;
@@ -41,6 +42,7 @@ pub use self::limits::{Limits, Timeouts};
 pub use aliases::{Alias, Aliases, Target};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
+pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
 pub use error::ConfigError;
@@ -217,6 +219,10 @@ pub struct Config {
     pub admin_tls: Option<ServerTls>,
     /// Proxies that say truly whom they speak for.
     pub trusted_proxies: Vec<Cidr>,
+    /// The last decisions, in memory.
+    pub decisions: Decisions,
+    /// Decisions, in a file.
+    pub decision_log: DecisionLog,
 }
 
 impl Default for Config {
@@ -263,6 +269,8 @@ impl Default for Config {
             tls: None,
             admin_tls: None,
             trusted_proxies: Vec::new(),
+            decisions: Decisions::default(),
+            decision_log: DecisionLog::default(),
         }
     }
 }
@@ -351,6 +359,8 @@ impl Config {
         }
         self.limits.validate()?;
         self.timeouts.validate()?;
+        self.decisions.validate()?;
+        self.decision_log.validate()?;
         if self.scrape_interval.is_zero() {
             return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }

@@ -25,6 +25,8 @@ fn every_key_has_its_effect() {
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
          trusted_proxies: ['10.0.0.0/8']\n\
+         decisions: {keep: 5, max_bytes: 2MiB}\n\
+         decision_log: {path: /var/log/d.jsonl, rotate_bytes: 1MiB, keep: 2, prompts: hashes, sample: 0.5}\n\
          tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
     )
     .unwrap();
@@ -101,6 +103,17 @@ fn every_key_has_its_effect() {
             queue: ms(8000),
             drain: ms(5000),
             upgrade: ms(6000),
+        }
+    );
+    assert_eq!(config.decisions, Decisions { keep: 5, bytes_max: 2 << 20 });
+    assert_eq!(
+        config.decision_log,
+        DecisionLog {
+            path: Some("/var/log/d.jsonl".into()),
+            rotate_bytes: 1 << 20,
+            keep: 2,
+            prompts: LoggedPrompts::Hashes,
+            sample: 0.5,
         }
     );
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
@@ -434,6 +447,19 @@ fn wrong_tokenizers_are_named() {
     tokenizers("{default: lokal}", &["lokal", "worker"]);
     tokenizers("{models: {a: {path: /models/a}}}", &["path", "local"]);
     tokenizers("{modells: {}}", &["modells"]);
+}
+
+#[test]
+fn wrong_settings_of_records_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("decisions: {keep: 1000001}", &["decisions.keep", "0 (none) to 1000000"]);
+    wrong("decisions: {max_bytes: 1KiB}", &["decisions.max_bytes", "1048576"]);
+    wrong("decision_log: {path: ''}", &["decision_log.path", "leave it out"]);
+    wrong("decision_log: {rotate_bytes: 1KiB}", &["decision_log.rotate_bytes", "65536"]);
+    wrong("decision_log: {keep: 1001}", &["decision_log.keep", "1000"]);
+    wrong("decision_log: {sample: 0}", &["decision_log.sample", "above 0"]);
+    wrong("decision_log: {prompts: text}", &["text", "hashes"]);
+    wrong("decision_log: {paht: x}", &["paht"]);
 }
 
 #[test]

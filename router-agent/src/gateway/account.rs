@@ -9,7 +9,7 @@ use super::{
     Shared,
     cut::{Cut, Cuts},
     route::Route,
-    usage::{Usage, UsageTail},
+    usage::UsageTail,
 };
 use crate::{
     fleet::{Flight, Worker},
@@ -18,6 +18,7 @@ use crate::{
         now_ns,
     },
     kv_events::Prediction,
+    records::{self, End, Usage},
     telemetry::Metrics,
     tenants::Admission,
 };
@@ -51,11 +52,11 @@ impl RequestAccount {
         self.admission.as_mut()
     }
 
-    /// A worker's response is about to be passed on; `flow`, if it is an event stream.
-    pub(super) fn responding(&mut self, status: StatusCode, flow: Option<Flow>) {
-        let Some(admission) = &mut self.admission else { return };
-        if status.is_success() {
-            self.usage = admission.tenant().counts_tokens().then(UsageTail::default);
+    /// A worker's response is about to be passed on; `flow`, if it is an event stream; `is_recorded`, if somebody wants to
+    /// know what it costs.
+    pub(super) fn responding(&mut self, status: StatusCode, flow: Option<Flow>, is_recorded: bool) {
+        if self.admission.is_some() && status.is_success() {
+            self.usage = (is_recorded || self.reads_usage()).then(UsageTail::default);
             self.flow = flow;
         }
     }
@@ -80,12 +81,19 @@ impl RequestAccount {
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
     }
+
+    /// What the worker has said that it costs, as far as that could be read.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.usage.as_ref().and_then(UsageTail::usage)
+    }
 }
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
         if let Some(admission) = &mut self.admission {
-            let said = self.usage.as_ref().and_then(UsageTail::usage).and_then(Usage::total);
+            let counts = admission.tenant().counts_tokens();
+            let tail = self.usage.as_ref().filter(|_| counts);
+            let said = tail.and_then(UsageTail::usage).and_then(Usage::total);
             match (self.status, said) {
                 (Some(status), _) if !status.is_success() => admission.unserved(),
                 (_, Some(tokens)) => admission.used(tokens),
@@ -132,6 +140,7 @@ pub(super) struct Attempt {
     flow: Option<Flow>,
     /// Ends with prefill.
     prediction: Option<Prediction>,
+    record: Option<records::Open>,
     cut: Cut,
 }
 
@@ -141,6 +150,7 @@ impl Attempt {
         flight: Flight,
         predicted_s: Option<f64>,
         prediction: Option<Prediction>,
+        record: Option<records::Open>,
         cuts: &Cuts,
     ) -> Self {
         let freed = Freed(shared.clone());
@@ -156,7 +166,34 @@ impl Attempt {
             is_event_stream: false,
             flow: None,
             prediction,
+            record,
             cut,
+        }
+    }
+
+    /// Whether its record is wanted.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// The head of the worker's answer is here.
+    pub(super) fn responded(&mut self, status: StatusCode) {
+        if let Some(record) = &mut self.record {
+            record.responded(status.as_u16());
+        }
+    }
+
+    /// The worker has said what it costs.
+    pub(super) fn used(&mut self, usage: Option<Usage>) {
+        if let (Some(record), Some(usage)) = (&mut self.record, usage) {
+            record.used(usage);
+        }
+    }
+
+    /// How it ends, for its record.
+    fn ends(&mut self, end: End, fault: Option<&'static str>) {
+        if let Some(record) = &mut self.record {
+            record.ends(end, fault);
         }
     }
 
@@ -202,6 +239,9 @@ impl Attempt {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
                 self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
+                if let Some(record) = &mut self.record {
+                    record.first_byte(seconds, true);
+                }
                 let metrics = &self.worker().metrics;
                 metrics.time_to_first_token.observe(seconds);
                 if let Some(predicted) = self.predicted_s {
@@ -209,6 +249,9 @@ impl Attempt {
                 }
             } else {
                 self.flight.prefilled();
+                if let Some(record) = &mut self.record {
+                    record.first_byte(now_ns().saturating_sub(self.sent_ns) as f64 / 1e9, false);
+                }
             }
             self.shared.admission.freed(&self.shared); // of what waits to be prefilled there is less now
         }
@@ -226,6 +269,7 @@ impl Attempt {
                 self.flight.succeeded();
             }
             self.worker().metrics.completed.inc();
+            self.ends(End::Completed, None);
         }
     }
 
@@ -234,6 +278,7 @@ impl Attempt {
         if !std::mem::replace(&mut self.ended, true) {
             self.flight.failed();
             self.worker().metrics.failed.inc();
+            self.ends(End::Failed, Some(kind));
             self.shared.metrics.errors.with_label_values(&["worker", kind]).inc();
         }
     }
@@ -242,6 +287,7 @@ impl Attempt {
     pub(super) fn reject(&mut self) {
         if !std::mem::replace(&mut self.ended, true) {
             self.worker().metrics.rejected.inc();
+            self.ends(End::Rejected, None);
         }
     }
 }
@@ -250,6 +296,11 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.ended {
             self.worker().metrics.cancelled.inc();
+        }
+        if let (Some(record), Some(flow)) =
+            (&mut self.record, self.flow.as_ref().filter(|_| self.is_event_stream))
+        {
+            record.streamed(flow.events());
         }
     }
 }

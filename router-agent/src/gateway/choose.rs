@@ -28,7 +28,8 @@ use crate::{
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
-    routing::{Ask, Candidate, Decision, Policy},
+    records::{self, Facts, Rosters},
+    routing::{Ask, Candidate, Decision, Policy, Settings},
     tenants::Tenant,
 };
 
@@ -49,8 +50,8 @@ pub(super) struct Plan {
     pub(super) by_prefix: bool,
     /// [`crate::fleet::model_key`] of the model that is served.
     pub(super) model: Option<u64>,
-    /// Its name, where the body names another one.
-    pub(super) model_instead: Option<Box<str>>,
+    /// The one that the client named, where that is another one.
+    asked_model: Option<Arc<str>>,
     /// The one worker that the client asks for.
     pub(super) only: Option<WorkerSlot>,
     /// How it is routed, where not as everything.
@@ -63,12 +64,20 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
+    /// Whose request it is, and of which kind: for its record.
+    tenant: Arc<str>,
+    route: Route,
 }
 
 impl Plan {
     /// Of all its prompts, as far as they are known.
     pub(super) fn prompt_tokens(&self) -> u32 {
         self.prompt_tokens
+    }
+
+    /// The model that is served, where the body names another one.
+    pub(super) fn model_instead(&self) -> Option<&Arc<str>> {
+        self.identity.model.as_ref().filter(|_| self.asked_model.is_some())
     }
 
     /// Whether its policy is the one that goes by the LMCache controller, as far as it has one of its own.
@@ -103,6 +112,8 @@ pub(super) struct Choice {
     pub(super) match_kind: MatchKind,
     /// The prompt in the worker's cache, before the worker says so. To be dropped when it has been prefilled.
     pub(super) prediction: Option<Prediction>,
+    /// Of the decision, if anybody wants one.
+    pub(super) record: Option<records::Open>,
 }
 
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
@@ -112,6 +123,7 @@ pub(super) struct Scratch {
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
+    rosters: Rosters,
 }
 
 /// Reads the prompt, and what else of the request a decision needs. A model that no worker
@@ -132,23 +144,26 @@ pub(super) fn plan(
         }
         let sticky = || overrides.session.unwrap_or_else(|| xxh3_64(body));
         let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+        let name = served.instead.or(asked.as_deref());
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
             token_keys: None,
-            identity: Identity::default(),
+            identity: Identity { model: name.map(Arc::from), cache_salt: None },
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
             model: served.key,
-            model_instead: served.instead.map(Box::from),
+            asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
             only: overrides.worker_of(&shared.fleet, served.key)?,
             policy: overrides.policy,
             session: overrides.session,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
+            tenant: tenant.name.clone(),
+            route,
         });
     };
     let mut request = prompt::parse(kind, body)?;
@@ -166,24 +181,28 @@ pub(super) fn plan(
     let mut hashes = Vec::new();
     let size = request.hash_into(block_bytes, request.root_seed(), &mut hashes);
     let bytes_per_token = shared.bytes_per_token.get();
-    let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(Box::from);
     Ok(Plan {
         hashes,
         block_bytes,
         token_keys: None,
-        identity: Identity { model: owned(&request.model), cache_salt: owned(&request.cache_salt) },
+        identity: Identity {
+            model: request.model.as_deref().map(Arc::from),
+            cache_salt: request.cache_salt.as_deref().map(Box::from),
+        },
         size,
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
         by_prefix: true,
         model: served.key,
-        model_instead: served.instead.map(Box::from),
+        asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
         only: overrides.worker_of(&shared.fleet, served.key)?,
         policy: overrides.policy.or(tenant.policy),
         session,
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
+        tenant: tenant.name.clone(),
+        route,
     })
 }
 
@@ -201,7 +220,7 @@ pub(super) fn choose(
     let workers = shared.fleet.workers();
     let now = Instant::now();
     shared.index.lookup(&plan.hashes, &mut scratch.matches);
-    let Scratch { matches, token_matches, candidates } = scratch;
+    let Scratch { matches, token_matches, candidates, rosters } = scratch;
     if let Some(keys) = &plan.token_keys {
         keys.lookup(shared, token_matches);
     }
@@ -244,7 +263,8 @@ pub(super) fn choose(
     };
     let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
 
-    let (flight, decision) = {
+    let is_recorded = shared.records.is_wanted();
+    let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
@@ -256,7 +276,8 @@ pub(super) fn choose(
         };
         let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision)
+        let settings = is_recorded.then(|| Settings { policy, ..router.settings().clone() });
+        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
     shared.decisions.count(&decision);
@@ -288,8 +309,26 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
+    let record = settings.and_then(|settings| {
+        shared.records.open(&Facts {
+            request_id: request_id.as_bytes(),
+            tenant: &plan.tenant,
+            asked_model: plan.asked_model.as_ref().or(plan.identity.model.as_ref()),
+            model: plan.identity.model.as_ref(),
+            route: plan.route.label(),
+            attempt: wanted.tried.len() as u32 + 1,
+            ask,
+            match_kind: match_kind.label(),
+            candidates,
+            settings: &settings,
+            decision,
+            roster: rosters.of(&workers),
+            hashes: &plan.hashes,
+            block_bytes: plan.block_bytes as u32,
+        })
+    });
     let sent_blocks = matches.blocks(decision.slot);
-    Some(Choice { flight, decision, sent_blocks, match_kind, prediction })
+    Some(Choice { flight, decision, sent_blocks, match_kind, prediction, record })
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.

@@ -25,6 +25,7 @@ mod headers;
 mod hooks;
 mod http2;
 mod identify;
+mod last_words;
 mod listen;
 mod lmcache;
 mod model;
@@ -65,10 +66,11 @@ use parking_lot::Mutex;
 use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
-    fleet::Fleet,
+    fleet::{Fleet, Worker},
     index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
+    records::Recorder,
     routing::{Policy, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
@@ -151,6 +153,8 @@ pub struct Shared {
     lmcache_instances: lmcache::Instances,
     /// Who sees requests before they are routed; as [`Config::hooks`].
     hooks: ArcSwap<Vec<Arc<Hook>>>,
+    /// What was decided, for whoever asks later.
+    pub records: Arc<Recorder>,
     /// Decision counters.
     decisions: DecisionCounters,
     /// Whether the data threads' event loops turn.
@@ -187,6 +191,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
+            records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
@@ -227,6 +232,7 @@ impl Shared {
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }
+        self.records.reconfigure(&config);
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
     }
@@ -254,6 +260,17 @@ impl Shared {
             instances.retain(|_, of| *of != slot);
             instances
         });
+    }
+
+    /// Grows with every connection and every request that ends: the same twice, nothing went on in between.
+    pub fn activity(&self) -> u64 {
+        let ended = |worker: &Arc<Worker>| worker.metrics.ended();
+        self.metrics.accepted.get() + self.fleet.workers().iter().map(ended).sum::<u64>()
+    }
+
+    /// Requests that workers have now.
+    pub fn in_flight(&self) -> u32 {
+        self.fleet.workers().iter().map(|worker| worker.load.in_flight()).sum()
     }
 
     /// Takes a retry out of the budget; what is refused is counted.

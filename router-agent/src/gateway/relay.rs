@@ -192,6 +192,7 @@ impl Relay {
             self.attempt.fail("unfinished_stream"); // of known length: the client has all of it already
         }
         self.attempt.complete(self.status);
+        self.attempt.used(self.account.usage());
         self.account.answered(self.status);
         self.put_back();
     }

@@ -219,16 +219,16 @@ async fn answer(
         }
     })?;
 
-    let began = Instant::now();
     let admission = account.admission().expect("only requests that were let in are answered");
     let tenant = admission.tenant().clone();
     shaped
         .before_planning(context, config, &tenant, route, &mut outgoing, request_id, &mut collected)
         .await?;
+    let began = Instant::now();
     let mut plan =
         choose::plan(shared, config, &tenant, route, &outgoing.headers, &overrides, &collected.bytes)?;
-    if let Some(model) = plan.model_instead.take() {
-        shaped.set_model(&mut collected, &model, bounds.all_bytes_max)?;
+    if let Some(model) = plan.model_instead() {
+        shaped.set_model(&mut collected, model, bounds.all_bytes_max)?;
     }
     let Collected { bytes, held: _held } = collected;
     outgoing.body = bytes;
@@ -302,7 +302,8 @@ impl Answer {
         parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
-        account.responding(parts.status, attempt.flow().filter(|_| is_event_stream).cloned());
+        let flow = attempt.flow().filter(|_| is_event_stream).cloned();
+        account.responding(parts.status, flow, attempt.is_recorded());
         let is_answer = is_event_stream && parts.status == StatusCode::OK;
         let ending = is_answer.then(|| Ending::of(account.route())).flatten();
         let ledger = Ledger { attempt, account, status: parts.status, is_event_stream, ending };

@@ -1,5 +1,7 @@
 //! The keys of a prompt's token blocks, once per key space of the fleet, and what each worker holds of them.
 
+use std::sync::Arc;
+
 use super::Shared;
 use crate::{
     fleet::{KvState, Worker},
@@ -10,7 +12,7 @@ use crate::{
 /// What the tokens of a prompt are keyed with besides themselves.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
-    pub(super) model: Option<Box<str>>,
+    pub(super) model: Option<Arc<str>>,
     pub(super) cache_salt: Option<Box<str>>,
 }
 

@@ -70,12 +70,13 @@ impl Tries<'_> {
         let mut choice = self.choose(&tried).await?;
         shared.retries.pay_in();
         loop {
-            let Choice { flight, decision, sent_blocks, match_kind, prediction } = choice;
+            let Choice { flight, decision, sent_blocks, match_kind, prediction, record } = choice;
             let mut attempt = Attempt::new(
                 shared.clone(),
                 flight,
                 decision.time_to_first_token_s,
                 prediction,
+                record,
                 &context.cuts,
             );
             let worker = attempt.worker().clone();
@@ -89,6 +90,7 @@ impl Tries<'_> {
             let retry_reason = match self.send(&attempt).await? {
                 Ok(sent) => {
                     let status = sent.response.status();
+                    attempt.responded(status);
                     if is_load(status) || status.is_server_error() {
                         choose::forget(shared, plan, &decision, sent_blocks);
                     }

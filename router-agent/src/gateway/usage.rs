@@ -1,7 +1,8 @@
 //! What a worker says that an answer cost: `usage`, at the end of a body that this process copies.
 
 use memchr::memmem;
-use serde::Deserialize;
+
+use crate::records::Usage;
 
 /// The end of a body that is kept. vLLM writes `usage` there, before a few short fields.
 const TAIL_BYTES: usize = 2048;
@@ -10,24 +11,6 @@ const TAIL_BYTES: usize = 2048;
 #[derive(Debug, Default)]
 pub(super) struct UsageTail {
     bytes: Vec<u8>,
-}
-
-/// Tokens, by the names of OpenAI's APIs and of Anthropic's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct Usage {
-    #[serde(rename = "total_tokens")]
-    total: Option<u64>,
-    #[serde(rename = "prompt_tokens", alias = "input_tokens")]
-    prompt: Option<u64>,
-    #[serde(rename = "completion_tokens", alias = "output_tokens")]
-    completion: Option<u64>,
-}
-
-impl Usage {
-    /// Prompt and answer together; none if the prompt's are not said.
-    pub(super) fn total(self) -> Option<u64> {
-        self.total.or_else(|| Some(self.prompt? + self.completion.unwrap_or(0)))
-    }
 }
 
 impl UsageTail {

@@ -185,16 +185,3 @@ impl std::fmt::Display for Reason {
         f.pad(self.label())
     }
 }
-
-/// One candidate's part in a decision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Score {
-    pub slot: WorkerSlot,
-    pub matched_tokens: u32,
-    pub new_tokens: u32,
-    pub queued_prefill_tokens: u64,
-    /// Requests that the worker has ([`Candidate::batch`]).
-    pub batch: u32,
-    /// What the policy minimises; 0 for policies that do not.
-    pub cost: u64,
-}

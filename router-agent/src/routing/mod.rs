@@ -12,6 +12,7 @@
 //! lock as the decision. Counted later, a burst herds: every request in it sees the same idle worker.
 
 mod decision;
+mod explain;
 mod policy;
 mod prefix;
 mod session;
@@ -23,10 +24,13 @@ mod tests;
 mod warm;
 mod weighted;
 
+use std::sync::Arc;
+
 use fastrand::Rng;
 
 pub use self::{
-    decision::{Adapter, Ask, Candidate, Decision, Reason, Score},
+    decision::{Adapter, Ask, Candidate, Decision, Reason},
+    explain::{Score, cost_unit, explain},
     policy::{Policy, Prefix, Session, Settings, UnknownPolicy},
     speed::Speed,
     weighted::{Pick, Scorer, UnknownScorer, Weighted},
@@ -35,7 +39,7 @@ use crate::index::{WORKERS_MAX, WorkerSlot};
 
 /// A policy and what it remembers between decisions.
 pub struct Router {
-    settings: Settings,
+    settings: Arc<Settings>,
     random: Rng,
     /// Counts decisions.
     clock: u64,
@@ -48,7 +52,7 @@ pub struct Router {
 impl Router {
     pub fn new(settings: Settings, seed: u64) -> Self {
         Self {
-            settings,
+            settings: Arc::new(settings),
             random: Rng::with_seed(seed),
             clock: 0,
             last_chosen: Box::new([0; WORKERS_MAX]),
@@ -58,7 +62,12 @@ impl Router {
 
     /// Decides by these from now on. Who was chosen last is remembered.
     pub fn configure(&mut self, settings: Settings) {
-        self.settings = settings;
+        self.settings = Arc::new(settings);
+    }
+
+    /// What it decides by, for [`explain`].
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
     }
 
     /// The configured policy.
@@ -130,29 +139,6 @@ impl Router {
             tied,
             time_to_first_token_s: chosen.speed.map(|speed| warm::time_to_first_token(*ask, chosen, speed)),
         })
-    }
-
-    /// How every candidate scored: what [`Router::decide`] compared, computed anew from the same figures. `out` is
-    /// emptied first and ends up in the order of `candidates`.
-    pub fn explain(&self, ask: &Ask, candidates: &[Candidate], out: &mut Vec<Score>) {
-        let warm = warm::Cost::of(candidates);
-        let weighted = self.score_costs(*ask, candidates);
-        out.clear();
-        out.extend(candidates.iter().map(|candidate| Score {
-            slot: candidate.slot,
-            matched_tokens: candidate.matched_tokens.min(ask.prompt_tokens),
-            new_tokens: warm::new_tokens(*ask, candidate),
-            queued_prefill_tokens: candidate.queued_prefill_tokens,
-            batch: candidate.batch(),
-            cost: match self.settings.policy {
-                Policy::Warm | Policy::Lmcache => warm.on(*ask, candidate),
-                Policy::Weighted => weighted(candidate),
-                Policy::Prefix | Policy::Session | Policy::LeastLoaded | Policy::PowerOfTwo => {
-                    load(candidate).0
-                }
-                Policy::RoundRobin | Policy::Random => 0,
-            },
-        }));
     }
 
     fn last_chosen(&self, candidate: &Candidate) -> u64 {

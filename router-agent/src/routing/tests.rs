@@ -247,7 +247,7 @@ fn the_explanation_is_what_was_decided_by() {
                 .collect();
             let all = candidates(&figures);
             let decision = router.decide(&ASK, &all).expect("one is chosen");
-            router.explain(&ASK, &all, &mut scores);
+            explain(policy, router.settings(), &ASK, &all, &mut scores);
             assert_eq!(scores.len(), all.len());
             let chosen = scores.iter().find(|score| score.slot == decision.slot).expect("it is among them");
             assert_eq!(chosen.cost, decision.cost);

@@ -145,19 +145,23 @@ impl Field {
     }
 }
 
-impl Router {
-    /// The candidates' sums as costs: the best possible sum less the candidate's, in millionths.
-    pub(super) fn score_costs(&self, ask: Ask, candidates: &[Candidate]) -> impl Fn(&Candidate) -> u64 {
-        let field = Field::of(ask, candidates);
-        let scorers = &self.settings.weighted.scorers;
-        let best: f64 = scorers.iter().map(|(_, weight)| weight).sum();
-        move |candidate| {
-            let score = |(scorer, weight): &(Scorer, f64)| weight * field.score(*scorer, ask, candidate);
-            let sum: f64 = scorers.iter().map(score).sum();
-            ((best - sum).max(0.0) * UNIT) as u64
-        }
+/// The candidates' sums as costs: the best possible sum less the candidate's, in millionths.
+pub(super) fn costs<'s>(
+    settings: &'s Weighted,
+    ask: Ask,
+    candidates: &[Candidate],
+) -> impl Fn(&Candidate) -> u64 + use<'s> {
+    let field = Field::of(ask, candidates);
+    let scorers = &settings.scorers;
+    let best: f64 = scorers.iter().map(|(_, weight)| weight).sum();
+    move |candidate| {
+        let score = |(scorer, weight): &(Scorer, f64)| weight * field.score(*scorer, ask, candidate);
+        let sum: f64 = scorers.iter().map(score).sum();
+        ((best - sum).max(0.0) * UNIT) as u64
     }
+}
 
+impl Router {
     pub(super) fn by_score(
         &mut self,
         ask: Ask,
@@ -165,7 +169,7 @@ impl Router {
     ) -> Option<(Choice, Option<Reason>)> {
         let draw = self.random.f64();
         let Weighted { pick, temperature, scorers } = &self.settings.weighted;
-        let cost = self.score_costs(ask, candidates);
+        let cost = costs(&self.settings.weighted, ask, candidates);
         if *pick == Pick::Max {
             let choice = self.least(candidates, |candidate| (cost(candidate), 0))?;
             let reason = if choice.tied > 1 { Reason::TieLru } else { Reason::HighestScore };

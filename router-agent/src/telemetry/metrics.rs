@@ -14,8 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, TenantFamilies,
-    TlsMetrics, TokenizeMetrics, WorkerFaultMetrics,
+    FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, RecordMetrics,
+    TenantFamilies, TlsMetrics, TokenizeMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     latency::LatencyCollector,
 };
@@ -89,6 +89,8 @@ pub struct Metrics {
     pub tenants: TenantFamilies,
     /// TLS on the data port.
     pub tls: TlsMetrics,
+    /// Records of decisions.
+    pub records: RecordMetrics,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -237,6 +239,13 @@ pub struct WorkerMetrics {
     pub faults: WorkerFaultMetrics,
 }
 
+impl WorkerMetrics {
+    /// Requests that have ended, whichever way.
+    pub fn ended(&self) -> u64 {
+        [&self.completed, &self.failed, &self.rejected, &self.cancelled].map(IntCounter::get).iter().sum()
+    }
+}
+
 /// Registers each metric where it is made, so that none can be forgotten.
 pub(super) struct Maker {
     registry: Registry,
@@ -262,7 +271,7 @@ impl Maker {
         Ok(metric)
     }
 
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
         let metric = IntCounter::new(name, help)?;
         self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -474,6 +483,7 @@ impl Metrics {
             tokenize: TokenizeMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
+            records: RecordMetrics::new(&make)?,
             by_worker: make.by_worker.into_inner(),
             registry: make.registry,
         }))

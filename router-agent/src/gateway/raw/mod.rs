@@ -319,6 +319,7 @@ impl Task {
     fn complete(&mut self, clean: bool) {
         let Ledger { attempt, account, status, .. } = &mut self.ledger;
         attempt.complete(*status);
+        attempt.used(account.usage());
         account.answered(*status);
         if !self.source.was_lent() {
             attempt.metrics().relay.copy.inc();
