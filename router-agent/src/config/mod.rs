@@ -26,6 +26,7 @@ pub mod schema;
 mod secret;
 mod tls;
 mod tokenizers;
+mod worker_entry;
 mod worker_url;
 
 use std::{
@@ -48,7 +49,6 @@ pub use digest::{SecretDigest, SecretDigestError};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
-pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
 pub use hooks::HookConfig;
 pub(crate) use keys::is_key_name;
@@ -62,6 +62,7 @@ pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
+pub(crate) use worker_entry::{parse_worker, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
