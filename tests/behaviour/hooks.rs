@@ -122,8 +122,8 @@ async fn count(gateway: &Gateway, hook: &str, outcome: &str) -> f64 {
 
 #[tokio::test]
 async fn a_hook_sees_the_request_and_no_secret_and_lets_it_go_on() {
-    let (worker, hook) = (Worker::start(OK).await, Hook::start(json!({"action": "allow"})).await);
     const KEY: &str = "sk-the-clients-own-key";
+    let (worker, hook) = (Worker::start(OK).await, Hook::start(json!({"action": "allow"})).await);
     let config = format!(
         "keys: [{{name: team, sha256: '{}', defaults: {{max_tokens: 5}}}}]\nhooks: [{}, {}]\n",
         digest(KEY),

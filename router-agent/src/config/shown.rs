@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Alias, AllowedModels, BodyDefault, Cidr, Config, GuardInterface, HookConfig, KeyConfig, Limits,
-    ModelPattern, Routing, Timeouts, Tokenizers, WorkerConfig, WorkerKvEvents,
+    ModelPattern, Overrides, Routing, Timeouts, Tokenizers, WorkerConfig, WorkerKvEvents,
 };
 
 use crate::routing::Policy;
@@ -134,7 +134,7 @@ pub fn shown(config: &Config) -> Value {
         },
         "aliases": aliases.all().map(alias).collect::<Vec<_>>(),
         "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),
-        "overrides": overrides.map(|overrides| overrides.names()),
+        "overrides": overrides.map(Overrides::names),
     });
     without_nulls(value)
 }
@@ -278,7 +278,7 @@ fn key(key: &KeyConfig) -> Value {
             };
             defaults.iter().map(member).collect::<serde_json::Map<_, _>>()
         }),
-        "overrides": overrides.map(|overrides| overrides.names()),
+        "overrides": overrides.map(Overrides::names),
     })
 }
 
