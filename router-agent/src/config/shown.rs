@@ -317,7 +317,7 @@ fn hook(hook: &HookConfig) -> Value {
         "models": (!models.is_empty()).then(|| texts(models)),
         "body": if *sends_body { "full" } else { "none" },
         "max_body": body_bytes_max,
-        "headers": headers.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+        "headers": headers.iter().map(http::HeaderName::as_str).collect::<Vec<_>>(),
         "concurrency": concurrency,
     })
 }
