@@ -15,6 +15,7 @@ mod processes;
 mod relay;
 mod replay;
 mod stats;
+mod verdict;
 
 use clap::{Parser, Subcommand};
 
