@@ -70,7 +70,6 @@ async fn the_fleet_is_shown_and_changed() {
     assert_eq!(said, format!("{name}: draining, 1 of 1 left\n"));
     let waiting =
         site.command(&["workers", "drain", &name, "--wait"]).stdout(Stdio::piped()).spawn().unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     drop(stream);
     let said = String::from_utf8(waiting.wait_with_output().await.unwrap().stdout).unwrap();
     assert!(said.ends_with(&format!("{name}: drained\n")), "{said}");
