@@ -9,7 +9,7 @@ use std::{
 };
 
 /// How long an installation may take.
-const INSTALL_PATIENCE: Duration = Duration::from_secs(300);
+const INSTALL_PATIENCE: Duration = Duration::from_mins(5);
 
 /// The `bin` folder of an environment with this requirement (as `pip install` takes it), or why there is none. Two tests
 /// must not ask for one name at the same time.
@@ -30,7 +30,7 @@ pub fn python_with(name: &str, requirement: &str) -> Result<PathBuf, String> {
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
-    let program = format!("{:?}", command.get_program());
+    let program = command.get_program().display().to_string();
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
