@@ -40,6 +40,5 @@ async fn every_answer_is_one_that_the_document_describes() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    let panics = gateway.metric_as("warmpath_panics_total", "t0ken").await;
-    assert!(panics < 1.0, "{panics}: {}", gateway.output());
+    assert!(gateway.metric_as("warmpath_panics_total", "t0ken").await < 1.0, "{}", gateway.output());
 }

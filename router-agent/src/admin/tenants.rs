@@ -85,7 +85,7 @@ impl TenantView {
             name: tenant.name.to_string(),
             models: match tenant.models() {
                 AllowedModels::All => None,
-                AllowedModels::Only(patterns) => Some(patterns.clone()),
+                AllowedModels::Only(patterns) => Some(patterns.iter().map(ToString::to_string).collect()),
             },
             weight: tenant.weight,
             priority: tenant.priority,

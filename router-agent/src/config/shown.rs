@@ -6,9 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    AllowedModels, Cidr, Config, GuardInterface, KeyConfig, Limits, Routing, Timeouts, Tokenizers,
-    WorkerConfig, WorkerKvEvents,
+    Alias, AllowedModels, BodyDefault, Cidr, Config, GuardInterface, HookConfig, KeyConfig, Limits,
+    ModelPattern, Overrides, Routing, Timeouts, Tokenizers, WorkerConfig, WorkerKvEvents,
 };
+
+use crate::routing::Policy;
 
 /// In place of a secret, or of what could be guessed from it.
 pub const MASK: &str = "***";
@@ -47,6 +49,9 @@ pub fn shown(config: &Config) -> Value {
         trusted_proxies,
         decisions,
         decision_log,
+        aliases,
+        hooks,
+        overrides,
     } = config;
     let value = json!({
         "listen": listen,
@@ -127,6 +132,9 @@ pub fn shown(config: &Config) -> Value {
             "prompts": decision_log.prompts,
             "sample": decision_log.sample,
         },
+        "aliases": aliases.all().map(alias).collect::<Vec<_>>(),
+        "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),
+        "overrides": overrides.map(Overrides::names),
     });
     without_nulls(value)
 }
@@ -244,13 +252,16 @@ fn key(key: &KeyConfig) -> Value {
         weight,
         priority,
         all_paths,
+        policy,
+        defaults,
+        overrides,
     } = key;
     json!({
         "name": &**name,
         "sha256": digests.iter().map(|_| MASK).collect::<Vec<_>>(),
         "models": match models {
             AllowedModels::All => None,
-            AllowedModels::Only(patterns) => Some(patterns),
+            AllowedModels::Only(patterns) => Some(texts(patterns)),
         },
         "requests_per_second": requests_per_second,
         "burst": requests_per_second.map(|_| burst),
@@ -259,6 +270,55 @@ fn key(key: &KeyConfig) -> Value {
         "weight": weight,
         "priority": priority,
         "paths": if *all_paths { "all" } else { "api" },
+        "policy": policy.map(Policy::name),
+        "defaults": (!defaults.is_empty()).then(|| {
+            let member = |default: &BodyDefault| {
+                let value = serde_json::from_str::<Value>(&default.json).unwrap_or_default();
+                (default.name.to_string(), value)
+            };
+            defaults.iter().map(member).collect::<serde_json::Map<_, _>>()
+        }),
+        "overrides": overrides.map(Overrides::names),
+    })
+}
+
+fn texts(patterns: &[ModelPattern]) -> Vec<String> {
+    patterns.iter().map(ToString::to_string).collect()
+}
+
+fn alias(alias: &Alias) -> Value {
+    let Alias { pattern, to, fallback } = alias;
+    json!({
+        "match": pattern.to_string(),
+        "to": (!to.is_empty()).then_some(to),
+        "fallback": (!fallback.is_empty()).then_some(fallback),
+    })
+}
+
+fn hook(hook: &HookConfig) -> Value {
+    let HookConfig {
+        name,
+        url,
+        timeout,
+        passes_on_error,
+        routes,
+        models,
+        sends_body,
+        body_bytes_max,
+        headers,
+        concurrency,
+    } = hook;
+    json!({
+        "name": &**name,
+        "url": url.to_string(),
+        "timeout": time(*timeout),
+        "on_error": if *passes_on_error { "pass" } else { "block" },
+        "routes": routes.iter().map(|kind| kind.label()).collect::<Vec<_>>(),
+        "models": (!models.is_empty()).then(|| texts(models)),
+        "body": if *sends_body { "full" } else { "none" },
+        "max_body": body_bytes_max,
+        "headers": headers.iter().map(http::HeaderName::as_str).collect::<Vec<_>>(),
+        "concurrency": concurrency,
     })
 }
 

@@ -1,6 +1,6 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
-use std::{cell::RefCell, sync::Arc, time::Instant};
+use std::{borrow::Cow, cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -12,18 +12,20 @@ use super::{
     eligible::Wanted,
     known::Known,
     lmcache::Matched,
+    model,
+    overrides::Overrides,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
     tokens::Ask as AskTokens,
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation, model_key},
-    index::Matches,
+    fleet::{Flight, Reservation},
+    index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
-    routing::{Ask, Candidate, Decision, Policy},
+    routing::{Ask, Candidate, Decision, Policy, Settings},
     telemetry::ModelMetrics,
     tenants::Tenant,
 };
@@ -43,10 +45,16 @@ pub(super) struct Plan {
     /// Of this prompt where its tokens are known, else what is usual.
     pub(super) bytes_per_token: f64,
     pub(super) by_prefix: bool,
-    /// [`model_key`] of the model that the body names.
+    /// [`crate::fleet::model_key`] of the model that is served.
     pub(super) model: Option<u64>,
     /// The series of that model.
     pub(super) model_metrics: Option<Arc<ModelMetrics>>,
+    /// The one that the client named, where that is another one.
+    asked_model: Option<Arc<str>>,
+    /// The one worker that the client asks for.
+    pub(super) only: Option<WorkerSlot>,
+    /// How it is routed, where not as everything.
+    pub(super) policy: Option<Policy>,
     /// Hash of the session's key.
     session: Option<u64>,
     /// vLLM's `priority`, where the body has one.
@@ -69,6 +77,16 @@ impl Plan {
     /// What a policy needs of it.
     pub(super) fn ask(&self) -> Ask {
         Ask { prompt_tokens: self.prompt_tokens, session: self.session }
+    }
+
+    /// The model that is served, where the body names another one.
+    pub(super) fn model_instead(&self) -> Option<&Arc<str>> {
+        self.identity.model.as_ref().filter(|_| self.asked_model.is_some())
+    }
+
+    /// Whether its policy is the one that goes by the LMCache controller, as far as it has one of its own.
+    pub(super) fn asks_lmcache(&self) -> bool {
+        self.by_prefix && self.policy.is_none_or(|policy| policy == Policy::Lmcache)
     }
 
     /// What [`super::tokens::learn`] needs; to be asked for once.
@@ -135,36 +153,36 @@ pub(super) fn plan(
     tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
+    overrides: &Overrides,
     body: &Bytes,
 ) -> Result<Plan, GatewayError> {
-    let serve = |model: Option<&str>| {
-        let key = model.map(model_key);
-        match model {
-            Some(model) if !tenant.allows(Some(model)) => {
-                Err(GatewayError::ModelNotAllowed(model.to_owned()))
-            }
-            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
-            Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
-            _ => Ok(key),
-        }
-    };
     // Of models that are served: whoever asks for others gets an error before this counts.
-    let series =
-        |model: Option<&str>| shared.metrics.models.of(model.map_or(0, model_key), model.unwrap_or("none"));
+    let series = |key: Option<u64>, model: Option<&str>| {
+        shared.metrics.models.of(key.unwrap_or(0), model.unwrap_or("none"))
+    };
     let Route::Inference(kind) = route else {
-        let model = prompt::model(body);
+        let asked = prompt::model(body);
+        if asked.is_none() && !tenant.allows(None) && !body.is_empty() {
+            return Err(GatewayError::ModelNotNamed);
+        }
+        let sticky = || overrides.session.unwrap_or_else(|| xxh3_64(body));
+        let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+        let name = served.instead.or(asked.as_deref());
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
             token_keys: None,
-            identity: Identity { model: model.as_deref().map(Arc::from), cache_salt: None },
+            identity: Identity { model: name.map(Arc::from), cache_salt: None },
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
-            model: serve(model.as_deref())?,
-            model_metrics: model.as_deref().map(|model| series(Some(model))),
-            session: None,
+            model: served.key,
+            model_metrics: name.map(|name| series(served.key, Some(name))),
+            asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
+            only: overrides.worker_of(&shared.fleet, served.key)?,
+            policy: overrides.policy,
+            session: overrides.session,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
@@ -172,12 +190,20 @@ pub(super) fn plan(
             route,
         });
     };
-    let request = prompt::parse(kind, body)?;
+    let mut request = prompt::parse(kind, body)?;
+    let asked = request.model.take();
+    if asked.is_none() && !tenant.allows(None) {
+        return Err(GatewayError::ModelNotNamed);
+    }
+    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
+    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
+    let session = overrides.session.or_else(|| header.or(in_body).map(xxh3_64));
+    let sticky = || session.unwrap_or_else(|| request.conversation());
+    let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+    request.model = served.instead.or(asked.as_deref()).map(Cow::Borrowed);
     let block_bytes = config.index.block_bytes;
     let mut hashes = Vec::new();
     let size = request.hash_into(block_bytes, request.root_seed(), &mut hashes);
-    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
-    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
     Ok(Plan {
         hashes,
@@ -191,9 +217,12 @@ pub(super) fn plan(
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
         by_prefix: true,
-        model: serve(request.model.as_deref())?,
-        model_metrics: Some(series(request.model.as_deref())),
-        session: header.or(in_body).map(xxh3_64),
+        model: served.key,
+        model_metrics: Some(series(served.key, request.model.as_deref())),
+        asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
+        only: overrides.worker_of(&shared.fleet, served.key)?,
+        policy: overrides.policy.or(tenant.policy),
+        session,
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
@@ -227,13 +256,16 @@ pub(super) fn choose(
         candidates.clear();
         candidates.extend(wanted.with_room(&workers, now, own).map(|worker| known.candidate(worker)));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
-        let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
-            router.decide_by(Policy::Warm, &ask, candidates)?
-        } else {
-            router.decide(&ask, candidates)?
+        let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
+            Policy::Lmcache if plan.lmcache.is_none() => Policy::Warm,
+            policy => policy,
         };
+        let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        let settings = is_recorded.then(|| router.settings().clone());
+        let settings = is_recorded.then(|| match router.settings() {
+            own if own.policy == policy => own.clone(),
+            own => Arc::new(Settings { policy, ..Settings::clone(own) }),
+        });
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
@@ -274,7 +306,7 @@ pub(super) fn choose(
         shared.records.open(&Facts {
             request_id: request_id.as_bytes(),
             tenant: &plan.tenant,
-            asked_model: plan.identity.model.as_ref(),
+            asked_model: plan.asked_model.as_ref().or(plan.identity.model.as_ref()),
             model: plan.identity.model.as_ref(),
             route: plan.route.label(),
             attempt: wanted.tried.len() as u32 + 1,

@@ -12,6 +12,7 @@ use super::{
     choose::{self, Plan},
     eligible::{Bounds, Wanted},
     known::Known,
+    overrides::Overrides,
     route::Route,
     tokens,
 };
@@ -74,14 +75,15 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     let config = shared.config.get();
     let route = Route::of(&Method::POST, &path);
     let headers = HeaderMap::from_iter(session.map(|key| (config.routing.session_header.clone(), key)));
-    let mut plan = choose::plan(shared, &config, &tenant, route, &headers, &body)?;
+    let overrides = Overrides::default();
+    let mut plan = choose::plan(shared, &config, &tenant, route, &headers, &overrides, &body)?;
     let ask_tokens = plan.ask_tokens();
     let tokens = tokens::look(shared, &config, ask_tokens, &body).await;
     if let Some((_, tokens)) = &tokens {
         plan.suppose_tokens(shared, tokens);
     }
     let bounds = Bounds::of(&config.limits);
-    let wanted = Wanted { model: plan.model, tried: &[], bounds };
+    let wanted = Wanted { model: plan.model, only: plan.only, tried: &[], bounds };
     let Verdict { policy, cost_unit, decision, workers } = decide(shared, &plan, &wanted);
     Ok(Explanation {
         policy,
@@ -116,7 +118,10 @@ fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
     let mut scores = Vec::new();
     let all: Vec<_> = workers.iter().map(|worker| known.candidate(worker)).collect();
     // What a controller would say is not asked for.
-    let policy = if router.policy() == Policy::Lmcache { Policy::Warm } else { router.policy() };
+    let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
+        Policy::Lmcache => Policy::Warm,
+        policy => policy,
+    };
     let settings = router.settings().clone();
     routing::explain(policy, &settings, &ask, &all, &mut scores);
     let candidates: Vec<_> = may_be_chosen.iter().map(|worker| known.candidate(worker)).collect();

@@ -19,17 +19,21 @@ mod decisions;
 mod eligible;
 mod ending;
 mod error;
+mod error_object;
 mod explain;
 mod forwarded;
 mod headers;
+mod hooks;
 mod http2;
 mod identify;
 mod known;
 mod last_words;
 mod listen;
 mod lmcache;
+mod model;
 mod models;
 mod outgoing;
+mod overrides;
 mod panics;
 mod phases;
 mod protocol;
@@ -39,6 +43,7 @@ mod relay;
 pub mod request;
 mod retry_budget;
 mod route;
+mod shape;
 mod snapshot;
 mod thread;
 mod token_keys;
@@ -57,9 +62,10 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
+use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::{Fleet, Worker},
@@ -148,6 +154,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// Who sees requests before they are routed; as [`Config::hooks`].
+    hooks: ArcSwap<Vec<Arc<Hook>>>,
     /// What was decided, for whoever asks later.
     pub records: Arc<Recorder>,
     /// Decision counters.
@@ -185,6 +193,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
             records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
@@ -221,6 +230,8 @@ impl Shared {
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
         self.tenants.replace(&config.keys);
+        let hooks = hooks::hooks(&config, &self.hooks.load(), &self.metrics.hooks);
+        self.hooks.store(Arc::new(hooks));
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }

@@ -3,6 +3,7 @@
 mod by_worker;
 mod faults;
 mod guard;
+mod hooks;
 mod kv_events;
 mod latency;
 mod lmcache;
@@ -17,6 +18,7 @@ mod tokenize;
 
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
+pub use hooks::{HookMetrics, HookOutcome, HookSeries};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
 pub use lmcache::{LmcacheMetrics, LookupOutcome};
 pub use logging::{LogFilter, LogFilterError, init as init_logging};
