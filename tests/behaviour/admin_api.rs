@@ -34,7 +34,7 @@ fn prompts(sims: &[SimHandle]) -> u64 {
 async fn every_refusal_has_one_shape() {
     let sims = sims(1).await;
     let gateway = Gateway::start(&urls(&sims), &[]).await;
-    let long = "x".repeat(100_000);
+    let (long, hello) = ("x".repeat(100_000), chat("hello"));
     for (method, path, body, status, word) in [
         ("GET", "/nothing", "", 404, "openapi.json"),
         ("PATCH", "/workers", "", 405, "PATCH"),
@@ -52,7 +52,7 @@ async fn every_refusal_has_one_shape() {
         ("GET", "/events?interval=soon", "", 400, "interval"),
         ("POST", "/explain", "{}", 400, "messages"),
         ("POST", "/explain?path=/v1/completions", "[]", 400, "JSON object"),
-        ("POST", "/explain?tenant=nobody", &chat("x"), 404, "nobody"),
+        ("POST", "/explain?tenant=nobody", hello.as_str(), 404, "nobody"),
         ("PUT", "/log-level", "{\"filter\": \"a=b=c\"}", 400, "level"),
         ("PUT", "/log-level", "{\"level\": \"debug\"}", 400, "filter"),
         ("DELETE", "/guard/rules", "", 400, "which rule"),

@@ -70,7 +70,6 @@ async fn the_fleet_is_shown_and_changed() {
     assert_eq!(said, format!("{name}: draining, 1 of 1 left\n"));
     let waiting =
         site.command(&["workers", "drain", &name, "--wait"]).stdout(Stdio::piped()).spawn().unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     drop(stream);
     let said = String::from_utf8(waiting.wait_with_output().await.unwrap().stdout).unwrap();
     assert!(said.ends_with(&format!("{name}: drained\n")), "{said}");
@@ -186,7 +185,8 @@ async fn top_shows_the_fleet_on_a_terminal_and_ends_by_a_key() {
     };
     shows("serving").await;
     shows("TTFT50").await;
-    keys.write_all(b"4").await.unwrap();
+    // Drawn anew (ctrl-l), since else only what differs is.
+    keys.write_all(b"4\x0c").await.unwrap();
     shows("REQUEST").await;
     keys.write_all(b"p").await.unwrap();
     shows("PAUSED").await;

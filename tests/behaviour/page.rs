@@ -96,7 +96,7 @@ async fn the_page_works_in_a_browser() {
     let clients = traffic(&gateway);
     let output = Command::new(bin.join("python"))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/page.py"))
-        .args([&format!("http://{}", gateway.admin), *browser, "t0ken"])
+        .args([format!("http://{}", gateway.admin).as_str(), *browser, "t0ken"])
         .kill_on_drop(true)
         .output()
         .await

@@ -131,7 +131,7 @@ pub(super) fn run(args: &WorkersArgs) -> Result<(), WorkersError> {
             let client = AdminClient::new(admin)?;
             let worker = client.ask(Method::POST, &path(name, "/drain"), Bytes::new())?;
             say(&format!("{name}: {}", state(&worker)))?;
-            if *wait { wait_until(&client, name, is_drained) } else { Ok(()) }
+            if *wait { wait_until(&client, name, state(&worker), is_drained) } else { Ok(()) }
         }
         Action::Undrain { name, admin } => {
             let worker = AdminClient::new(admin)?.ask(Method::POST, &path(name, "/undrain"), Bytes::new())?;
@@ -148,7 +148,7 @@ pub(super) fn run(args: &WorkersArgs) -> Result<(), WorkersError> {
             };
             let worker = client.ask(Method::DELETE, &path(name, &query), Bytes::new())?;
             say(&format!("{name}: {}", state(&worker)))?;
-            if *wait { wait_until(&client, name, |_| false) } else { Ok(()) }
+            if *wait { wait_until(&client, name, state(&worker), |_| false) } else { Ok(()) }
         }
     }
 }
@@ -197,9 +197,9 @@ fn list(client: &AdminClient, json: bool) -> Result<(), WorkersError> {
 fn wait_until(
     client: &AdminClient,
     name: &str,
+    mut said: String,
     is_done: impl Fn(&Value) -> bool,
 ) -> Result<(), WorkersError> {
-    let mut said = String::new();
     loop {
         match client.get::<Value>(&path(name, "")) {
             Ok(worker) => {
