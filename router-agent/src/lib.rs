@@ -16,6 +16,7 @@
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`tls`] | certificates and keys from files |
 //! | [`records`] | what was decided and why, for whoever asks later |
+//! | [`replay`] | recorded requests again, in simulated time or for real |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
@@ -55,6 +56,8 @@ pub mod privileges;
 pub mod prompt;
 #[forbid(unsafe_code)]
 pub mod records;
+#[forbid(unsafe_code)]
+pub mod replay;
 #[forbid(unsafe_code)]
 pub mod routing;
 #[forbid(unsafe_code)]

@@ -32,6 +32,7 @@ mod policies;
 mod privileges;
 mod relay_stress;
 mod reload;
+mod replay;
 mod routing;
 mod schema;
 mod secrets;

@@ -8,20 +8,20 @@
 
 use serde::Serialize;
 
-use crate::stats::Summary;
+use super::stats::Summary;
 
 /// Consecutive requests that are drawn together: some ten seconds of the trace at a fleet's capacity.
 const BLOCK_REQUESTS: usize = 40;
 /// Draws per load.
 const DRAWS: usize = 1_000;
 /// Of every interval.
-pub(super) const CONFIDENCE: f64 = 0.95;
+pub const CONFIDENCE: f64 = 0.95;
 
 /// One of the figures of a summary.
-pub(super) type Statistic = fn(&Summary) -> f64;
+pub type Statistic = fn(&Summary) -> f64;
 
 /// Those that are compared, by name.
-pub(super) const STATISTICS: [(&str, Statistic); 4] = [
+pub const STATISTICS: [(&str, Statistic); 4] = [
     ("mean", |summary| summary.mean),
     ("p50", |summary| summary.p50),
     ("p90", |summary| summary.p90),
@@ -30,23 +30,23 @@ pub(super) const STATISTICS: [(&str, Statistic); 4] = [
 
 /// A figure over all seeds and its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Estimate {
-    pub(super) value: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub struct Estimate {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
 }
 
 /// One value per request (none: it failed) of one trial per seed.
-pub(super) type Sample = Vec<Vec<Option<f64>>>;
+pub type Sample = Vec<Vec<Option<f64>>>;
 
 /// The statistics of one contender, over the draws that it shares with the others.
-pub(super) struct Draws {
+pub struct Draws {
     whole: Summary,
     drawn: Vec<Summary>,
 }
 
 /// Draws for all contenders of one load. Every sample has the same seeds and requests.
-pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
+pub fn draw(samples: &[Sample]) -> Vec<Draws> {
     let mut random = fastrand::Rng::with_seed(0x626f_6f74);
     let mut all: Vec<Draws> = samples
         .iter()
@@ -75,12 +75,12 @@ pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
 }
 
 impl Draws {
-    pub(super) fn estimate(&self, statistic: Statistic) -> Estimate {
+    pub fn estimate(&self, statistic: Statistic) -> Estimate {
         interval(statistic(&self.whole), self.drawn.iter().map(statistic).collect())
     }
 
     /// Of this contender's statistic over the other's, from the same draws.
-    pub(super) fn ratio(&self, other: &Self, statistic: Statistic) -> Estimate {
+    pub fn ratio(&self, other: &Self, statistic: Statistic) -> Estimate {
         let ratios =
             self.drawn.iter().zip(&other.drawn).map(|(own, other)| statistic(own) / statistic(other));
         interval(statistic(&self.whole) / statistic(&other.whole), ratios.collect())
