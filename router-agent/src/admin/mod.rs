@@ -24,7 +24,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -36,6 +36,7 @@ use crate::{
     gateway::{Phase, Shared},
     kernel::{Guard, Steering},
     lifecycle::{Members, Reload},
+    telemetry::openmetrics,
     tls::ServerTls,
 };
 
@@ -106,7 +107,7 @@ fn operations() -> Router<Admin> {
         .route("/guard/rules", post(guard::add).delete(guard::remove))
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+async fn metrics(State(admin): State<Admin>, asked: HeaderMap) -> impl IntoResponse {
     let Admin { shared, steering, .. } = &admin;
     for worker in shared.fleet.workers().iter() {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
@@ -125,6 +126,11 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         if let Ok(rules) = guard.rules() {
             shared.metrics.guard.set_rules(&rules);
         }
+    }
+    let accepted = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accepted.contains(openmetrics::MEDIA_TYPE) {
+        let text = shared.metrics.encode_openmetrics();
+        return ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response();
     }
     match shared.metrics.encode() {
         Ok(text) => {

@@ -21,6 +21,7 @@ pub mod schema;
 mod secret;
 mod tls;
 mod tokenizers;
+mod traces;
 mod worker_url;
 
 use std::{
@@ -52,6 +53,7 @@ pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
+pub use traces::{TraceProtocol, Traces};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -207,6 +209,8 @@ pub struct Config {
     pub decisions: Decisions,
     /// Decisions, in a file.
     pub decision_log: DecisionLog,
+    /// Traces.
+    pub traces: Traces,
 }
 
 impl Default for Config {
@@ -252,6 +256,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             decisions: Decisions::default(),
             decision_log: DecisionLog::default(),
+            traces: Traces::default(),
         }
     }
 }
@@ -335,6 +340,7 @@ impl Config {
         self.timeouts.validate()?;
         self.decisions.validate()?;
         self.decision_log.validate()?;
+        self.traces.validate()?;
         if self.scrape_interval.is_zero() {
             return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }

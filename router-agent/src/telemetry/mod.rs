@@ -1,6 +1,7 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod by_worker;
+mod exemplars;
 mod faults;
 mod guard;
 mod kv_events;
@@ -8,12 +9,15 @@ mod latency;
 mod lmcache;
 mod logging;
 mod metrics;
+pub mod openmetrics;
 mod queue;
 mod records;
 mod tenants;
 mod tls;
 mod tokenize;
+mod traces;
 
+pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use kv_events::{KvEventMetrics, KvWorkerMetrics};
@@ -25,3 +29,4 @@ pub use records::{DecisionLogMetrics, RecordMetrics};
 pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tls::TlsMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};
+pub use traces::TraceMetrics;
