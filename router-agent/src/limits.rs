@@ -15,6 +15,10 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 /// Certificates are looked at so often, whether their files have changed.
 pub const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Models with series of their own; more share one.
+pub const MODEL_SERIES_MAX: usize = 1_000;
+/// Refused connections per data thread that stay until the client has taken the refusal in, a second at most.
+pub const REFUSALS_MAX: usize = 256;
 /// TLS handshakes under way per data thread, and on the admin port; others wait for their turn, within
 /// `timeouts.head`.
 pub const HANDSHAKES_MAX: usize = 256;

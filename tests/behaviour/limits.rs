@@ -66,7 +66,8 @@ async fn a_head_that_trickles_is_cut_off_and_an_idle_connection_is_not() {
     let mut idle = TcpStream::connect(gateway.address).await.unwrap();
     let mut slow = TcpStream::connect(gateway.address).await.unwrap();
     slow.write_all(b"GET /ver").await.unwrap();
-    last_words(&mut slow).await;
+    let words = last_words(&mut slow).await;
+    assert!(words.starts_with("HTTP/1.1 408 ") && words.contains("timeouts.head"), "{words}");
     idle.write_all(b"GET /version HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n").await.unwrap();
     assert!(last_words(&mut idle).await.starts_with("HTTP/1.1 200 "));
     assert!(gateway.metric("warmpath_errors_total{kind=\"head_timeout\",source=\"client\"}").await >= 1.0);

@@ -160,6 +160,31 @@ async fn a_worker_that_comes_back_is_given_those_who_wait() {
 }
 
 #[tokio::test]
+async fn a_worker_that_is_added_or_put_back_is_given_those_who_wait() {
+    let sims = sims(2).await;
+    let gateway = start(&sims[..1], ONE).await;
+    let name = gateway.workers().await[0]["name"].as_str().unwrap().to_owned();
+    let change = async |path: &str, body: String| {
+        let headers = [("content-type", "application/json")];
+        let reply = request(gateway.admin, "POST", path, &headers, body).await;
+        assert!((200..300).contains(&reply.status), "{path}: {}", reply.text());
+    };
+
+    change(&format!("/workers/{name}/drain"), String::new()).await;
+    let reply = ask(&gateway, &[], "x");
+    waiting(&gateway, 1).await;
+    change(&format!("/workers/{name}/undrain"), String::new()).await;
+    assert_eq!(reply.await.unwrap().status, 200);
+
+    let _held = hold(&gateway).await;
+    let reply = ask(&gateway, &[], "y");
+    waiting(&gateway, 1).await;
+    change("/workers", json!({"url": urls(&sims)[1], "name": "another"}).to_string()).await;
+    let reply = reply.await.unwrap();
+    assert_eq!((reply.status, reply.header("x-warmpath-worker")), (200, "another"));
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_gives_its_place_in_the_queue_back() {
     let sims = sims(1).await;
     let gateway = start(&sims, ONE).await;

@@ -5,6 +5,7 @@ mod bpffs;
 mod commands {
     pub(crate) mod bench;
     pub(crate) mod deny;
+    pub(crate) mod dist;
     pub(crate) mod ebpf;
     pub(crate) mod fuzz;
     pub(crate) mod run;
@@ -21,7 +22,7 @@ mod workspace;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, ebpf, fuzz, run, test, vllm};
+use commands::{bench, dist, ebpf, fuzz, run, test, vllm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Warmpath")]
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// The release binary, a Debian package and a container image, in target/dist
+    Dist,
     /// Benchmarks of the whole gateway
     Bench(bench::Args),
     /// Throw random inputs at parsers and at the index (needs a nightly toolchain)
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test => test::main(),
         Command::Ebpf { check: true } => ebpf::check(),
         Command::Ebpf { check: false } => ebpf::write(),
+        Command::Dist => dist::main(),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Vllm(args) => vllm::run(&args),

@@ -22,7 +22,7 @@ use crate::{
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
-    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd},
+    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd, thrift},
     privileges::{self, Account},
     telemetry::{Metrics, RelayPath},
     tls::{self, ServerTls},
@@ -142,6 +142,7 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
         let reloads = live.changes();
         tasks.spawn(async move { tls::watch(ports, reloads, |ok| metrics.tls.reloaded(ok)).await });
     }
+    tasks.spawn(thrift::watch(shared.clone()));
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));

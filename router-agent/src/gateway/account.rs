@@ -19,7 +19,7 @@ use crate::{
     },
     kv_events::Prediction,
     records::{self, End, Usage},
-    telemetry::Metrics,
+    telemetry::{Metrics, ModelMetrics},
     tenants::Admission,
     traces::{DispatchSpan, Trace},
 };
@@ -32,6 +32,8 @@ pub(super) struct RequestAccount {
     status: Option<StatusCode>,
     /// None of a request that was refused.
     admission: Option<Admission>,
+    /// Of the model that it names, once that is read.
+    model: Option<Arc<ModelMetrics>>,
     /// The response's stream, whose events tell what it costs if nothing else does.
     flow: Option<Flow>,
     /// Where the worker may say what it costs.
@@ -43,7 +45,17 @@ pub(super) struct RequestAccount {
 impl RequestAccount {
     pub(super) fn new(shared: Arc<Shared>, route: Route, trace: Option<Trace>) -> Self {
         let received_at = Instant::now();
-        Self { shared, route, received_at, status: None, admission: None, flow: None, usage: None, trace }
+        Self {
+            shared,
+            route,
+            received_at,
+            status: None,
+            admission: None,
+            model: None,
+            flow: None,
+            usage: None,
+            trace,
+        }
     }
 
     /// Its trace, if it has one.
@@ -54,6 +66,11 @@ impl RequestAccount {
     /// The request is within its tenant's limits.
     pub(super) fn admitted(&mut self, admission: Admission) {
         self.admission = Some(admission);
+    }
+
+    /// The model that it names is served here.
+    pub(super) fn names(&mut self, model: Option<Arc<ModelMetrics>>) {
+        self.model = model;
     }
 
     pub(super) fn admission(&mut self) -> Option<&mut Admission> {
@@ -116,6 +133,9 @@ impl Drop for RequestAccount {
         if let Some(trace) = &self.trace {
             trace.answered(self.status, self.usage());
         }
+        if let Some(model) = &self.model {
+            model.ended(self.status.or_else(|| is_panic.then_some(StatusCode::INTERNAL_SERVER_ERROR)));
+        }
         // nginx's 499, "client closed request": not a status that anybody saw.
         let unanswered = if is_panic { "500" } else { "499" };
         let status = self.status.as_ref().map_or(unanswered, StatusCode::as_str);
@@ -149,6 +169,7 @@ pub(super) struct Attempt {
     is_event_stream: bool,
     /// Of an event stream, and of what the kernel may move, while there is room.
     flow: Option<Flow>,
+    model: Option<Arc<ModelMetrics>>,
     /// Ends with prefill.
     prediction: Option<Prediction>,
     record: Option<records::Open>,
@@ -161,6 +182,7 @@ impl Attempt {
         shared: Arc<Shared>,
         flight: Flight,
         predicted_s: Option<f64>,
+        model: Option<Arc<ModelMetrics>>,
         prediction: Option<Prediction>,
         record: Option<records::Open>,
         cuts: &Cuts,
@@ -177,6 +199,7 @@ impl Attempt {
             ended: false,
             is_event_stream: false,
             flow: None,
+            model,
             prediction,
             record,
             span: None,
@@ -269,6 +292,9 @@ impl Attempt {
                 }
                 let metrics = &self.worker().metrics;
                 metrics.time_to_first_token.observe(seconds);
+                if let Some(model) = &self.model {
+                    model.time_to_first_token.observe(seconds);
+                }
                 if let Some(predicted) = self.predicted_s {
                     metrics.time_to_first_token_error.observe((predicted - seconds).abs());
                 }

@@ -27,6 +27,7 @@ use crate::{
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
     routing::{Ask, Candidate, Decision, Policy},
+    telemetry::ModelMetrics,
     tenants::Tenant,
 };
 
@@ -47,6 +48,8 @@ pub(super) struct Plan {
     pub(super) by_prefix: bool,
     /// [`model_key`] of the model that the body names.
     pub(super) model: Option<u64>,
+    /// The series of that model.
+    pub(super) model_metrics: Option<Arc<ModelMetrics>>,
     /// Hash of the session's key.
     session: Option<u64>,
     /// vLLM's `priority`, where the body has one.
@@ -130,6 +133,9 @@ pub(super) fn plan(
             _ => Ok(key),
         }
     };
+    // Of models that are served: whoever asks for others gets an error before this counts.
+    let series =
+        |model: Option<&str>| shared.metrics.models.of(model.map_or(0, model_key), model.unwrap_or("none"));
     let Route::Inference(kind) = route else {
         let model = prompt::model(body);
         return Ok(Plan {
@@ -142,6 +148,7 @@ pub(super) fn plan(
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
             model: serve(model.as_deref())?,
+            model_metrics: model.as_deref().map(|model| series(Some(model))),
             session: None,
             priority: None,
             ask_tokens: AskTokens::Nothing,
@@ -171,6 +178,7 @@ pub(super) fn plan(
         bytes_per_token,
         by_prefix: true,
         model: serve(request.model.as_deref())?,
+        model_metrics: Some(series(request.model.as_deref())),
         session: header.or(in_body).map(xxh3_64),
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
@@ -272,6 +280,10 @@ pub(super) fn choose(
             }
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));
+            if let Some(model) = &plan.model_metrics {
+                model.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
+                model.matched_tokens.inc_by(u64::from(decision.matched_tokens));
+            }
         }
     }
     if let Some(map) = &shared.decisions_map {

@@ -72,6 +72,11 @@ impl ClientSocket {
         self.ends_with_connection.set(ends);
     }
 
+    /// The socket itself, when HTTP has left it.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// The connection closes in the middle of a response: by a reset where that would look like its end.
     pub(super) fn abandon(&self) {
         if self.ends_with_connection.get() {

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     client_io::{ClientIo, ClientSocket},
-    http2,
+    http2, last_words,
     panics::{Contained, contained},
     phases::{Phases, Verdict, Watched},
     protocol::Protocol,
@@ -109,9 +109,11 @@ impl Connection<'_> {
         let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone()));
         let service = self.service(End::Plain(socket.clone()), &phases);
         let connection = http1_builder().serve_connection(io, service);
-        let broke_off = self.drive(connection, phases, http1::Connection::graceful_shutdown).await;
-        if broke_off {
-            socket.abandon();
+        match self.drive(connection, phases, http1::Connection::graceful_shutdown).await {
+            Ended::Well => {}
+            Ended::BrokenOff => socket.abandon(),
+            // No response is under way, so this is the next one.
+            Ended::SlowHead => last_words::say(socket.stream(), last_words::HEAD_TIMEOUT).await,
         }
     }
 
@@ -153,7 +155,8 @@ impl Connection<'_> {
             let serving = phases.serve();
             let (context, client) = (context.clone(), Client { address, end: end.clone() });
             let is_last = is_last.clone();
-            async move {
+            // Boxed: hyper keeps room for it with each connection, those that only wait included.
+            Box::pin(async move {
                 let metrics = &context.shared.metrics;
                 let route = Route::of(request.method(), request.uri().path());
                 let may_close = request.version() != Version::HTTP_2;
@@ -164,18 +167,17 @@ impl Connection<'_> {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok(response)
-            }
+            })
         })
     }
 
-    /// Runs a connection to its end. `finish` lets what is under way be the last. Whether it ended because a response's body
-    /// broke off.
+    /// Runs a connection to its end. `finish` lets what is under way be the last.
     async fn drive<C: Future<Output = hyper::Result<()>>>(
         mut self,
         connection: C,
         phases: Rc<Phases>,
         finish: impl Fn(Pin<&mut C>),
-    ) -> bool {
+    ) -> Ended {
         let mut connection = std::pin::pin!(connection);
         let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
         let mut watchdog = std::pin::pin!(watchdog);
@@ -194,9 +196,9 @@ impl Connection<'_> {
             tokio::select! {
                 biased;
                 result = connection.as_mut() => {
-                    let Err(error) = result else { return false };
+                    let Err(error) = result else { return Ended::Well };
                     tracing::debug!(client = %self.address, %error, "client connection ended");
-                    return error.is_user();
+                    return if error.is_user() { Ended::BrokenOff } else { Ended::Well };
                 }
                 changed = self.phase.changed(), if !draining => {
                     self.is_last.set(true);
@@ -210,7 +212,7 @@ impl Connection<'_> {
                     match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {
                         Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
                         // It was told so, and does not take even that.
-                        Verdict::Idle if was_idle => return false,
+                        Verdict::Idle if was_idle => return Ended::Well,
                         Verdict::Idle => {
                             was_idle = true;
                             finish(connection.as_mut());
@@ -219,13 +221,23 @@ impl Connection<'_> {
                         Verdict::SlowHead => {
                             let errors = &self.context.shared.metrics.errors;
                             errors.with_label_values(&["client", "head_timeout"]).inc();
-                            return false;
+                            return Ended::SlowHead;
                         }
                     }
                 }
             }
         }
     }
+}
+
+/// How a connection came to its end.
+enum Ended {
+    /// By its own rules, or the client's.
+    Well,
+    /// A response's body broke off.
+    BrokenOff,
+    /// A head took too long.
+    SlowHead,
 }
 
 fn http1_builder() -> http1::Builder {

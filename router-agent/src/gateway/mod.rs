@@ -23,6 +23,7 @@ mod forwarded;
 mod headers;
 mod http2;
 mod identify;
+mod last_words;
 mod listen;
 mod lmcache;
 mod models;
@@ -59,7 +60,7 @@ use parking_lot::Mutex;
 use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
-    fleet::Fleet,
+    fleet::{Fleet, Worker},
     index::{PrefixIndex, WorkerSlot},
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
@@ -253,6 +254,17 @@ impl Shared {
             instances.retain(|_, of| *of != slot);
             instances
         });
+    }
+
+    /// Grows with every connection and every request that ends: the same twice, nothing went on in between.
+    pub fn activity(&self) -> u64 {
+        let ended = |worker: &Arc<Worker>| worker.metrics.ended();
+        self.metrics.accepted.get() + self.fleet.workers().iter().map(ended).sum::<u64>()
+    }
+
+    /// Requests that workers have now.
+    pub fn in_flight(&self) -> u32 {
+        self.fleet.workers().iter().map(|worker| worker.load.in_flight()).sum()
     }
 
     /// Takes a retry out of the budget; what is refused is counted.

@@ -225,9 +225,10 @@ async fn answer(
     step(Phase::Receive, receiving);
 
     let began = Instant::now();
-    let admission = account.admission().expect("only requests that were let in are answered");
-    let tenant = admission.tenant().clone();
+    let let_in = "only requests that were let in are answered";
+    let tenant = account.admission().expect(let_in).tenant().clone();
     let mut plan = choose::plan(shared, config, &tenant, route, &outgoing.headers, &outgoing.body)?;
+    account.names(plan.model_metrics.clone());
     let planning = began.elapsed();
     plan.is_traced = trace.is_some();
     step(Phase::Parse, began);
@@ -237,7 +238,7 @@ async fn answer(
         plan.set_tokens(shared, tokens);
     }
     step(Phase::Tokenize, tokenizing);
-    admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
+    account.admission().expect(let_in).charge_prompt(plan.prompt_tokens(), Instant::now())?;
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }

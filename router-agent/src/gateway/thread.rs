@@ -24,6 +24,7 @@ use super::{
     choose::Scratch,
     connection::{self, OpenConnection},
     cut::Cuts,
+    last_words,
     snapshot::{Snapshot, Snapshots},
 };
 use router_common::limits::CORE_REPORT_EVERY_MS;
@@ -53,11 +54,6 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(CORE_REPORT_EVERY_MS)
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a failed accept (no file descriptors left): the backlog waits, the CPU does not burn.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Said to a client that comes when all connections are taken; it is closed afterwards.
-const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
-    content-length: 145\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
-    {\"error\":{\"message\":\"this gateway has reached its limit of client connections\",\"type\":\"server_error\",\
-    \"param\":null,\"code\":\"too_many_connections\"}}";
 
 /// What everything on one data thread shares.
 pub(super) struct ThreadContext {
@@ -70,6 +66,8 @@ pub(super) struct ThreadContext {
     /// Turns to shake hands.
     pub(super) handshakes: Semaphore,
     /// Client connections open on this thread.
+    /// Who may wait until a refused client has taken that in.
+    refusals: Arc<Semaphore>,
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
     pub(super) empty: Notify,
@@ -127,6 +125,7 @@ async fn run(
         snapshots,
         cuts: Cuts::default(),
         handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
+        refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
@@ -202,12 +201,25 @@ fn accept(
         context.shared.metrics.refused.inc();
         // In clear text it would be no TLS.
         if context.shared.tls.is_none() {
-            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+            refuse(context, stream);
         }
         return;
     }
     let open = OpenConnection::count(context.clone());
     tokio::task::spawn_local(connection::serve(open, stream, client, phase.clone()));
+}
+
+/// Tells a client that there is no place for it.
+fn refuse(context: &Rc<ThreadContext>, stream: TcpStream) {
+    let Ok(turn) = context.refusals.clone().try_acquire_owned() else {
+        // Of a crowd, who has sent a request already may see a reset.
+        let _ = stream.try_write(last_words::TOO_MANY_CONNECTIONS);
+        return;
+    };
+    tokio::task::spawn_local(async move {
+        let _turn = turn;
+        last_words::say(&stream, last_words::TOO_MANY_CONNECTIONS).await;
+    });
 }
 
 /// Errors of accept(2) that concern the connection that was being accepted, not the listener.

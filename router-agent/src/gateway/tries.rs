@@ -77,6 +77,7 @@ impl Tries<'_> {
                 shared.clone(),
                 flight,
                 decision.time_to_first_token_s,
+                plan.model_metrics.clone(),
                 prediction,
                 record,
                 &context.cuts,

@@ -33,6 +33,7 @@ mod epoll;
 mod error;
 pub mod flows;
 mod guard;
+pub mod heap;
 mod pinned;
 mod pins;
 mod prefixes;

@@ -8,6 +8,7 @@ mod reload;
 mod signals;
 pub mod successor;
 pub mod systemd;
+pub mod thrift;
 mod watch;
 
 pub use activation::Activated;

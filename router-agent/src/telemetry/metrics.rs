@@ -14,8 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, QueueMetrics, RecordMetrics, TenantFamilies,
-    TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
+    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics,
+    TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -30,7 +30,7 @@ use crate::{
 pub(super) type Result<T> = std::result::Result<T, prometheus::Error>;
 
 /// Time to first token: from a warm cache hit on a small model to a long queue.
-const TTFT_BUCKETS_SECONDS: &[f64] =
+pub(super) const TTFT_BUCKETS_SECONDS: &[f64] =
     &[0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 /// The histogram that has exemplars.
 const TTFT: &str = "warmpath_time_to_first_token_seconds";
@@ -89,6 +89,8 @@ pub struct Metrics {
     pub tokenize: TokenizeMetrics,
     /// API keys.
     pub tenants: TenantFamilies,
+    /// By model.
+    pub models: ModelFamilies,
     /// TLS on the data port.
     pub tls: TlsMetrics,
     /// Records of decisions.
@@ -245,6 +247,13 @@ pub struct WorkerMetrics {
     pub faults: WorkerFaultMetrics,
 }
 
+impl WorkerMetrics {
+    /// Requests that have ended, whichever way.
+    pub fn ended(&self) -> u64 {
+        [&self.completed, &self.failed, &self.rejected, &self.cancelled].map(IntCounter::get).iter().sum()
+    }
+}
+
 /// Registers each metric where it is made, so that none can be forgotten.
 pub(super) struct Maker {
     registry: Registry,
@@ -300,7 +309,13 @@ impl Maker {
         Ok(metric)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec> {
+    pub(super) fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec> {
         let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
         self.register(&metric, labels)?;
         Ok(metric)
@@ -474,6 +489,7 @@ impl Metrics {
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
+            models: ModelFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
             records: RecordMetrics::new(&make)?,
             traces: TraceMetrics::new(&make)?,

@@ -2,10 +2,10 @@
 //! of their own, which can be pulled.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
@@ -23,6 +23,8 @@ const BEHIND_CABLES: [u8; 3] = [2, 4, 7];
 const PORT: u16 = 8000;
 /// How long an answer to a question of ours may take.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a cable may take until it leads somewhere again.
+const REACHABLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A cable's two interfaces.
 #[derive(Debug)]
@@ -128,9 +130,23 @@ impl Worker {
         self.place.ip(&["link", "set", &cable.worker, if is_plugged { "up" } else { "down" }])
     }
 
+    /// A connection to its control port. Behind a cable that was just plugged in again its address may not be known yet:
+    /// what was asked for meanwhile fails for some seconds.
+    fn connect(&self) -> Result<TcpStream> {
+        let deadline = Instant::now() + REACHABLE_TIMEOUT;
+        loop {
+            match TcpStream::connect_timeout(&self.address, CONTROL_TIMEOUT) {
+                Err(error) if error.kind() == ErrorKind::HostUnreachable && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                connected => return Ok(connected?),
+            }
+        }
+    }
+
     /// Arms faults, in the simulation's JSON; an empty list clears them.
     pub(super) fn set_faults(&self, faults: &str) -> Result<()> {
-        let mut stream = TcpStream::connect_timeout(&self.address, CONTROL_TIMEOUT)?;
+        let mut stream = self.connect()?;
         stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
         let length = faults.len();
         write!(
