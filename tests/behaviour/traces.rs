@@ -191,7 +191,8 @@ fn check(tree: &Tree, sims: &[String]) {
 async fn a_request_s_spans_make_a_tree_over_grpc() {
     let (collected, collector) = Collected::over_grpc().await;
     let sims = sims(2).await;
-    let settings = format!("endpoint: 'http://{collector}', sample: 1, service_name: edge, headers: {{x-key: k3y}}");
+    let settings =
+        format!("endpoint: 'http://{collector}', sample: 1, service_name: edge, headers: {{x-key: k3y}}");
     let (gateway, _directory) = gateway(&urls(&sims), &settings).await;
     chat(&gateway, &[], false).await;
     let traces = collected.traces(1).await;
@@ -232,7 +233,8 @@ async fn the_worker_is_told_of_its_span_and_the_vendors_words_pass() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let worker = format!("http://{}", listener.local_addr().unwrap());
     let seen = tokio::spawn(one_request(listener));
-    let (gateway, _directory) = gateway(&[worker], &format!("endpoint: 'http://{collector}', sample: 0")).await;
+    let (gateway, _directory) =
+        gateway(&[worker], &format!("endpoint: 'http://{collector}', sample: 0")).await;
     let headers = [("content-type", "application/json"), ("traceparent", PARENT), ("tracestate", "a=1,b=2")];
     let body = json!({"messages": [{"role": "user", "content": "hello"}]}).to_string();
     request(gateway.address, "POST", "/v1/chat/completions", &headers, body).await;
@@ -248,7 +250,8 @@ async fn the_worker_is_told_of_its_span_and_the_vendors_words_pass() {
 async fn every_try_has_a_span_and_a_failed_one_says_why() {
     let (collected, collector) = Collected::over_grpc().await;
     let sims = sims(2).await;
-    let (gateway, _directory) = gateway(&urls(&sims), &format!("endpoint: 'http://{collector}', sample: 1")).await;
+    let (gateway, _directory) =
+        gateway(&urls(&sims), &format!("endpoint: 'http://{collector}', sample: 1")).await;
     sims[0].kill().await;
     sims[1].kill().await;
     gateway.chat("hello").await;
@@ -290,13 +293,15 @@ async fn a_collector_that_is_down_costs_spans_and_nothing_else() {
 async fn a_scraper_that_asks_for_openmetrics_gets_exemplars_and_others_do_not() {
     let (_collected, collector) = Collected::over_grpc().await;
     let sims = sims(1).await;
-    let (gateway, _directory) = gateway(&urls(&sims), &format!("endpoint: 'http://{collector}', sample: 0")).await;
+    let (gateway, _directory) =
+        gateway(&urls(&sims), &format!("endpoint: 'http://{collector}', sample: 0")).await;
     chat(&gateway, &[("traceparent", PARENT)], true).await;
     let scrape = async |accept| request(gateway.admin, "GET", "/metrics", &[("accept", accept)], "").await;
     let new = scrape("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5").await;
     assert!(new.header("content-type").starts_with("application/openmetrics-text; version=1.0.0"));
     let text = new.text();
-    let exemplar = text.lines().find(|line| line.contains(" # {trace_id=")).unwrap_or_else(|| panic!("{text}"));
+    let exemplar =
+        text.lines().find(|line| line.contains(" # {trace_id=")).unwrap_or_else(|| panic!("{text}"));
     assert!(exemplar.starts_with("warmpath_time_to_first_token_seconds_bucket{"), "{exemplar}");
     assert!(exemplar.contains("# {trace_id=\"0af7651916cd43dd8448eb211c80319c\"} 0."), "{exemplar}");
     assert!(text.ends_with("\n# EOF\n") && text.contains("\n# TYPE warmpath_requests counter\n"));

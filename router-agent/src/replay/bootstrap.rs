@@ -59,19 +59,24 @@ pub fn draw(samples: &[Sample]) -> Vec<Draws> {
         let lengths = samples.first().into_iter().flatten().map(Vec::len);
         let starts: Vec<Vec<usize>> = lengths
             .map(|length| {
-                (0..length.div_ceil(BLOCK_REQUESTS)).map(|_| random.usize(..length.max(1))).collect()
+                (0..length.div_ceil(block(length))).map(|_| random.usize(..length.max(1))).collect()
             })
             .collect();
         for (draws, sample) in all.iter_mut().zip(samples) {
             let mut values = Vec::new();
             for (trial, starts) in sample.iter().zip(&starts) {
-                let indices = starts.iter().flat_map(|start| *start..start + BLOCK_REQUESTS);
+                let indices = starts.iter().flat_map(|start| *start..start + block(trial.len()));
                 values.extend(indices.take(trial.len()).filter_map(|index| trial[index % trial.len()]));
             }
             draws.drawn.push(Summary::of(values));
         }
     }
     all
+}
+
+/// At least four blocks, so that draws of a short trial differ.
+fn block(length: usize) -> usize {
+    BLOCK_REQUESTS.min(length / 4).max(1)
 }
 
 impl Draws {
@@ -124,6 +129,14 @@ mod tests {
             slower.high - slower.low < (own.high - own.low) / own.value,
             "pairing takes the shared wave out"
         );
+    }
+
+    #[test]
+    fn a_short_trial_has_an_interval_too() {
+        let values = (0..20).map(|i| Some(f64::from(i))).collect();
+        let (_, mean) = STATISTICS[0];
+        let estimate = draw(&[vec![values]])[0].estimate(mean);
+        assert!(estimate.low < 9.5 && estimate.high > 9.5, "{estimate:?}");
     }
 
     #[test]

@@ -150,6 +150,9 @@ impl fmt::Display for Report {
             let mut cells = vec![name.to_owned()];
             cells.extend(STATISTICS.iter().map(|(name, _)| {
                 let Estimate { value, low, high } = figures[name];
+                if !value.is_finite() {
+                    return "–".to_owned();
+                }
                 with_interval(Estimate { value: value * scale, low: low * scale, high: high * scale }, 3)
             }));
             table.row(cells);

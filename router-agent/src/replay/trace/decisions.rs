@@ -24,7 +24,7 @@ fn first_tries(
         let record: DecisionRecord = match serde_json::from_str(&text) {
             Ok(record) => record,
             Err(error) if error.is_eof() => continue,
-            Err(error) => return Err(TraceError::NotAnObject { line, reason: error.to_string() }),
+            Err(error) => return Err(TraceError::NotARecord { line, reason: error.to_string() }),
         };
         if record.schema != SCHEMA {
             let reason = format!("{}, where this program knows {SCHEMA}", record.schema);

@@ -79,6 +79,8 @@ pub enum TraceError {
     Read { line: usize, source: std::io::Error },
     #[error("line {line}: not a JSON object ({reason})")]
     NotAnObject { line: usize, reason: String },
+    #[error("line {line}: no record of a decision ({reason})")]
+    NotARecord { line: usize, reason: String },
     #[error("line {line}, field `{field}`: {reason}")]
     Field { line: usize, field: &'static str, reason: String },
     #[error(
