@@ -92,11 +92,12 @@ impl Draws {
     }
 }
 
-/// Percentile interval.
+/// Percentile interval, of the draws that had anything in them.
 fn interval(value: f64, mut drawn: Vec<f64>) -> Estimate {
+    drawn.retain(|value| !value.is_nan());
     drawn.sort_by(f64::total_cmp);
     let tail = (1.0 - CONFIDENCE) / 2.0;
-    let at = |share: f64| drawn.get((share * (drawn.len() - 1) as f64).round() as usize).copied();
+    let at = |share: f64| drawn.get((share * drawn.len().saturating_sub(1) as f64).round() as usize).copied();
     Estimate { value, low: at(tail).unwrap_or(f64::NAN), high: at(1.0 - tail).unwrap_or(f64::NAN) }
 }
 
