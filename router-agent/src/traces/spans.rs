@@ -15,7 +15,7 @@ use opentelemetry::{
     InstrumentationScope, KeyValue, StringValue, Value,
     trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState},
 };
-use opentelemetry_sdk::trace::SpanData;
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::trace::{Dispatch, Finished};
 use crate::records::{End, Usage};
@@ -79,8 +79,8 @@ impl Maker<'_> {
             end_time: self.time(ended),
             attributes: Vec::new(),
             dropped_attributes_count: 0,
-            events: Default::default(),
-            links: Default::default(),
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
             status: Status::Unset,
             instrumentation_scope: self.scope.clone(),
         }

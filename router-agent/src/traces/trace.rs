@@ -162,7 +162,7 @@ impl Trace {
         self.note(|finished| (finished.status, finished.usage) = (status, usage));
     }
 
-    /// Whether the client's own `traceparent` could not be used, and its `tracestate` with it.
+    /// Whether the client had a `traceparent` that could be used; without it its `tracestate` says nothing.
     pub fn has_parent(&self) -> bool {
         self.0.so_far.borrow().as_ref().is_some_and(|finished| finished.parent.is_some())
     }
