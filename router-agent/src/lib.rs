@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
 //! | [`tenants`] | API keys: who asks, and how much they may |
+//! | [`shaping`] | model aliases and tenants' defaults: what is made of a request before it is routed |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
 //! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
@@ -61,6 +62,8 @@ pub mod records;
 pub mod replay;
 #[forbid(unsafe_code)]
 pub mod routing;
+#[forbid(unsafe_code)]
+pub mod shaping;
 #[forbid(unsafe_code)]
 pub mod telemetry;
 #[forbid(unsafe_code)]

@@ -42,6 +42,30 @@ pub const BODIES_BYTES_MAX: usize = 1024 * 1024 * 1024;
 pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Entries of `keys`.
 pub const KEYS_MAX: usize = 10_000;
+/// Entries of `aliases`.
+pub const ALIASES_MAX: usize = 1_000;
+/// Bytes of the name of a model that an alias stands for.
+pub const MODEL_NAME_BYTES_MAX: usize = 256;
+/// Bytes of the defaults that one key adds to request bodies.
+pub const BODY_DEFAULTS_BYTES_MAX: usize = 16 * 1024;
+/// Entries of `hooks`.
+pub const HOOKS_MAX: usize = 16;
+/// How long a request waits for a hook's answer.
+pub const HOOK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Bytes of a request body that a hook is sent; a longer one is as an error of the hook.
+pub const HOOK_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of a hook's answer beside a body in it.
+pub const HOOK_ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of what a hook lets a client be told.
+pub const HOOK_MESSAGE_BYTES_MAX: usize = 1024;
+/// Header fields that a hook may set.
+pub const HOOK_HEADERS_MAX: usize = 16;
+/// Requests that a hook has at the same time; one more is as an error of the hook.
+pub const HOOK_CONCURRENCY: usize = 64;
+/// As many as may be asked for.
+pub const HOOK_CONCURRENCY_MAX: usize = 4_096;
+/// Idle connections to hooks that a data thread keeps, for each.
+pub const HOOK_IDLE_CONNECTIONS: usize = 32;
 /// Tenants that have series of their own in the metrics; the others share one.
 pub const TENANT_SERIES_MAX: usize = 1_000;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
@@ -170,6 +194,17 @@ pub const GUARD_RULE_SERIES_MAX: usize = 1_000;
 pub const GUARD_SYN_RATE: u32 = 1_000;
 /// New connections that a source may open at once after a pause.
 pub const GUARD_SYN_BURST: u32 = 2_000;
+
+/// Bytes of a log filter that the admin port is given.
+pub const LOG_FILTER_BYTES_MAX: usize = 1024;
+/// Bytes of a body on the admin port, a prompt to be explained apart.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Followers of the admin port's events; one more is answered with 503.
+pub const EVENT_FOLLOWERS_MAX: usize = 16;
+/// Streams that the admin port lists at once.
+pub const LIVE_STREAMS_SHOWN_MAX: usize = 1_000;
+/// Seconds of which the admin port keeps a figure each, for charts.
+pub const HISTORY_SECONDS: usize = 300;
 
 /// When a peer that is silent is asked whether it is there (after 15 s), and given up (after 30 s). The kernel asks; a
 /// stream that is only slow is not affected.

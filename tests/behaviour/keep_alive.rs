@@ -7,7 +7,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use warmpath_tests::{Gateway, SimConfig, sim, urls};
+use warmpath_tests::{Gateway, SimConfig, sim, sims, urls};
 
 /// Sends one unary request on an open connection and reads its response.
 async fn exchange(socket: &mut TcpStream, body: &str) -> String {
@@ -85,4 +85,97 @@ async fn http_1_0_is_answered_and_closed() {
     let mut text = String::new();
     tokio::time::timeout(Duration::from_secs(10), socket.read_to_string(&mut text)).await.unwrap().unwrap();
     assert!(text.contains("200 OK") && text.contains("\"version\""), "{text}");
+}
+
+/// Connections are looked at as often as a head may take.
+const LOOKS: &str = "timeouts: {head: 1200ms, keep_alive: 1m}\n";
+/// Longer than a connection is idle before it rests, by a look.
+const A_WHILE: Duration = Duration::from_millis(1_700);
+
+async fn resting_gateway(sims: &[vllm_sim::SimHandle]) -> Gateway {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(file.path(), LOOKS).unwrap();
+    Gateway::start(&urls(sims), &["--config", file.path().to_str().unwrap()]).await
+}
+
+#[tokio::test]
+async fn a_connection_that_rested_goes_on_where_it_was() {
+    let sims = sims(2).await;
+    let gateway = resting_gateway(&sims).await;
+    let mut sockets = Vec::new();
+    for _ in 0..8 {
+        sockets.push(TcpStream::connect(gateway.address).await.unwrap());
+    }
+    let body = r#"{"prompt": "x", "max_tokens": 3, "stream": true}"#;
+    let stream = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let plain = "GET /version HTTP/1.1\r\nhost: g\r\n\r\n";
+    for round in 0..3 {
+        for (number, socket) in sockets.iter_mut().enumerate() {
+            let (request, end) = if number % 2 == 0 { (stream.as_str(), "0\r\n\r\n") } else { (plain, "}") };
+            socket.write_all(request.as_bytes()).await.unwrap();
+            let said = until(socket, end).await;
+            assert!(said.starts_with("HTTP/1.1 200 "), "round {round}, connection {number}: {said}");
+        }
+        tokio::time::sleep(A_WHILE).await;
+    }
+    assert!(gateway.metric("warmpath_connections").await >= 8.0, "they are the same connections");
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_rest_is_not_lost() {
+    let sims = sims(1).await;
+    let gateway = resting_gateway(&sims).await;
+    let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+    socket.write_all(b"GET /version HTTP/1.1\r\nhost: g\r\n\r\nGET /v1/mod").await.unwrap();
+    until(&mut socket, "}").await;
+    tokio::time::sleep(A_WHILE).await;
+    socket.write_all(b"els HTTP/1.1\r\nhost: g\r\n\r\n").await.unwrap();
+    let said = until(&mut socket, "\"list\"}").await;
+    assert!(said.starts_with("HTTP/1.1 200 ") && said.contains("\"object\":\"list\""), "{said}");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_body_is_never_taken_for_a_request() {
+    let sims = sims(1).await;
+    let gateway = resting_gateway(&sims).await;
+    let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+    // Refused by its head; its body is still to come.
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: 99999999999\r\n\r\n";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let said = until(&mut socket, "}}").await;
+    assert!(said.starts_with("HTTP/1.1 413 "), "{said}");
+    tokio::time::sleep(A_WHILE).await;
+    let _ = socket.write_all(b"GET /version HTTP/1.1\r\nhost: smuggled\r\n\r\n").await;
+    let mut rest = String::new();
+    let _ = tokio::time::timeout(A_WHILE, socket.read_to_string(&mut rest)).await;
+    assert_eq!(rest, "");
+}
+
+#[tokio::test]
+async fn a_resting_connection_ends_with_its_time_and_with_the_gateway() {
+    let sims = sims(1).await;
+    let mut gateway = resting_gateway(&sims).await;
+    let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+    socket.write_all(b"GET /version HTTP/1.1\r\nhost: g\r\n\r\n").await.unwrap();
+    until(&mut socket, "}").await;
+    tokio::time::sleep(A_WHILE).await;
+    gateway.signal(warmpath_tests::Signal::TERM);
+    let mut rest = String::new();
+    socket.read_to_string(&mut rest).await.unwrap();
+    assert_eq!((rest.as_str(), gateway.ended().await), ("", Some(0)));
+}
+
+/// Reads until `end` stands there.
+async fn until(socket: &mut TcpStream, end: &str) -> String {
+    let (mut text, mut piece) = (String::new(), [0; 4096]);
+    while !text.ends_with(end) {
+        let read = tokio::time::timeout(Duration::from_secs(20), socket.read(&mut piece)).await;
+        let count = read.unwrap_or_else(|_| panic!("nothing more behind {text:?}")).unwrap();
+        assert!(count > 0, "ended behind {text:?}");
+        text.push_str(std::str::from_utf8(&piece[..count]).unwrap());
+    }
+    text
 }

@@ -114,3 +114,40 @@ async fn connections_above_the_limit_are_told_so() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn connections_are_refused_before_file_descriptors_run_out() {
+    const DESCRIPTORS: usize = 400;
+    let sims = sims(1).await;
+    let mut command = tokio::process::Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\"")])
+        .arg(warmpath_tests::binary());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"]);
+    command.args([
+        "--instance",
+        &format!("files-{:08x}", warmpath_tests::random()),
+        "--worker",
+        &urls(&sims)[0],
+    ]);
+    let gateway = Gateway::spawn(command).await;
+    let said = gateway.output();
+    assert!(said.contains("limits.connections") && said.contains("LimitNOFILE"), "{said}");
+
+    let ask = b"GET /version HTTP/1.1\r\nhost: g\r\n\r\n";
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for _ in 0..DESCRIPTORS {
+        let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+        socket.write_all(ask).await.unwrap();
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).await.unwrap();
+        match &status {
+            b"HTTP/1.1 200" => held.push(socket),
+            b"HTTP/1.1 503" => refused += 1,
+            other => panic!("{}", String::from_utf8_lossy(other)),
+        }
+    }
+    // Three of four, within what health checks and the like may hold.
+    assert_eq!((held.len(), refused), (DESCRIPTORS / 4 * 3, DESCRIPTORS / 4));
+    assert!(gateway.workers().await[0]["health"] == "healthy", "the worker is not to blame");
+}

@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod admin_access;
+mod admin_api;
+mod admin_schema;
+mod ask_gateway;
 mod check;
 mod command;
 mod conformance;
@@ -18,6 +21,7 @@ mod failover;
 mod guard;
 mod guides;
 mod hang_up;
+mod hooks;
 mod http2;
 mod hung;
 mod keep_alive;
@@ -29,6 +33,7 @@ mod limits;
 mod models;
 mod observe;
 mod overload;
+mod page;
 mod passthrough;
 mod policies;
 mod privileges;
@@ -38,6 +43,7 @@ mod replay;
 mod routing;
 mod schema;
 mod secrets;
+mod shaping;
 mod systemd;
 mod tidy;
 mod timing;

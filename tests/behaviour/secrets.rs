@@ -96,12 +96,34 @@ async fn no_secret_is_in_anything_that_the_gateway_says() {
     assert_eq!(over_http2(&client, &gateway, WRONG).await, 401);
 
     // What operators see.
+    let digests = ALL.map(digest);
     let token = bearer(ADMIN);
     let fields = [("authorization", token.as_str())];
-    for path in ["/metrics", "/workers", "/guard", "/health", "/ready"] {
+    for path in [
+        "/metrics",
+        "/workers",
+        "/guard",
+        "/health",
+        "/ready",
+        "/config",
+        "/stats",
+        "/tenants",
+        "/index",
+        "/live",
+        "/decisions",
+        "/log-level",
+        "/openapi.json",
+        "/",
+        "/page/main.js",
+    ] {
         let reply = request(gateway.admin, "GET", path, &fields, "").await;
         assert_eq!(reply.status, 200, "{path}");
-        is_clean(path, &format!("{:?} {}", reply.headers, reply.text()));
+        let said = format!("{:?} {}", reply.headers, reply.text());
+        is_clean(path, &said);
+        // Nor what a short one could be guessed from.
+        for (secret, digest) in ALL.iter().zip(&digests) {
+            assert!(!said.contains(digest), "the digest of {secret} is in {path}: {said}");
+        }
     }
     is_clean("a refusal of the admin port", &get(gateway.admin, "/workers").await.text());
     // A configuration that is wrong beside its secrets, and one that is right again.

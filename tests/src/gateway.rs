@@ -130,9 +130,14 @@ impl Gateway {
 
     /// The value of one series of `/metrics`, written as it stands there; zero if it is not there.
     pub async fn metric(&self, series: &str) -> f64 {
-        let text = client::get(self.admin, "/metrics").await.text();
-        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().expect("a sample has a number"))
+        sample(&client::get(self.admin, "/metrics").await.text(), series)
+    }
+
+    /// The same of a gateway that wants this admin token.
+    pub async fn metric_as(&self, series: &str, token: &str) -> f64 {
+        let token = format!("Bearer {token}");
+        let fields = [("authorization", token.as_str())];
+        sample(&client::request(self.admin, "GET", "/metrics", &fields, "").await.text(), series)
     }
 
     /// The fleet as the admin port tells it.
@@ -150,6 +155,11 @@ impl Gateway {
         })
         .await;
     }
+}
+
+fn sample(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().expect("a sample has a number"))
 }
 
 /// A chat completion request. The sim serves it whatever model is named; none is.

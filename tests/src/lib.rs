@@ -12,6 +12,7 @@ mod certificates;
 mod client;
 mod gateway;
 pub mod network;
+mod python;
 pub mod stress;
 
 use std::{future::Future, time::Duration};
@@ -19,6 +20,7 @@ use std::{future::Future, time::Duration};
 pub use certificates::{Authority, Pair, TlsClient};
 pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
 pub use gateway::{Gateway, Signal, binary};
+pub use python::python_with;
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 
 /// How long a condition is awaited before a test gives up on it.

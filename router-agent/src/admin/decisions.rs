@@ -1,115 +1,166 @@
-//! Decisions on the admin port: what was decided lately, and why.
+//! What was decided lately, and why. [`crate::records::DecisionRecord`] says what is answered.
 //!
-//! | path | answers |
-//! |---|---|
-//! | `GET /decisions` | the newest, newest first, without their candidates |
-//! | `GET /decisions/REQUEST_ID` | every try of one request in full, the first try first |
-//! | `GET /decisions/follow` | decisions as they are made and as they end, as server-sent events |
-//!
-//! All but the second take filters, each of which must match: `request_id`, `worker` (the chosen one), `reason`, `tenant`
-//! and `model` (as the client or as the worker knows it). The first takes `limit` (100, at most 1,000), and it and the third
-//! `full=true` for candidates, too. [`crate::records::DecisionRecord`] says what is answered.
-//!
-//! Events are `decided`, `ended` (the same record with its outcome) and `lost` (`{"lost": N}`: so many events came faster
-//! than the follower read them, and are gone).
+//! Events of `/decisions/follow` are `decided`, `ended` (the same record with its outcome) and `lost` (`{"lost": N}`: so many
+//! events came faster than the follower read them, and are gone).
 
 use std::convert::Infallible;
 
 use axum::{
     Json,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::State,
     http::StatusCode,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::sse::{Event, KeepAlive, Sse},
 };
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use serde::Deserialize;
 use serde_json::json;
+use utoipa::IntoParams;
 
-use super::{Admin, refuse};
+use super::{
+    Admin,
+    error::{ApiError, ApiResult, ErrorBody},
+    extract::{Asked, Name},
+};
 use crate::{
     limits,
-    records::{Detail, Filter, Seen},
+    records::{DecisionRecord, Detail, Filter, Seen},
 };
 
 /// Records that are answered where no limit is asked for.
 const LIMIT: usize = 100;
 
-/// The query string.
-#[derive(Debug, Default, Deserialize)]
+/// Which decisions, and how much of them. All of the filters must match.
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Asked {
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// Of this request (`x-request-id`).
     request_id: Option<String>,
+    /// On this worker.
     worker: Option<String>,
+    /// For this reason.
+    #[param(example = "load_over_prefix")]
     reason: Option<String>,
+    /// Of this tenant.
     tenant: Option<String>,
+    /// For this model, as the client or as the worker knows it.
     model: Option<String>,
-    limit: Option<usize>,
+    /// With every worker's part.
+    #[param(required = false)]
     full: bool,
 }
 
-type Question = Result<Query<Asked>, QueryRejection>;
-
-/// What the query asks for.
-struct Wanted {
-    filter: Filter,
+/// As [`Which`], and how many.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Newest {
+    /// Of this request (`x-request-id`).
+    request_id: Option<String>,
+    /// On this worker.
+    worker: Option<String>,
+    /// For this reason.
+    #[param(example = "load_over_prefix")]
+    reason: Option<String>,
+    /// Of this tenant.
+    tenant: Option<String>,
+    /// For this model, as the client or as the worker knows it.
+    model: Option<String>,
+    /// With every worker's part.
+    #[param(required = false)]
+    full: bool,
+    /// The most that are listed.
+    #[param(default = 100, minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    detail: Detail,
 }
 
-impl Wanted {
-    fn of(asked: Question) -> Result<Self, String> {
-        let Query(asked) = asked.map_err(|error| error.body_text())?;
-        let Asked { request_id, worker, reason, tenant, model, limit, full } = asked;
-        let filter = Filter { request_id, worker, reason, tenant, model };
-        filter.validate().map_err(|error| error.to_string())?;
-        if let Some(limit) = limit.filter(|limit| !(1..=limits::DECISIONS_ANSWERED_MAX).contains(limit)) {
-            return Err(format!("limit={limit}: 1 to {}", limits::DECISIONS_ANSWERED_MAX));
-        }
-        Ok(Self { filter, limit, detail: if full { Detail::Full } else { Detail::Brief } })
+impl Newest {
+    fn split(self) -> (Which, Option<usize>) {
+        let Self { request_id, worker, reason, tenant, model, full, limit } = self;
+        (Which { request_id, worker, reason, tenant, model, full }, limit)
     }
 }
 
-pub(super) async fn list(State(admin): State<Admin>, asked: Question) -> Response {
-    let Wanted { filter, limit, detail } = match Wanted::of(asked) {
-        Ok(wanted) => wanted,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
-    };
-    let records = admin.shared.records.newest(&filter, limit.unwrap_or(LIMIT));
-    Json(records.iter().map(|record| record.view(detail)).collect::<Vec<_>>()).into_response()
+impl Which {
+    fn wanted(self) -> ApiResult<(Filter, Detail)> {
+        let Self { request_id, worker, reason, tenant, model, full } = self;
+        let filter = Filter { request_id, worker, reason, tenant, model };
+        filter.validate().map_err(ApiError::bad_request)?;
+        Ok((filter, if full { Detail::Full } else { Detail::Brief }))
+    }
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Path(request_id): Path<String>) -> Response {
+/// The newest decisions, without their filters.
+pub(super) fn newest(admin: &Admin, limit: usize) -> Vec<DecisionRecord> {
+    let records = admin.shared.records.newest(&Filter::default(), limit);
+    records.iter().map(|record| record.view(Detail::Brief)).collect()
+}
+
+/// The newest decisions, newest first, without every worker's part unless that is asked for.
+#[utoipa::path(
+    get, path = "/decisions", tag = "state", params(Newest),
+    responses(
+        (status = 200, description = "the decisions", body = Vec<DecisionRecord>),
+        (status = 400, description = "the query is wrong", body = ErrorBody),
+    )
+)]
+pub(super) async fn list(
+    State(admin): State<Admin>,
+    Asked(newest): Asked<Newest>,
+) -> ApiResult<Json<Vec<DecisionRecord>>> {
+    let (which, limit) = newest.split();
+    let (filter, detail) = which.wanted()?;
+    if let Some(limit) = limit.filter(|limit| !(1..=limits::DECISIONS_ANSWERED_MAX).contains(limit)) {
+        return Err(ApiError::bad_request(format!("limit={limit}: 1 to {}", limits::DECISIONS_ANSWERED_MAX)));
+    }
+    let records = admin.shared.records.newest(&filter, limit.unwrap_or(LIMIT));
+    Ok(Json(records.iter().map(|record| record.view(detail)).collect()))
+}
+
+/// Every try of one request in full, the first try first.
+#[utoipa::path(
+    get, path = "/decisions/{request_id}", tag = "state",
+    params(("request_id" = String, Path, description = "its `x-request-id`")),
+    responses(
+        (status = 200, description = "its tries", body = Vec<DecisionRecord>),
+        (status = 400, description = "the path is no text", body = ErrorBody),
+        (status = 404, description = "it is not among the last", body = ErrorBody),
+    )
+)]
+pub(super) async fn show(
+    State(admin): State<Admin>,
+    Name(request_id): Name,
+) -> ApiResult<Json<Vec<DecisionRecord>>> {
     let filter = Filter { request_id: Some(request_id.clone()), ..Filter::default() };
     let mut records = admin.shared.records.newest(&filter, limits::DECISIONS_ANSWERED_MAX);
     if records.is_empty() {
         let keep = admin.shared.config().decisions.keep;
-        return refuse(
-            StatusCode::NOT_FOUND,
-            format!("no decision for the request {request_id:?} is among the last {keep} (decisions.keep)"),
-        );
+        return Err(ApiError::not_found(format!(
+            "no decision for the request {request_id:?} is among the last {keep} (decisions.keep)"
+        )));
     }
     records.reverse();
-    Json(records.iter().map(|record| record.view(Detail::Full)).collect::<Vec<_>>()).into_response()
+    Ok(Json(records.iter().map(|record| record.view(Detail::Full)).collect()))
 }
 
-pub(super) async fn follow(State(admin): State<Admin>, asked: Question) -> Response {
-    let Wanted { filter, detail, .. } = match Wanted::of(asked) {
-        Ok(Wanted { limit: Some(_), .. }) => {
-            return refuse(StatusCode::BAD_REQUEST, "limit: following has no end; leave it out");
-        }
-        Ok(wanted) => wanted,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, error),
-    };
-    let Some(follower) = admin.shared.records.follow() else {
+/// Decisions as they are made and as they end, as server-sent events.
+#[utoipa::path(
+    get, path = "/decisions/follow", tag = "state", params(Which),
+    responses(
+        (status = 200, description = "events named `decided` and `ended`, each with a record as its data, and `lost`", body = DecisionRecord, content_type = "text/event-stream"),
+        (status = 400, description = "the query is wrong", body = ErrorBody),
+        (status = 429, description = "there are as many followers as there can be", body = ErrorBody),
+    )
+)]
+pub(super) async fn follow(
+    State(admin): State<Admin>,
+    Asked(which): Asked<Which>,
+) -> ApiResult<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
+    let (filter, detail) = which.wanted()?;
+    let follower = admin.shared.records.follow().ok_or_else(|| {
         let limit = limits::DECISION_FOLLOWERS_MAX;
-        return refuse(
-            StatusCode::TOO_MANY_REQUESTS,
-            format!("{limit} connections follow decisions already"),
-        );
-    };
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, format!("{limit} connections follow decisions already"))
+    })?;
     let events = stream::unfold((follower, filter), move |(mut follower, filter)| async move {
         loop {
             let event = match follower.next().await? {
@@ -120,8 +171,8 @@ pub(super) async fn follow(State(admin): State<Admin>, asked: Question) -> Respo
                 Seen::Lost(count) => Event::default().event("lost").json_data(json!({ "lost": count })),
             };
             let Ok(event) = event else { continue }; // a record is always JSON
-            return Some((Ok::<_, Infallible>(event), (follower, filter)));
+            return Some((Ok(event), (follower, filter)));
         }
     });
-    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }

@@ -1,159 +1,225 @@
-//! The guard on the admin port.
-//!
-//! | path | does |
-//! |---|---|
-//! | `GET /guard` | interfaces with their mode, rules with their packets, totals by reason |
-//! | `POST /guard/rules` `{"cidr": "192.0.2.0/24", "action": "deny"}` | adds a rule (201), or changes the action of the one for this range (200) |
-//! | `DELETE /guard/rules?cidr=192.0.2.0/24` | removes the rule for exactly this range (204) |
-//!
-//! A wrong request is answered 400 and a range without a rule 404, each with `{"error": …}`; without a guard every
-//! change is answered 409. Changes last until the next reload (SIGHUP) or the end of the process: the file says what is.
+//! The XDP guard and its rules. Changes last until the next reload or the end of the process: the file says what is.
 
-use axum::{
-    Json,
-    body::Bytes,
-    extract::{Query, State},
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
 
-use super::Admin;
+use super::{
+    Admin,
+    error::{ApiError, ApiResult, ErrorBody},
+    extract::{Asked, Body},
+};
 use crate::{
     config::Cidr,
     kernel::{Guard, GuardAction, GuardCounts, GuardRule, KernelError, chain},
     telemetry::action_label,
 };
 
-/// A rule in a request.
-#[derive(Debug, Deserialize)]
+/// A rule.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NewRule {
+pub(super) struct Rule {
+    /// Sources: an address or a range.
+    #[schema(example = "192.0.2.0/24")]
     cidr: String,
-    action: WantedAction,
+    /// What becomes of their packets.
+    action: Action,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// What becomes of a source's packets.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum WantedAction {
+enum Action {
+    /// They are dropped.
     Deny,
+    /// They pass, without a limit on new connections.
     Allow,
 }
 
-/// Of `DELETE /guard/rules`.
-#[derive(Debug, Deserialize)]
-pub(super) struct Which {
-    cidr: Option<String>,
+/// The guard, or that there is none.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum GuardView {
+    /// There is one.
+    On {
+        /// `true`.
+        enabled: bool,
+        /// The port that it stands in front of.
+        port: u16,
+        /// Where it stands.
+        interfaces: Vec<InterfaceView>,
+        /// Its rules.
+        rules: Vec<RuleView>,
+        /// Packets that were let through and dropped, by why.
+        packets: Packets,
+    },
+    /// There is none.
+    Off {
+        /// `false`.
+        enabled: bool,
+        /// Why.
+        reason: String,
+    },
 }
 
-/// One rule, as JSON.
-#[derive(Debug, Serialize)]
-struct RuleView {
+/// An interface that is guarded, or was to be.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct InterfaceView {
+    interface: String,
+    /// `native`, `generic` or `refused`.
+    state: &'static str,
+    /// Why so.
+    reason: Option<String>,
+}
+
+/// A rule in force.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RuleView {
     cidr: String,
+    /// `deny` or `allow`.
     action: &'static str,
+    /// Packets that it decided on.
     packets: u64,
 }
 
-pub(super) async fn show(State(admin): State<Admin>) -> Response {
-    let Some(guard) = &admin.guard else {
-        return Json(json!({ "enabled": false, "reason": *admin.guard_state })).into_response();
-    };
-    match view(guard) {
-        Ok(view) => Json(view).into_response(),
-        Err(error) => failed(&error),
-    }
+/// Packets by what became of them.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Packets {
+    pass: Passed,
+    drop: Dropped,
 }
 
-fn view(guard: &Guard) -> Result<Value, KernelError> {
-    let interfaces: Vec<Value> = guard
-        .interfaces()
-        .iter()
-        .map(|(name, attached)| {
-            json!({ "interface": name, "state": attached.label(), "reason": attached.reason() })
-        })
-        .collect();
+#[derive(Debug, Serialize, ToSchema)]
+struct Passed {
+    allow_rule: u64,
+    no_rule: u64,
+    syn: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+struct Dropped {
+    deny_rule: u64,
+    syn_rate: u64,
+    malformed: u64,
+    headers: u64,
+}
+
+/// The guard: where it stands, its rules with their packets, and totals by reason.
+#[utoipa::path(
+    get, path = "/guard", tag = "guard",
+    responses(
+        (status = 200, description = "the guard, or why there is none", body = GuardView),
+        (status = 500, description = "the kernel does not say", body = ErrorBody),
+    )
+)]
+pub(super) async fn show(State(admin): State<Admin>) -> ApiResult<Json<GuardView>> {
+    let Some(guard) = &admin.guard else {
+        return Ok(Json(GuardView::Off { enabled: false, reason: admin.guard_state.to_string() }));
+    };
+    view(guard).map(Json).map_err(|error| failed(&error))
+}
+
+fn view(guard: &Guard) -> Result<GuardView, KernelError> {
+    let interface = |(name, attached): &(String, crate::kernel::Attached)| InterfaceView {
+        interface: name.clone(),
+        state: attached.label(),
+        reason: attached.reason().map(str::to_owned),
+    };
     let rule = |count: crate::kernel::GuardRuleCount| RuleView {
         cidr: count.rule.cidr.to_string(),
         action: action_label(count.rule.action),
         packets: count.packets,
     };
-    let rules: Vec<RuleView> = guard.rules()?.into_iter().map(rule).collect();
-    Ok(json!({
-        "enabled": true,
-        "port": guard.port(),
-        "interfaces": interfaces,
-        "rules": rules,
-        "packets": totals(&guard.counts()?),
-    }))
-}
-
-fn totals(counts: &GuardCounts) -> Value {
-    json!({
-        "pass": {
-            "allow_rule": counts.passed_allow_rule,
-            "no_rule": counts.passed_no_rule,
-            "syn": counts.passed_syn,
-        },
-        "drop": {
-            "deny_rule": counts.dropped_deny_rule,
-            "syn_rate": counts.dropped_syn_rate,
-            "malformed": counts.dropped_malformed,
-            "headers": counts.dropped_headers,
-        },
+    Ok(GuardView::On {
+        enabled: true,
+        port: guard.port(),
+        interfaces: guard.interfaces().iter().map(interface).collect(),
+        rules: guard.rules()?.into_iter().map(rule).collect(),
+        packets: totals(&guard.counts()?),
     })
 }
 
-pub(super) async fn add(State(admin): State<Admin>, body: Bytes) -> Response {
-    // Not by axum's `Json`: that insists on a content type, which `curl -d` gives another one.
-    let rule: NewRule = match serde_json::from_slice(&body) {
-        Ok(rule) => rule,
-        Err(why) => {
-            let wanted = r#"wanted {"cidr": "192.0.2.0/24", "action": "deny" or "allow"}"#;
-            return refused(StatusCode::BAD_REQUEST, &format!("{why}; {wanted}"));
-        }
-    };
-    let cidr = match rule.cidr.parse::<Cidr>() {
-        Ok(cidr) => cidr,
-        Err(why) => return refused(StatusCode::BAD_REQUEST, &why.to_string()),
-    };
+fn totals(counts: &GuardCounts) -> Packets {
+    Packets {
+        pass: Passed {
+            allow_rule: counts.passed_allow_rule,
+            no_rule: counts.passed_no_rule,
+            syn: counts.passed_syn,
+        },
+        drop: Dropped {
+            deny_rule: counts.dropped_deny_rule,
+            syn_rate: counts.dropped_syn_rate,
+            malformed: counts.dropped_malformed,
+            headers: counts.dropped_headers,
+        },
+    }
+}
+
+/// Add a rule, or change what the one for this range does.
+#[utoipa::path(
+    post, path = "/guard/rules", tag = "guard", request_body = Rule,
+    responses(
+        (status = 201, description = "the rule is new", body = Rule),
+        (status = 200, description = "it was there, and does this now", body = Rule),
+        (status = 400, description = "this is no rule", body = ErrorBody),
+        (status = 409, description = "there is no guard, or no room for more rules", body = ErrorBody),
+        (status = 413, description = "the body is too long", body = ErrorBody),
+        (status = 500, description = "the kernel refuses it", body = ErrorBody),
+    )
+)]
+pub(super) async fn add(State(admin): State<Admin>, body: Body) -> ApiResult<(StatusCode, Json<Rule>)> {
+    let rule: Rule = body.json(r#"{"cidr": "192.0.2.0/24", "action": "deny" or "allow"}"#)?;
+    let cidr: Cidr = rule.cidr.parse().map_err(ApiError::bad_request)?;
     let action = match rule.action {
-        WantedAction::Deny => GuardAction::Deny,
-        WantedAction::Allow => GuardAction::Allow,
+        Action::Deny => GuardAction::Deny,
+        Action::Allow => GuardAction::Allow,
     };
-    let Some(guard) = admin.guard.clone() else { return switched_off(&admin) };
+    let guard = admin.guard.clone().ok_or_else(|| switched_off(&admin))?;
     let changed = off_thread(move || guard.add(GuardRule { cidr, action })).await;
     let status = match changed {
         Ok(None) => StatusCode::CREATED,
         Ok(Some(_)) => StatusCode::OK,
         Err(KernelError::TooManyRules { max }) => {
-            return refused(
-                StatusCode::CONFLICT,
-                &format!("there are {max} rules already, the most there can be"),
-            );
+            return Err(ApiError::conflict(format!("there are {max} rules already, the most there can be")));
         }
-        Err(error) => return failed(&error),
+        Err(error) => return Err(failed(&error)),
     };
     tracing::info!(%cidr, action = action_label(action), "guard: rule set by the admin API");
-    (status, Json(json!({ "cidr": cidr.to_string(), "action": action_label(action) }))).into_response()
+    Ok((status, Json(Rule { cidr: cidr.to_string(), action: rule.action })))
 }
 
-pub(super) async fn remove(State(admin): State<Admin>, Query(which): Query<Which>) -> Response {
-    let Some(text) = which.cidr else {
-        return refused(StatusCode::BAD_REQUEST, "which rule? DELETE /guard/rules?cidr=192.0.2.0/24");
-    };
-    let cidr = match text.parse::<Cidr>() {
-        Ok(cidr) => cidr,
-        Err(why) => return refused(StatusCode::BAD_REQUEST, &why.to_string()),
-    };
-    let Some(guard) = admin.guard.clone() else { return switched_off(&admin) };
+/// Of `DELETE /guard/rules`.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// The rule's range, exactly.
+    #[param(required = true, example = "192.0.2.0/24")]
+    cidr: Option<String>,
+}
+
+/// Remove the rule for exactly this range.
+#[utoipa::path(
+    delete, path = "/guard/rules", tag = "guard", params(Which),
+    responses(
+        (status = 204, description = "it is gone"),
+        (status = 400, description = "this is no range", body = ErrorBody),
+        (status = 404, description = "no rule is for exactly this range", body = ErrorBody),
+        (status = 409, description = "there is no guard", body = ErrorBody),
+        (status = 500, description = "the kernel refuses it", body = ErrorBody),
+    )
+)]
+pub(super) async fn remove(State(admin): State<Admin>, Asked(which): Asked<Which>) -> ApiResult<StatusCode> {
+    let wanted = "which rule? DELETE /guard/rules?cidr=192.0.2.0/24";
+    let text = which.cidr.ok_or_else(|| ApiError::bad_request(wanted))?;
+    let cidr: Cidr = text.parse().map_err(ApiError::bad_request)?;
+    let guard = admin.guard.clone().ok_or_else(|| switched_off(&admin))?;
     match off_thread(move || guard.remove(cidr)).await {
         Ok(true) => {
             tracing::info!(%cidr, "guard: rule removed by the admin API");
-            StatusCode::NO_CONTENT.into_response()
+            Ok(StatusCode::NO_CONTENT)
         }
-        Ok(false) => refused(StatusCode::NOT_FOUND, &format!("no rule is for exactly {cidr}")),
-        Err(error) => failed(&error),
+        Ok(false) => Err(ApiError::not_found(format!("no rule is for exactly {cidr}"))),
+        Err(error) => Err(failed(&error)),
     }
 }
 
@@ -165,14 +231,10 @@ async fn off_thread<T: Send + 'static>(change: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-fn refused(status: StatusCode, why: &str) -> Response {
-    (status, Json(json!({ "error": why }))).into_response()
+fn switched_off(admin: &Admin) -> ApiError {
+    ApiError::conflict(format!("there is no guard: {}", admin.guard_state))
 }
 
-fn switched_off(admin: &Admin) -> Response {
-    refused(StatusCode::CONFLICT, &format!("there is no guard: {}", admin.guard_state))
-}
-
-fn failed(error: &KernelError) -> Response {
-    refused(StatusCode::INTERNAL_SERVER_ERROR, &chain(error))
+fn failed(error: &KernelError) -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, chain(error))
 }

@@ -1,44 +1,49 @@
-//! The operators' port: metrics, health and the fleet, on the control thread.
+//! The operators' port, on the control thread: what happens and why, the fleet and the configuration to be changed, and the
+//! web page.
 //!
-//! | path | answers |
-//! |---|---|
-//! | `GET /metrics` | Prometheus text format |
-//! | `GET /health` | 200 while the process runs |
-//! | `GET /ready` | 200 while at least one worker can take requests and the gateway is not draining, else 503 |
-//! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
-//! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
-//! | `/decisions`, `/decisions/REQUEST_ID`, `/decisions/follow` | what was decided, and why, see `decisions.rs` |
-//! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
-//!
-//! Who may ask: `access.rs`.
+//! Every endpoint is in `api.rs`, with the OpenAPI document that the handlers make (`GET /openapi.json`); `docs/admin-api.md`
+//! is for people. Who may ask: `access.rs`. What is refused has one shape: `error.rs`.
 
 mod access;
+mod api;
+mod config;
 mod decisions;
+mod error;
+mod events;
+mod explain;
+mod extract;
 mod guard;
+mod histogram;
+mod index;
+mod live;
+mod log_level;
+mod page;
+mod probes;
+mod recent;
 mod reload;
+mod stats;
+mod tenants;
 mod tls;
 mod workers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
-    middleware,
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
-use serde_json::json;
+use arc_swap::ArcSwap;
+use axum::middleware;
 use tokio::sync::watch;
 
 use crate::{
     gateway::{Phase, Shared},
+    index::Prefix,
     kernel::{Guard, Steering},
     lifecycle::{Members, Reload},
-    telemetry::openmetrics,
+    telemetry::LogFilter,
     tls::ServerTls,
 };
+
+pub use events::Followers;
+pub(crate) use histogram::{Buckets, Percentiles, between};
+pub use recent::Recent;
 
 /// What the admin port reads.
 #[derive(Clone)]
@@ -57,6 +62,16 @@ pub struct Admin {
     pub reload: Arc<Reload>,
     /// Who brings workers in and sees them off.
     pub members: Arc<Members>,
+    /// What happened lately.
+    pub recent: Arc<Recent>,
+    /// The most used prefixes, as last sampled.
+    pub hottest: Arc<ArcSwap<Vec<Prefix>>>,
+    /// What is logged.
+    pub log_filter: LogFilter,
+    /// Who follows the events.
+    pub followers: Followers,
+    /// When the process began to serve.
+    pub started: Instant,
 }
 
 /// What the port offers by ALPN.
@@ -68,10 +83,8 @@ pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>
     let handed_over = async move {
         let _ = phase.wait_for(|phase| *phase == Phase::HandOver).await; // or nobody is there to say so
     };
-    let router = probes()
-        .merge(operations())
-        .layer(middleware::from_fn_with_state(admin.clone(), access::check))
-        .with_state(admin);
+    let router =
+        api::router().layer(middleware::from_fn_with_state(admin.clone(), access::check)).with_state(admin);
     let served = match tls {
         None => axum::serve(listener, router).with_graceful_shutdown(handed_over).await,
         Some(tls) => {
@@ -82,76 +95,4 @@ pub async fn serve(listener: tokio::net::TcpListener, tls: Option<Arc<ServerTls>
     if let Err(error) = served {
         tracing::error!(%error, "the admin port is closed");
     }
-}
-
-/// What probes and scrapers ask.
-fn probes() -> Router<Admin> {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/health", get(async || "ok\n"))
-        .route("/ready", get(ready))
-}
-
-/// What shows or changes the gateway: for operators alone.
-fn operations() -> Router<Admin> {
-    Router::new()
-        .route("/workers", get(workers::list).post(workers::add))
-        .route("/workers/{name}", get(workers::show).delete(workers::remove))
-        .route("/workers/{name}/drain", post(workers::drain))
-        .route("/workers/{name}/undrain", post(workers::undrain))
-        .route("/admin/reload", post(reload::run))
-        .route("/decisions", get(decisions::list))
-        .route("/decisions/follow", get(decisions::follow))
-        .route("/decisions/{request_id}", get(decisions::show))
-        .route("/guard", get(guard::show))
-        .route("/guard/rules", post(guard::add).delete(guard::remove))
-}
-
-async fn metrics(State(admin): State<Admin>, asked: HeaderMap) -> impl IntoResponse {
-    let Admin { shared, steering, .. } = &admin;
-    for worker in shared.fleet.workers().iter() {
-        shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
-        shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
-    }
-    shared.refresh_queue_metrics();
-    shared.metrics.set_index_bytes(shared.index.bytes());
-    shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);
-    if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {
-        shared.metrics.set_steering(&counts);
-    }
-    if let Some(guard) = &admin.guard {
-        if let Ok(counts) = guard.counts() {
-            shared.metrics.guard.set_counts(&counts);
-        }
-        if let Ok(rules) = guard.rules() {
-            shared.metrics.guard.set_rules(&rules);
-        }
-    }
-    let accepted = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    if accepted.contains(openmetrics::MEDIA_TYPE) {
-        let text = shared.metrics.encode_openmetrics();
-        return ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response();
-    }
-    match shared.metrics.encode() {
-        Ok(text) => {
-            let content_type = "text/plain; version=0.0.4; charset=utf-8";
-            ([(header::CONTENT_TYPE, content_type)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
-    if *admin.phase.borrow() != Phase::Serve {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if admin.shared.fleet.is_ready() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "no worker is available\n")
-    }
-}
-
-/// A refusal: what is wrong, and what would be right.
-fn refuse(status: StatusCode, error: impl std::fmt::Display) -> Response {
-    (status, Json(json!({ "error": error.to_string() }))).into_response()
 }

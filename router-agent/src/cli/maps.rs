@@ -32,6 +32,8 @@ mod decisions;
 mod guard;
 mod table;
 
+pub(super) use self::table::until_nul;
+
 /// Arguments of `warmpath maps`.
 #[derive(Debug, Default, clap::Args)]
 #[command(after_help = "Examples:\n  \

@@ -1,9 +1,11 @@
 //! The command line: one module per subcommand, and no logic of the gateway's own.
 
+mod admin;
 mod banner;
 mod check;
 mod doctor;
 mod doors;
+mod explain;
 mod generate;
 mod guard;
 mod key;
@@ -14,6 +16,8 @@ mod run;
 mod serve;
 mod survey;
 mod tokenize;
+mod top;
+mod workers;
 
 use std::ffi::OsString;
 
@@ -21,14 +25,18 @@ use clap::{Parser, Subcommand};
 
 use crate::{config::LogFormat, lifecycle::successor, telemetry};
 
+pub use admin::AdminArgs;
 pub use check::CheckArgs;
 pub use doctor::DoctorArgs;
+pub use explain::ExplainArgs;
 pub use generate::{CompletionsArgs, ManArgs, SchemaArgs};
 pub use key::KeyArgs;
 pub use maps::MapsArgs;
 pub use replay::ReplayArgs;
 pub use serve::ServeArgs;
 pub use tokenize::TokenizeArgs;
+pub use top::TopArgs;
+pub use workers::WorkersArgs;
 
 /// Routes OpenAI requests to the vLLM worker that already holds the prompt's prefix in its KV cache.
 #[derive(Debug, Parser)]
@@ -46,6 +54,12 @@ enum Command {
     Check(CheckArgs),
     /// Look at this host and its workers: what is missing, and the command that mends it.
     Doctor(DoctorArgs),
+    /// Watch a running gateway: workers, streams, times to first and between tokens, prefixes, decisions.
+    Top(TopArgs),
+    /// Show and change the fleet of a running gateway.
+    Workers(WorkersArgs),
+    /// Say where a request would go, and why, without sending it.
+    Explain(ExplainArgs),
     /// Print the gateway's BPF maps: what bpftool shows, without bpftool.
     Maps(MapsArgs),
     /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
@@ -83,6 +97,15 @@ pub enum CliError {
     /// `schema`, `completions` or `man` could not write.
     #[error(transparent)]
     Generate(#[from] generate::GenerateError),
+    /// `top` has nothing to show, or no terminal.
+    #[error(transparent)]
+    Top(#[from] top::TopError),
+    /// `workers` was refused.
+    #[error(transparent)]
+    Workers(#[from] workers::WorkersError),
+    /// `explain` was refused.
+    #[error(transparent)]
+    Explain(#[from] explain::ExplainError),
     /// `maps` found nothing to print.
     #[error(transparent)]
     Maps(#[from] maps::MapsError),
@@ -110,6 +133,9 @@ impl Cli {
             Command::Schema(args) => generate::schema(&args)?,
             Command::Completions(args) => generate::completions(&args)?,
             Command::Man(args) => generate::man(&args)?,
+            Command::Top(args) => top::run(&args)?,
+            Command::Workers(args) => workers::run(&args)?,
+            Command::Explain(args) => explain::run(&args)?,
             Command::Maps(args) => maps::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
             Command::Replay(args) => replay::run(&args)?,

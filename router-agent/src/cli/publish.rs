@@ -1,5 +1,5 @@
-//! What the control thread publishes in BPF maps, again and again: the fleet in `workers`, a sample of the prefix index
-//! in `prefixes`. Both go on when a publication fails, and say so once.
+//! What the control thread publishes, again and again: the fleet in the BPF map `workers`, a sample of the prefix index in
+//! `prefixes` and for the admin port. Both go on when a publication fails, and say so once.
 
 use std::{
     collections::HashSet,
@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use router_common::{limits::PREFIXES_MAX, prefixes::PrefixValue};
 
 use crate::{
@@ -25,6 +26,9 @@ const PREFIXES_INTERVAL: Duration = Duration::from_secs(1);
 /// Time from one sample of the index to the next, by the time that one takes: a hundredth of a CPU, however large the
 /// index is.
 const PREFIXES_REST: u32 = 100;
+
+/// The most used prefixes of the last sample, the most used first.
+pub(super) type HottestNow = Arc<ArcSwap<Vec<Prefix>>>;
 
 /// Publishes the fleet.
 pub(super) async fn workers(shared: Arc<Shared>, mut map: WorkersMap) {
@@ -46,8 +50,8 @@ pub(super) async fn workers(shared: Arc<Shared>, mut map: WorkersMap) {
     }
 }
 
-/// Publishes the most used prefixes.
-pub(super) async fn prefixes(index: Arc<PrefixIndex>, mut map: PrefixesMap) {
+/// Publishes the most used prefixes, in the map where there is one.
+pub(super) async fn prefixes(index: Arc<PrefixIndex>, published: HottestNow, mut map: Option<PrefixesMap>) {
     let mut hottest = Hottest::default();
     let mut failing = false;
     loop {
@@ -65,10 +69,13 @@ pub(super) async fn prefixes(index: Arc<PrefixIndex>, mut map: PrefixesMap) {
             tokio::task::yield_now().await;
         }
         let began = Instant::now();
-        let rows: Vec<_> = hottest.finish(&index).iter().map(row).collect();
-        let result = map.publish(&rows);
+        let sample = hottest.finish(&index);
+        if let Some(map) = &mut map {
+            let rows: Vec<_> = sample.iter().map(row).collect();
+            report("prefixes", &map.publish(&rows), &mut failing);
+        }
+        published.store(Arc::new(sample));
         spent += began.elapsed();
-        report("prefixes", &result, &mut failing);
         tokio::time::sleep(PREFIXES_INTERVAL.max(spent * PREFIXES_REST)).await;
     }
 }

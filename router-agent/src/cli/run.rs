@@ -14,7 +14,7 @@ use super::{
     serve::{ServeArgs, ServeError, system},
 };
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Followers, Recent},
     config::{self, Config, Live, Splice},
     descriptors,
     fleet::{self, Fleet},
@@ -24,13 +24,18 @@ use crate::{
     kv_events::{self, Indices, KvEvents, Predictions},
     lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd, thrift},
     privileges::{self, Account},
-    telemetry::{Metrics, RelayPath},
+    telemetry::{LogFilter, Metrics, RelayPath},
     tls::{self, ServerTls},
     tokenize::Tokenizers,
 };
 
 /// From the configuration to the end of the process.
-pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> Result<(), ServeError> {
+pub(super) async fn serve(
+    args: ServeArgs,
+    config: Config,
+    log_filter: LogFilter,
+    started: Instant,
+) -> Result<(), ServeError> {
     // Before anything that a second Ctrl-C could interrupt half-way.
     let files = args.clone();
     let watch = Watch::new(&files.files(&config));
@@ -151,9 +156,10 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
     if let Some(map) = kernel.take_workers() {
         tasks.spawn(publish::workers(shared.clone(), map));
     }
-    if let Some(map) = kernel.take_prefixes() {
-        tasks.spawn(publish::prefixes(index.clone(), map));
-    }
+    let hottest = publish::HottestNow::default();
+    tasks.spawn(publish::prefixes(index.clone(), hottest.clone(), kernel.take_prefixes()));
+    let recent = Arc::new(Recent::default());
+    tasks.spawn(recent.clone().watch(shared.clone()));
     if let Some(guard) = &guard {
         tasks.spawn(guard::forward_log(guard.clone()));
     }
@@ -173,6 +179,11 @@ pub(super) async fn serve(args: ServeArgs, config: Config, started: Instant) -> 
             },
             reload: reload.clone(),
             members,
+            recent,
+            hottest,
+            log_filter,
+            followers: Followers::default(),
+            started: Instant::now(),
         },
     ));
     let banner = Banner {

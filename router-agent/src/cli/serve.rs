@@ -188,10 +188,10 @@ pub(super) fn run(args: ServeArgs) -> Result<(), ServeError> {
     let started = Instant::now();
     let config = args.clone().resolve()?;
     guard::check_interfaces(&config.guard)?;
-    telemetry::init_logging(config.log_format);
+    let log_filter = telemetry::init_logging(config.log_format);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("cannot start the control thread"))?;
-    runtime.block_on(run::serve(args, config, started))
+    runtime.block_on(run::serve(args, config, log_filter, started))
 }

@@ -3,7 +3,7 @@
 use super::{Config, Relay};
 
 /// Top-level keys whose values differ, and a few below them where a part of a section is another matter than the rest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Changes {
     /// These are in force from now on.
     pub changed: Vec<&'static str>,
@@ -69,6 +69,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         tokenizers,
         keys,
         keys_file,
+        aliases,
+        hooks,
+        overrides,
         user,
         admin_token,
         admin_open_metrics,
@@ -110,6 +113,9 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("guard", guard, &new.guard);
     changes.live("keys", keys, &new.keys);
     changes.live("keys_file", keys_file, &new.keys_file);
+    changes.live("aliases", aliases, &new.aliases);
+    changes.live("hooks", hooks, &new.hooks);
+    changes.live("overrides", overrides, &new.overrides);
     changes.fixed("user", user, &mut new.user);
     changes.live("admin_token", admin_token, &new.admin_token);
     changes.live("admin_open_metrics", admin_open_metrics, &new.admin_open_metrics);

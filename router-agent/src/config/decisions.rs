@@ -24,7 +24,7 @@ impl Default for Decisions {
 }
 
 /// What of a prompt is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LoggedPrompts {
     /// Its length.

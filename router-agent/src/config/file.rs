@@ -11,16 +11,15 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use super::{
-    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource, WorkerConfig, WorkerUrl,
+    Cidr, Config, ConfigError, GuardMode, LogFormat, RelayMode, Splice, TokenSource,
     decisions::{DecisionLogFile, DecisionsFile},
     faults::{BreakerFile, HealthFile, OutliersFile},
     kv_events,
     limits::{LimitsFile, TimeoutsFile},
     schema,
     secret::{Hidden, Place},
-    tls,
+    worker_entry::Worker,
 };
-use crate::tls::WorkerTls;
 
 /// The file as written. Every key is optional; an unknown one is an error.
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
@@ -82,6 +81,12 @@ pub struct File {
     keys: Option<Vec<super::keys::Written>>,
     /// A file with more of them: a list as under `keys`.
     keys_file: Option<PathBuf>,
+    /// Models that clients may name, and what is served for them: docs/shaping.md.
+    aliases: Option<Vec<super::aliases::Written>>,
+    /// Services that see requests before they are routed: docs/shaping.md.
+    hooks: Option<Vec<super::hooks::Written>>,
+    /// What clients may decide by `x-warmpath-…` headers. Left out: everything without keys, nothing with.
+    overrides: Option<Vec<super::overrides::Override>>,
     /// Addresses whose `x-forwarded-…` and `Forwarded` are believed, e.g. `10.0.0.0/8`.
     trusted_proxies: Option<Vec<String>>,
     /// Who the process becomes before it serves, where root starts it.
@@ -103,34 +108,6 @@ pub struct File {
     decision_log: DecisionLogFile,
     /// OpenTelemetry traces: docs/traces.md.
     traces: super::traces::TracesFile,
-}
-
-/// A worker: a URL, or a URL with a name.
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events`, `api_key` and `tls`"
-)]
-enum Worker {
-    Url(String),
-    Full(WorkerEntry),
-}
-
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct WorkerEntry {
-    /// `http://HOST:PORT` or `https://HOST:PORT`, without a path.
-    url: String,
-    /// What it is called in headers, metrics and maps; `HOST:PORT` where not set.
-    name: Option<String>,
-    /// Where its KV events are: `auto` (it is asked), `off`, or its endpoints.
-    kv_events: Option<kv_events::Written>,
-    /// vLLM's `--api-key`: the key, or `${VARIABLE}`.
-    api_key: Option<Hidden>,
-    /// A file with that key.
-    api_key_file: Option<PathBuf>,
-    /// How it is known over TLS.
-    tls: Option<tls::WorkerWritten>,
 }
 
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
@@ -266,13 +243,7 @@ impl File {
         set(&mut config.timeouts.upgrade, self.upgrade_timeout);
         self.routing.apply(&mut config.routing)?;
         if let Some(workers) = self.workers {
-            config.workers = workers
-                .into_iter()
-                .map(|worker| match worker {
-                    Worker::Url(url) => worker_config(&url, None),
-                    Worker::Full(entry) => entry.try_into(),
-                })
-                .collect::<Result<_, _>>()?;
+            config.workers = workers.into_iter().map(Worker::resolve).collect::<Result<_, _>>()?;
         }
         self.health.apply(&mut config.health);
         self.breaker.apply(&mut config.breaker);
@@ -309,6 +280,15 @@ impl File {
             config.keys = written.map(super::keys::Written::resolve).collect::<Result<_, _>>()?;
             config.keys_file = self.keys_file;
         }
+        if let Some(written) = self.aliases {
+            config.aliases = super::aliases::resolve(written)?;
+        }
+        if let Some(written) = self.hooks {
+            config.hooks = super::hooks::resolve(written)?;
+        }
+        if self.overrides.is_some() {
+            config.overrides = self.overrides.map(Into::into);
+        }
         let token =
             Place { key: "admin_token", value: self.admin_token, file: self.admin_token_file }.read()?;
         if token.is_some() {
@@ -338,69 +318,4 @@ impl File {
 fn ranges(key: &'static str, texts: Option<Vec<String>>) -> Result<Option<Vec<Cidr>>, ConfigError> {
     let range = |text: String| text.parse().map_err(|source| ConfigError::Cidr { key, source });
     texts.map(|texts| texts.into_iter().map(range).collect()).transpose()
-}
-
-impl TryFrom<WorkerEntry> for WorkerConfig {
-    type Error = ConfigError;
-
-    fn try_from(entry: WorkerEntry) -> Result<Self, ConfigError> {
-        let key = Place { key: "workers.api_key", value: entry.api_key, file: entry.api_key_file }.read()?;
-        let url = parse_url(&entry.url)?;
-        let tls = tls::WorkerWritten::resolve(entry.tls, &url)?;
-        Ok(Self {
-            kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
-            authorization: key.map(|key| key.bearer()),
-            ..named(url, tls, entry.name)?
-        })
-    }
-}
-
-/// Why the JSON of a worker cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum WorkerError {
-    /// It is not what an entry of `workers:` is.
-    #[error("not a worker such as {{\"url\": \"http://10.0.0.7:8000\", \"name\": \"gpu7\"}}: {0}")]
-    Json(#[from] serde_json::Error),
-    /// A value is wrong.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-}
-
-/// A worker as JSON, with the keys of an entry of `workers:`. A secret is there or nowhere: whoever may add a worker shall
-/// not have files and environment of this process sent to it.
-pub(crate) fn parse_worker(json: &[u8]) -> Result<WorkerConfig, WorkerError> {
-    let entry = serde_json::from_slice::<WorkerEntry>(json)?;
-    if entry.api_key_file.is_some() || entry.api_key.as_ref().is_some_and(Hidden::is_elsewhere) {
-        let message =
-            "write the key itself here; a file or a variable is for the configuration file".to_owned();
-        return Err(ConfigError::Value { key: "api_key", message }.into());
-    }
-    let worker = WorkerConfig::try_from(entry)?;
-    worker.kv_events.validate()?;
-    Ok(worker)
-}
-
-/// A worker from its URL, named `host:port` unless told otherwise.
-pub(crate) fn worker_config(url: &str, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
-    let url = parse_url(url)?;
-    let tls = tls::WorkerWritten::resolve(None, &url)?;
-    named(url, tls, name)
-}
-
-fn parse_url(url: &str) -> Result<WorkerUrl, ConfigError> {
-    url.parse().map_err(|source| ConfigError::Worker { url: url.to_owned(), source })
-}
-
-fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
-    let name = name.unwrap_or_else(|| url.authority());
-    let printable = |c: char| c.is_ascii_graphic();
-    if name.is_empty() || name.len() > 64 || !name.chars().all(printable) {
-        return Err(ConfigError::Value {
-            key: "workers.name",
-            message: format!(
-                "{name:?}: 1 to 64 printable ASCII characters without spaces (it goes into a header)"
-            ),
-        });
-    }
-    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default(), authorization: None, tls })
 }

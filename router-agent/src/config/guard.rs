@@ -6,7 +6,9 @@ use super::{Cidr, ConfigError};
 use crate::limits;
 
 /// How the guard's program is attached to an interface.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum GuardMode {
     /// Native where the driver can, else generic.

@@ -1,15 +1,20 @@
 //! `keys:` and `keys_file:`: who may ask, for which models, and how much.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::Deserialize;
 
-use super::{ConfigError, SecretDigest};
-use crate::limits;
+use super::{
+    ConfigError, SecretDigest,
+    defaults::{self, BodyDefault},
+    overrides::{Override, Overrides},
+    pattern::ModelPattern,
+};
+use crate::{limits, routing::Policy};
 
 /// A client with API keys of its own, as configured.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +39,12 @@ pub struct KeyConfig {
     pub priority: i64,
     /// Whether it may use every path that workers have, and not only their inference API.
     pub all_paths: bool,
+    /// How its requests are routed that say nothing else; none: as everybody's.
+    pub policy: Option<Policy>,
+    /// Members that its requests get where they have none.
+    pub defaults: Vec<BodyDefault>,
+    /// What its requests may decide by headers; none: as everybody's (`overrides:`).
+    pub overrides: Option<Overrides>,
 }
 
 /// Patterns of model names.
@@ -41,8 +52,8 @@ pub struct KeyConfig {
 pub enum AllowedModels {
     /// Every one.
     All,
-    /// Those that one of the patterns matches: a name, or the beginning of one and `*`.
-    Only(Vec<String>),
+    /// Those that one of the patterns matches.
+    Only(Vec<ModelPattern>),
 }
 
 impl AllowedModels {
@@ -50,10 +61,7 @@ impl AllowedModels {
     pub fn allow(&self, model: &str) -> bool {
         match self {
             Self::All => true,
-            Self::Only(patterns) => patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-                Some(start) => model.starts_with(start),
-                None => pattern == model,
-            }),
+            Self::Only(patterns) => patterns.iter().any(|pattern| pattern.matches(model)),
         }
     }
 }
@@ -83,6 +91,12 @@ pub(super) struct Written {
     /// What it may reach: `api` (inference) or `all` (whatever a worker has: `/sleep`, `/metrics` …).
     #[serde(default)]
     paths: Paths,
+    /// How its requests with a prompt are routed. Left out: `routing.policy`.
+    policy: Option<String>,
+    /// Members of a request body, for requests that do not have them: docs/shaping.md.
+    defaults: Option<BTreeMap<String, serde_json::Value>>,
+    /// What its requests may decide by `x-warmpath-…` headers. Left out: as the top-level `overrides`.
+    overrides: Option<Vec<Override>>,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -148,7 +162,13 @@ impl Written {
         if self.burst.is_some() && per_second.is_none() {
             return wrong("keys.burst", format!("{name}: has no meaning without requests_per_second"));
         }
+        let policy = self.policy.as_deref().map(str::parse).transpose();
+        let policy = policy.map_err(|error| value("keys.policy", format!("{name}: {error}")))?;
+        let defaults = defaults::resolve(&name, self.defaults.unwrap_or_default())?;
         Ok(KeyConfig {
+            policy,
+            defaults,
+            overrides: self.overrides.map(Into::into),
             digests,
             models,
             requests_per_second: per_second,
@@ -170,15 +190,14 @@ fn allowed(name: &str, patterns: Vec<String>) -> Result<AllowedModels, ConfigErr
             format!("{name}: an empty list allows nothing; leave it out to allow all"),
         );
     }
-    if let Some(pattern) = patterns.iter().find(|pattern| {
-        pattern.is_empty() || pattern.trim_end_matches('*').contains('*') || pattern.ends_with("**")
-    }) {
-        return wrong(
-            "keys.models",
-            format!("{name}: {pattern:?} is no pattern: a model's name, or its beginning and `*`"),
-        );
-    }
-    let all = patterns.iter().any(|pattern| pattern == "*");
+    let pattern = |text: String| {
+        ModelPattern::parse(&text).ok_or_else(|| {
+            let why = format!("{name}: {text:?} is no pattern: a model's name, or its beginning and `*`");
+            value("keys.models", why)
+        })
+    };
+    let patterns = patterns.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
+    let all = patterns.iter().any(ModelPattern::is_any);
     Ok(if all { AllowedModels::All } else { AllowedModels::Only(patterns) })
 }
 

@@ -27,13 +27,13 @@ pub enum WorkerKvEvents {
 }
 
 /// As in the worker's `--kv-events-config`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KvEndpoints {
     /// `tcp://HOST:PORT`, `tcp://*:PORT` or `ipc://PATH`.
     pub endpoint: String,
     /// Where it replays; without, nothing is known of what was before the gateway.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_endpoint: Option<String>,
     /// First frame of its messages; tells workers apart that share an endpoint.
     #[serde(default)]

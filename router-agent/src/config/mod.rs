@@ -3,25 +3,32 @@
 //! A value comes from the flag, else from the environment (`WARMPATH_…`), else from the file, else from the default.
 //! Unknown keys are errors: a misspelt key that is silently ignored is an outage that waits for its night.
 
+mod aliases;
 mod changes;
 mod cidr;
 mod decisions;
+mod defaults;
 mod digest;
 mod error;
 mod faults;
 mod file;
 mod guard;
+mod hooks;
 mod keys;
 mod kv_events;
 mod limits;
 mod live;
+mod overrides;
+mod pattern;
 mod place;
 mod routing;
 pub mod schema;
 mod secret;
+mod shown;
 mod tls;
 mod tokenizers;
 mod traces;
+mod worker_entry;
 mod worker_url;
 
 use std::{
@@ -32,28 +39,34 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, tls::WorkerTls};
+use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, routing::Policy, tls::WorkerTls};
 
 pub use self::limits::{Limits, Timeouts};
+pub use aliases::{Alias, Aliases, Target};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
 pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
+pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
-pub(crate) use file::{parse_worker, worker_config};
 pub use guard::{Guard, GuardInterface, GuardMode};
+pub use hooks::HookConfig;
 pub(crate) use keys::is_key_name;
 pub use keys::{AllowedModels, KeyConfig};
 pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use live::Live;
+pub use overrides::Overrides;
+pub use pattern::ModelPattern;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub(crate) use secret::admin_token_of_environment;
+pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use traces::{TraceProtocol, Traces};
+pub(crate) use worker_entry::{parse_worker, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -61,7 +74,16 @@ pub const DEFAULT_INSTANCE: &str = "default";
 
 /// Whether response bodies may be moved by the kernel.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Deserialize,
+    serde::Serialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Splice {
@@ -73,7 +95,7 @@ pub enum Splice {
 }
 
 /// When one way of relaying bodies is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayMode {
     /// Where measurements say that it pays.
@@ -109,7 +131,16 @@ impl Relay {
 
 /// How log lines are written.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Deserialize,
+    serde::Serialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -193,6 +224,12 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// Where some of `keys` come from.
     pub keys_file: Option<PathBuf>,
+    /// Models that clients may name, and what is served for them.
+    pub aliases: Aliases,
+    /// Who sees requests before they are routed.
+    pub hooks: Vec<HookConfig>,
+    /// What clients may decide by headers whose keys do not say; none: everything without keys, nothing with.
+    pub overrides: Option<Overrides>,
     /// Whom the process becomes when it serves; none: nobody else.
     pub user: Option<String>,
     /// What operators have to show; none: nothing.
@@ -248,6 +285,9 @@ impl Default for Config {
             tokenizers: Tokenizers::default(),
             keys: Vec::new(),
             keys_file: None,
+            aliases: Aliases::default(),
+            hooks: Vec::new(),
+            overrides: None,
             user: None,
             admin_token: None,
             admin_open_metrics: false,
@@ -336,6 +376,13 @@ impl Config {
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;
+        let wants_lmcache = |key: &&KeyConfig| key.policy == Some(Policy::Lmcache);
+        if let Some(key) = self.keys.iter().find(wants_lmcache)
+            && self.routing.settings.policy != Policy::Lmcache
+        {
+            let message = format!("{}: lmcache is for gateways whose routing.policy it is", key.name);
+            return value("keys.policy", message);
+        }
         self.limits.validate()?;
         self.timeouts.validate()?;
         self.decisions.validate()?;

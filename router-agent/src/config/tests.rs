@@ -165,7 +165,8 @@ fn keys_have_their_effect_and_their_defaults() {
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     let config = apply(&format!(
         "workers: ['http://a:1']\nkeys:\n  - {{name: a, sha256: {abc}, models: [m, 'q*'], requests_per_second: 2.5,\n\
-         \x20     concurrent: 4, tokens_per_minute: 5, weight: 6, priority: -7, paths: all}}\n\
+         \x20     concurrent: 4, tokens_per_minute: 5, weight: 6, priority: -7, paths: all, policy: random,\n\
+         \x20     defaults: {{max_tokens: 8, temperature: 0.5, model: m}}, overrides: [worker]}}\n\
          \x20 - {{name: b, sha256: ['{}', '{}']}}\n",
         "0".repeat(64),
         "1".repeat(64),
@@ -174,7 +175,7 @@ fn keys_have_their_effect_and_their_defaults() {
     let full = KeyConfig {
         name: "a".into(),
         digests: vec![SecretDigest::of(b"abc")],
-        models: AllowedModels::Only(vec!["m".into(), "q*".into()]),
+        models: AllowedModels::Only(vec![ModelPattern::Exact("m".into()), ModelPattern::Prefix("q".into())]),
         requests_per_second: Some(2.5),
         burst: 3,
         concurrent: Some(4),
@@ -182,12 +183,101 @@ fn keys_have_their_effect_and_their_defaults() {
         weight: 6,
         priority: -7,
         all_paths: true,
+        policy: Some(Policy::Random),
+        defaults: [("max_tokens", "8"), ("model", "\"m\""), ("temperature", "0.5")]
+            .map(|(name, json)| BodyDefault { name: name.into(), json: json.into() })
+            .into(),
+        overrides: Some(Overrides { worker: true, ..Overrides::default() }),
     };
     assert_eq!(config.keys[0], full);
     let KeyConfig { digests, models, requests_per_second, concurrent, weight, all_paths, .. } =
         &config.keys[1];
     assert_eq!((digests.len(), models, *weight), (2, &AllowedModels::All, 1));
     assert_eq!((*requests_per_second, *concurrent, *all_paths), (None, None, false));
+}
+
+#[test]
+fn aliases_and_overrides_have_their_effect() {
+    let config = apply(
+        "workers: ['http://a:1']\noverrides: [session, policy]\naliases:\n  - {match: gpt, to: llama}\n  - match: 'big-*'\n\
+         \x20   to: [{model: a, weight: 95}, {model: b}]\n    fallback: [c]\n",
+    )
+    .unwrap();
+    assert_eq!(config.overrides, Some(Overrides { worker: false, policy: true, session: true }));
+    assert!(config.hooks.is_empty());
+    let target = |model: &str, weight| Target { model: model.into(), weight };
+    assert_eq!(config.aliases.find("gpt").unwrap().to, [target("llama", 1)]);
+    let canary = config.aliases.find("big-1").unwrap();
+    assert_eq!(
+        (canary.to.as_slice(), canary.fallback.as_slice()),
+        (&[target("a", 95), target("b", 1)][..], &["c".into()][..])
+    );
+}
+
+#[test]
+fn hooks_have_their_effect_and_their_defaults() {
+    use crate::prompt::ApiKind;
+    let config = apply(
+        "workers: ['http://a:1']\nhooks:\n  - {name: a, url: 'http://h:1/x?y=1', timeout: 1s, on_error: block, routes: [chat],\n\
+         \x20    models: ['m*'], body: none, max_body: 2KiB, headers: [X-Team], concurrency: 3}\n  - {name: b, url: 'http://h'}\n",
+    )
+    .unwrap();
+    let full = HookConfig {
+        name: "a".into(),
+        url: "http://h:1/x?y=1".parse().unwrap(),
+        timeout: Duration::from_secs(1),
+        passes_on_error: false,
+        routes: vec![ApiKind::Chat],
+        models: vec![ModelPattern::Prefix("m".into())],
+        sends_body: false,
+        body_bytes_max: 2048,
+        headers: vec!["x-team".parse().unwrap()],
+        concurrency: 3,
+    };
+    assert_eq!(config.hooks[0], full);
+    let HookConfig { timeout, passes_on_error, routes, models, sends_body, body_bytes_max, .. } =
+        &config.hooks[1];
+    assert_eq!((*timeout, *passes_on_error, *sends_body), (Duration::from_millis(200), true, true));
+    assert_eq!((routes.len(), models.len(), *body_bytes_max), (4, 0, 1 << 20));
+}
+
+#[test]
+fn wrong_aliases_overrides_and_defaults_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("workers: ['http://a:1']\n{text}"), words);
+    wrong("aliases: [{match: a}]", &["aliases.to", "a:", "fallback"]);
+    wrong("aliases: [{match: 'a*b', to: c}]", &["aliases.match", "a*b", "beginning"]);
+    wrong("aliases: [{match: a, to: b}, {match: a, to: c}]", &["aliases.match", "a is listed twice"]);
+    wrong("aliases: [{match: a, fallback: []}]", &["aliases.fallback", "empty"]);
+    wrong("aliases: [{match: a, to: []}]", &["aliases.to", "weight above 0"]);
+    wrong("aliases: [{match: a, to: [{model: b, weight: 0}]}]", &["aliases.to", "weight above 0"]);
+    wrong("aliases: [{match: a, to: 'b c'}]", &["aliases.to", "b c", "printable"]);
+    wrong("aliases: [{match: a, too: b}]", &["too"]);
+    wrong("aliases: [{match: a, to: [{modell: b}]}]", &["aliases", "[{model: a, weight: 95}"]);
+    wrong("overrides: [workers]", &["workers", "policy"]);
+    let hook =
+        |text: &str, words: &[&str]| wrong(&format!("hooks: [{{name: h, url: 'http://h/', {text}}}]"), words);
+    wrong("hooks: [{name: h, url: 'h:1'}]", &["hooks.url", "h:1", "http://"]);
+    wrong("hooks: [{name: 'a,b', url: 'http://h/'}]", &["hooks.name", "a,b"]);
+    wrong("hooks: [{name: h, url: 'http://h/'}, {name: h, url: 'http://h/'}]", &["hooks.name", "twice"]);
+    hook("timeout: 0s", &["hooks.timeout", "longer than zero"]);
+    hook("on_error: perhaps", &["perhaps", "block"]);
+    hook("routes: [embeddings]", &["embeddings", "chat"]);
+    hook("routes: []", &["hooks.routes", "leave it out"]);
+    hook("models: ['*a']", &["hooks.models", "*a"]);
+    hook("headers: [Cookie]", &["hooks.headers", "cookie", "secret"]);
+    hook("headers: ['a b']", &["hooks.headers", "a b"]);
+    hook("concurrency: 0", &["hooks.concurrency", "1 to 4096"]);
+    hook("retries: 3", &["retries"]);
+    let key = |text: &str, words: &[&str]| {
+        wrong(&format!("keys: [{{name: a, sha256: '{}', {text}}}]", "0".repeat(64)), words);
+    };
+    key("policy: fastest", &["keys.policy", "fastest", "round_robin"]);
+    key("policy: lmcache", &["keys.policy", "routing.policy"]);
+    key("defaults: {max_output_tokens: 5}", &["keys.defaults", "max_tokens"]);
+    key("defaults: {messages: []}", &["keys.defaults", "messages"]);
+    key("defaults: {model: 5}", &["keys.defaults", "string"]);
+    key(&format!("defaults: {{x: {}}}", "y".repeat(20_000)), &["keys.defaults", "16384"]);
+    key("overrides: [all]", &["all", "session"]);
 }
 
 #[test]

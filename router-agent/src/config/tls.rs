@@ -8,7 +8,7 @@ use super::{ConfigError, WorkerUrl};
 use crate::tls::WorkerTls;
 
 /// A port's certificate, as configured.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServerTls {
     /// The chain, the server's own certificate first (PEM).
@@ -16,7 +16,7 @@ pub struct ServerTls {
     /// Its private key (PEM).
     pub key: PathBuf,
     /// Who issues clients' certificates; then a client without one is refused.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
     /// The oldest version of the protocol that is spoken.
     #[serde(default)]
@@ -24,7 +24,7 @@ pub struct ServerTls {
 }
 
 /// A version of the protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, schemars::JsonSchema)]
 pub enum TlsVersion {
     /// RFC 5246.
     #[default]

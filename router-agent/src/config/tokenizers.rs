@@ -6,7 +6,9 @@ use super::ConfigError;
 use crate::limits;
 
 /// Where a model's token ids come from. In the file: `off`, `worker`, or `{ local: DIR }`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "lowercase", expecting = "off, worker, or a mapping such as { local: /models/NAME }")]
 pub enum TokenSource {
     /// Nowhere: lengths are estimated from bytes.

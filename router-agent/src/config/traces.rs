@@ -12,7 +12,7 @@ use super::{
 };
 
 /// How spans are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TraceProtocol {
     /// OTLP over gRPC, as a rule port 4317.

@@ -20,11 +20,15 @@ pub enum Standing {
     Draining {
         /// When that began.
         since: Instant,
+        /// Requests that were in flight then.
+        in_flight: u32,
     },
     /// It is given none, and then it is no worker of this gateway any more.
     Leaving {
         /// When that began.
         since: Instant,
+        /// Requests that were in flight then.
+        in_flight: u32,
         /// When what is still in flight is cut off; never, if there is no such time.
         until: Option<Instant>,
     },
@@ -47,7 +51,15 @@ impl Standing {
     pub fn since(self) -> Option<Instant> {
         match self {
             Self::Serving => None,
-            Self::Draining { since } | Self::Leaving { since, .. } => Some(since),
+            Self::Draining { since, .. } | Self::Leaving { since, .. } => Some(since),
+        }
+    }
+
+    /// Requests that were in flight when it was last given one.
+    pub fn in_flight_at_first(self) -> Option<u32> {
+        match self {
+            Self::Serving => None,
+            Self::Draining { in_flight, .. } | Self::Leaving { in_flight, .. } => Some(in_flight),
         }
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{
 
 use bytes::Bytes;
 
+use super::GatewayError;
+
 /// Bytes of bodies in memory.
 #[derive(Debug, Default)]
 pub(super) struct Bodies(AtomicUsize);
@@ -54,6 +56,17 @@ impl Drop for Held {
 pub(super) struct Collected {
     pub(super) bytes: Bytes,
     pub(super) held: Held,
+}
+
+impl Collected {
+    /// Takes another body in its place, if all bodies then have no more than `bytes_max`.
+    pub(super) fn replace(&mut self, bytes: Vec<u8>, bytes_max: usize) -> Result<(), GatewayError> {
+        if !self.held.grow_to(bytes.len(), bytes_max) {
+            return Err(GatewayError::BodiesTooLarge { limit: bytes_max });
+        }
+        self.bytes = bytes.into();
+        Ok(())
+    }
 }
 
 #[cfg(test)]

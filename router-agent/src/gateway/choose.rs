@@ -1,10 +1,6 @@
 //! From a request body to a worker: parse, hash, look up, decide, and count the request in.
 
-use std::{
-    cell::RefCell,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Instant,
-};
+use std::{borrow::Cow, cell::RefCell, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -14,19 +10,22 @@ use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
     eligible::Wanted,
+    known::Known,
     lmcache::Matched,
+    model,
+    overrides::Overrides,
     route::Route,
     token_keys::{Identity, MatchKind, TokenKeys, TokenMatch},
     tokens::Ask as AskTokens,
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation, Worker, model_key},
-    index::Matches,
+    fleet::{Flight, Reservation},
+    index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
-    routing::{Ask, Candidate, Decision, Policy},
+    routing::{Ask, Candidate, Decision, Policy, Settings},
     telemetry::ModelMetrics,
     tenants::Tenant,
 };
@@ -37,19 +36,25 @@ pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
     hashes: Vec<u64>,
     /// Bytes of a block.
-    block_bytes: usize,
+    pub(super) block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
-    token_keys: Option<TokenKeys>,
+    pub(super) token_keys: Option<TokenKeys>,
     identity: Identity,
-    size: PromptSize,
+    pub(super) size: PromptSize,
     prompt_tokens: u32,
     /// Of this prompt where its tokens are known, else what is usual.
-    bytes_per_token: f64,
+    pub(super) bytes_per_token: f64,
     pub(super) by_prefix: bool,
-    /// [`model_key`] of the model that the body names.
+    /// [`crate::fleet::model_key`] of the model that is served.
     pub(super) model: Option<u64>,
     /// The series of that model.
     pub(super) model_metrics: Option<Arc<ModelMetrics>>,
+    /// The one that the client named, where that is another one.
+    asked_model: Option<Arc<str>>,
+    /// The one worker that the client asks for.
+    pub(super) only: Option<WorkerSlot>,
+    /// How it is routed, where not as everything.
+    pub(super) policy: Option<Policy>,
     /// Hash of the session's key.
     session: Option<u64>,
     /// vLLM's `priority`, where the body has one.
@@ -71,6 +76,21 @@ impl Plan {
         self.prompt_tokens
     }
 
+    /// What a policy needs of it.
+    pub(super) fn ask(&self) -> Ask {
+        Ask { prompt_tokens: self.prompt_tokens, session: self.session }
+    }
+
+    /// The model that is served, where the body names another one.
+    pub(super) fn model_instead(&self) -> Option<&Arc<str>> {
+        self.identity.model.as_ref().filter(|_| self.asked_model.is_some())
+    }
+
+    /// Whether its policy is the one that goes by the LMCache controller, as far as it has one of its own.
+    pub(super) fn asks_lmcache(&self) -> bool {
+        self.by_prefix && self.policy.is_none_or(|policy| policy == Policy::Lmcache)
+    }
+
     /// What [`super::tokens::learn`] needs; to be asked for once.
     pub(super) fn ask_tokens(&mut self) -> AskTokens {
         std::mem::replace(&mut self.ask_tokens, AskTokens::Nothing)
@@ -79,11 +99,26 @@ impl Plan {
     /// The prompt's tokens, as the engine will see it (of several prompts: the first's), have become known.
     pub(super) fn set_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
         if self.size.tokens_exact.is_none() && !tokens.is_empty() {
-            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
-            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
             shared.bytes_per_token.observe(self.size.bytes, tokens.len());
         }
+        self.suppose_tokens(shared, tokens);
+    }
+
+    /// As [`Plan::set_tokens`], and nobody learns from it.
+    pub(super) fn suppose_tokens(&mut self, shared: &Shared, tokens: &[u32]) {
+        if self.size.tokens_exact.is_none() && !tokens.is_empty() {
+            self.prompt_tokens = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+            self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
+        }
         self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
+    }
+
+    /// Looks its blocks up, by what was sent where and by the workers' own word.
+    pub(super) fn look_up(&self, shared: &Shared, matches: &mut Matches, token_matches: &mut Vec<Matches>) {
+        shared.index.lookup(&self.hashes, matches);
+        if let Some(keys) = &self.token_keys {
+            keys.lookup(shared, token_matches);
+        }
     }
 }
 
@@ -120,36 +155,36 @@ pub(super) fn plan(
     tenant: &Tenant,
     route: Route,
     headers: &HeaderMap,
+    overrides: &Overrides,
     body: &Bytes,
 ) -> Result<Plan, GatewayError> {
-    let serve = |model: Option<&str>| {
-        let key = model.map(model_key);
-        match model {
-            Some(model) if !tenant.allows(Some(model)) => {
-                Err(GatewayError::ModelNotAllowed(model.to_owned()))
-            }
-            None if !tenant.allows(None) && !body.is_empty() => Err(GatewayError::ModelNotNamed),
-            Some(model) if !shared.fleet.serves(key) => Err(GatewayError::NoSuchModel(model.to_owned())),
-            _ => Ok(key),
-        }
-    };
     // Of models that are served: whoever asks for others gets an error before this counts.
-    let series =
-        |model: Option<&str>| shared.metrics.models.of(model.map_or(0, model_key), model.unwrap_or("none"));
+    let series = |key: Option<u64>, model: Option<&str>| {
+        shared.metrics.models.of(key.unwrap_or(0), model.unwrap_or("none"))
+    };
     let Route::Inference(kind) = route else {
-        let model = prompt::model(body);
+        let asked = prompt::model(body);
+        if asked.is_none() && !tenant.allows(None) && !body.is_empty() {
+            return Err(GatewayError::ModelNotNamed);
+        }
+        let sticky = || overrides.session.unwrap_or_else(|| xxh3_64(body));
+        let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+        let name = served.instead.or(asked.as_deref());
         return Ok(Plan {
             hashes: Vec::new(),
             block_bytes: config.index.block_bytes,
             token_keys: None,
-            identity: Identity { model: model.as_deref().map(Arc::from), cache_salt: None },
+            identity: Identity { model: name.map(Arc::from), cache_salt: None },
             size: PromptSize::default(),
             prompt_tokens: 0,
             bytes_per_token: shared.bytes_per_token.get(),
             by_prefix: false,
-            model: serve(model.as_deref())?,
-            model_metrics: model.as_deref().map(|model| series(Some(model))),
-            session: None,
+            model: served.key,
+            model_metrics: name.map(|name| series(served.key, Some(name))),
+            asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
+            only: overrides.worker_of(&shared.fleet, served.key)?,
+            policy: overrides.policy,
+            session: overrides.session,
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
@@ -158,12 +193,20 @@ pub(super) fn plan(
             is_traced: false,
         });
     };
-    let request = prompt::parse(kind, body)?;
+    let mut request = prompt::parse(kind, body)?;
+    let asked = request.model.take();
+    if asked.is_none() && !tenant.allows(None) {
+        return Err(GatewayError::ModelNotNamed);
+    }
+    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
+    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
+    let session = overrides.session.or_else(|| header.or(in_body).map(xxh3_64));
+    let sticky = || session.unwrap_or_else(|| request.conversation());
+    let served = model::serve(shared, config, tenant, asked.as_deref(), sticky)?;
+    request.model = served.instead.or(asked.as_deref()).map(Cow::Borrowed);
     let block_bytes = config.index.block_bytes;
     let mut hashes = Vec::new();
     let size = request.hash_into(block_bytes, request.root_seed(), &mut hashes);
-    let header = headers.get(&config.routing.session_header).map(HeaderValue::as_bytes);
-    let in_body = request.session.as_deref().or(request.user.as_deref()).map(str::as_bytes);
     let bytes_per_token = shared.bytes_per_token.get();
     Ok(Plan {
         hashes,
@@ -177,9 +220,12 @@ pub(super) fn plan(
         prompt_tokens: size.tokens(bytes_per_token),
         bytes_per_token,
         by_prefix: true,
-        model: serve(request.model.as_deref())?,
-        model_metrics: Some(series(request.model.as_deref())),
-        session: header.or(in_body).map(xxh3_64),
+        model: served.key,
+        model_metrics: Some(series(served.key, request.model.as_deref())),
+        asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
+        only: overrides.worker_of(&shared.fleet, served.key)?,
+        policy: overrides.policy.or(tenant.policy),
+        session,
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
@@ -202,69 +248,33 @@ pub(super) fn choose(
     let scratch = &mut *scratch.borrow_mut();
     let workers = shared.fleet.workers();
     let now = Instant::now();
-    shared.index.lookup(&plan.hashes, &mut scratch.matches);
     let Scratch { matches, token_matches, candidates, rosters } = scratch;
-    if let Some(keys) = &plan.token_keys {
-        keys.lookup(shared, token_matches);
-    }
-    let sent = |slot| {
-        let blocks = matches.blocks(slot);
-        let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
-        TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
-    };
-    // By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
-    let matched = |worker: &Worker| {
-        if let Some(matched) = &plan.lmcache {
-            let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
-            return TokenMatch { kind: MatchKind::Approximate, blocks: matches.blocks(worker.slot), tokens };
-        }
-        let own = plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches));
-        match own {
-            Some(own) if own.kind == MatchKind::Exact => own,
-            Some(own) => Some(sent(worker.slot)).filter(|sent| sent.tokens > own.tokens).unwrap_or(own),
-            None => sent(worker.slot),
-        }
-    };
-    let candidate = |worker: &Arc<Worker>| {
-        let Worker { slot, load, engine, .. } = &**worker;
-        let matched = matched(worker);
-        Candidate {
-            slot: *slot,
-            matched_tokens: matched.tokens,
-            matched_blocks: matched.blocks,
-            in_flight: load.in_flight(),
-            pending: load.pending(),
-            queued_prefill_tokens: load.queued_prefill_tokens(),
-            running: engine.running.load(Relaxed),
-            waiting: engine.waiting.load(Relaxed),
-            in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),
-            kv_usage_permille: engine.kv_usage_permille.load(Relaxed),
-            adapter: engine.adapter(plan.model),
-            identity: worker.identity,
-            speed: worker.speed.get(),
-        }
-    };
-    let ask = Ask { prompt_tokens: plan.prompt_tokens, session: plan.session };
+    plan.look_up(shared, matches, token_matches);
+    let known = Known { plan, matches, token_matches };
+    let ask = plan.ask();
 
     let is_recorded = plan.is_traced || shared.records.is_wanted();
     let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
         candidates.clear();
-        candidates.extend(wanted.with_room(&workers, now, own).map(candidate));
+        candidates.extend(wanted.with_room(&workers, now, own).map(|worker| known.candidate(worker)));
         // What the policy asks somebody else, and gets no answer to, this gateway knows itself.
-        let decision = if plan.lmcache.is_none() && router.policy() == Policy::Lmcache {
-            router.decide_by(Policy::Warm, &ask, candidates)?
-        } else {
-            router.decide(&ask, candidates)?
+        let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
+            Policy::Lmcache if plan.lmcache.is_none() => Policy::Warm,
+            policy => policy,
         };
+        let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        let settings = is_recorded.then(|| router.settings().clone());
+        let settings = is_recorded.then(|| match router.settings() {
+            own if own.policy == policy => own.clone(),
+            own => Arc::new(Settings { policy, ..Settings::clone(own) }),
+        });
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
     shared.decisions.count(&decision);
-    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = matched(flight.worker());
+    let TokenMatch { kind: match_kind, blocks: matched_blocks, .. } = known.matched(flight.worker());
     let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
@@ -300,7 +310,7 @@ pub(super) fn choose(
         shared.records.open(&Facts {
             request_id: request_id.as_bytes(),
             tenant: &plan.tenant,
-            asked_model: plan.identity.model.as_ref(),
+            asked_model: plan.asked_model.as_ref().or(plan.identity.model.as_ref()),
             model: plan.identity.model.as_ref(),
             route: plan.route.label(),
             attempt: wanted.tried.len() as u32 + 1,

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -144,16 +145,28 @@ impl ClientSocket {
 pub(super) struct ClientIo {
     socket: Rc<ClientSocket>,
     phases: Rc<Phases>,
+    /// Read already, by a hyper before this one.
+    read: Bytes,
 }
 
 impl ClientIo {
-    pub(super) fn new(socket: Rc<ClientSocket>, phases: Rc<Phases>) -> Self {
-        Self { socket, phases }
+    pub(super) fn new(socket: Rc<ClientSocket>, phases: Rc<Phases>, read: Bytes) -> Self {
+        Self { socket, phases, read }
     }
 }
 
 impl AsyncRead for ClientIo {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.read.is_empty() {
+            let count = self.read.len().min(buf.remaining());
+            buf.put_slice(&self.read.split_to(count));
+            self.phases.bytes_came();
+            return Poll::Ready(Ok(()));
+        }
         let stream = &self.socket.stream;
         let count = loop {
             std::task::ready!(stream.poll_read_ready(cx))?;
@@ -179,6 +192,7 @@ impl AsyncWrite for ClientIo {
         if self.socket.writer.get() == Writer::HyperUntilFlushed {
             self.socket.writer.set(Writer::Relay);
         }
+        self.phases.flushed();
         Poll::Ready(Ok(()))
     }
 

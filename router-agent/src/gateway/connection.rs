@@ -4,8 +4,14 @@ use std::{
     cell::Cell, convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, rc::Rc, time::Instant,
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Version, header};
-use hyper::{body::Incoming, server::conn::http1, service::Service, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::Service,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::{
@@ -17,7 +23,7 @@ use tokio::{
 
 use super::{
     client_io::{ClientIo, ClientSocket},
-    http2, last_words,
+    headers, http2, last_words,
     panics::{Contained, contained},
     phases::{Phases, Verdict, Watched},
     protocol::Protocol,
@@ -102,41 +108,72 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     /// HTTP/1 as it stands on the wire: response bodies may pass this process by.
-    async fn plain_http1(self, stream: TcpStream) {
+    async fn plain_http1(mut self, stream: TcpStream) {
         let (socket, phases) = (ClientSocket::new(stream), Phases::new(Protocol::Http1));
         // What made it known that this is HTTP/1.
         phases.bytes_came();
-        let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone()));
-        let service = self.service(End::Plain(socket.clone()), &phases);
-        let connection = http1_builder().serve_connection(io, service);
-        match self.drive(connection, phases, http1::Connection::graceful_shutdown).await {
-            Ended::Well => {}
-            Ended::BrokenOff => socket.abandon(),
-            // No response is under way, so this is the next one.
-            Ended::SlowHead => last_words::say(socket.stream(), last_words::HEAD_TIMEOUT).await,
+        let mut service = self.service(End::Plain(socket.clone()), &phases);
+        let mut read = Bytes::new();
+        loop {
+            let io = TokioIo::new(ClientIo::new(socket.clone(), phases.clone(), read));
+            // Boxed: while the connection rests, neither hyper's state nor its buffers are there.
+            let mut connection = Box::new(http1_builder().serve_connection(io, service));
+            let ended =
+                self.drive(Pin::new(&mut *connection), &phases, http1::Connection::graceful_shutdown).await;
+            match ended {
+                Ended::Well => return,
+                Ended::BrokenOff => return socket.abandon(),
+                // No response is under way, so this is the next one.
+                Ended::SlowHead => {
+                    drop(connection);
+                    return last_words::say(socket.stream(), last_words::HEAD_TIMEOUT).await;
+                }
+                Ended::Resting => {}
+            }
+            // Everything was written ([`Phases`]), and what was read and is not served yet is the beginning of a head.
+            let parts = connection.into_parts();
+            (service, read) = (parts.service, parts.read_buf);
+            drop(parts.io);
+            if read.is_empty() && !self.rest(socket.stream(), &phases).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for what comes next on an idle connection; false: its time is over, or the gateway's.
+    async fn rest(&mut self, stream: &TcpStream, phases: &Phases) -> bool {
+        let until = phases.idle_until(self.context.config().timeouts.keep_alive);
+        loop {
+            tokio::select! {
+                // Bytes, or the end: hyper will know.
+                readable = stream.readable() => return readable.is_ok(),
+                changed = self.phase.changed() => {
+                    self.is_last.set(true);
+                    if changed.is_err() || matches!(*self.phase.borrow(), Phase::Drain | Phase::Stop) {
+                        return false;
+                    }
+                }
+                () = tokio::time::sleep_until(until.into()) => return false,
+            }
         }
     }
 
     /// HTTP/1 over TLS.
-    async fn coded_http1(self, stream: ClientTlsStream, end: End) {
+    async fn coded_http1(mut self, stream: ClientTlsStream, end: End) {
         let phases = Phases::new(Protocol::Http1);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        self.drive(
-            http1_builder().serve_connection(io, service),
-            phases,
-            http1::Connection::graceful_shutdown,
-        )
-        .await;
+        let connection = std::pin::pin!(http1_builder().serve_connection(io, service));
+        self.drive(connection, &phases, http1::Connection::graceful_shutdown).await;
     }
 
     /// HTTP/2, over TLS or without.
-    async fn http2(self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, end: End) {
+    async fn http2(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, end: End) {
         let phases = Phases::new(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = http2::builder().serve_connection(io, service);
-        self.drive(connection, phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+        let connection = std::pin::pin!(http2::builder().serve_connection(io, service));
+        self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     }
 
     fn service(
@@ -160,8 +197,13 @@ impl Connection<'_> {
                 let metrics = &context.shared.metrics;
                 let route = Route::of(request.method(), request.uri().path());
                 let may_close = request.version() != Version::HTTP_2;
+                let has_no_body = request.body().is_end_stream();
                 let handler = request::handle(&context, client, request);
                 let response = contained(metrics, route, handler, GatewayBody::own).await;
+                // A worker was given all of it.
+                if has_no_body || response.headers().contains_key(headers::WORKER) {
+                    serving.read_to_its_end();
+                }
                 let mut response = response.map(|body| Contained::new(body.hold(serving), metrics.clone()));
                 if is_last.get() && may_close {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -173,12 +215,11 @@ impl Connection<'_> {
 
     /// Runs a connection to its end. `finish` lets what is under way be the last.
     async fn drive<C: Future<Output = hyper::Result<()>>>(
-        mut self,
-        connection: C,
-        phases: Rc<Phases>,
+        &mut self,
+        mut connection: Pin<&mut C>,
+        phases: &Phases,
         finish: impl Fn(Pin<&mut C>),
     ) -> Ended {
-        let mut connection = std::pin::pin!(connection);
         let watchdog = tokio::time::sleep(self.context.config().timeouts.head);
         let mut watchdog = std::pin::pin!(watchdog);
         // A successor's clients of HTTP/2 are told to go there; those of HTTP/1 with their next response.
@@ -213,6 +254,8 @@ impl Connection<'_> {
                         Verdict::Fine(next) => watchdog.as_mut().reset(next.into()),
                         // It was told so, and does not take even that.
                         Verdict::Idle if was_idle => return Ended::Well,
+                        Verdict::Rest if !draining => return Ended::Resting,
+                        Verdict::Rest => watchdog.as_mut().reset((Instant::now() + timeouts.head).into()),
                         Verdict::Idle => {
                             was_idle = true;
                             finish(connection.as_mut());
@@ -238,6 +281,8 @@ enum Ended {
     BrokenOff,
     /// A head took too long.
     SlowHead,
+    /// Not at all: it is idle.
+    Resting,
 }
 
 fn http1_builder() -> http1::Builder {

@@ -37,6 +37,17 @@ impl DecisionCounters {
         self.of(decision.policy)[decision.reason as usize].inc();
     }
 
+    /// All of them, over the policies.
+    pub(super) fn by_reason(&self) -> [u64; Reason::ALL.len()] {
+        let mut counts = [0; Reason::ALL.len()];
+        for counters in self.by_policy.iter().filter_map(OnceLock::get) {
+            for (count, counter) in counts.iter_mut().zip(counters) {
+                *count += counter.get();
+            }
+        }
+        counts
+    }
+
     fn of(&self, policy: Policy) -> &[IntCounter] {
         self.by_policy[policy as usize].get_or_init(|| {
             Reason::ALL.iter().map(|reason| self.metrics.decisions(policy.name(), *reason)).collect()

@@ -41,6 +41,8 @@ impl Bounds {
 pub(super) struct Wanted<'a> {
     /// [`crate::fleet::model_key`] of the model that it names.
     pub(super) model: Option<u64>,
+    /// The one that it asks for, if it asks for one.
+    pub(super) only: Option<WorkerSlot>,
     /// Workers that have failed it.
     pub(super) tried: &'a [WorkerSlot],
     pub(super) bounds: Bounds,
@@ -49,7 +51,10 @@ pub(super) struct Wanted<'a> {
 impl Wanted<'_> {
     /// Whether the worker could take it, room or not.
     pub(super) fn suits(&self, worker: &Worker, now: Instant) -> bool {
-        worker.is_routable(now) && worker.serves(self.model) && !self.tried.contains(&worker.slot)
+        worker.is_routable(now)
+            && worker.serves(self.model)
+            && self.only.is_none_or(|only| only == worker.slot)
+            && !self.tried.contains(&worker.slot)
     }
 
     /// Whether anybody could, room or not.
@@ -80,7 +85,7 @@ mod tests {
     use crate::fleet::Flight;
 
     fn wanted(concurrency: Option<u32>, queued_tokens: Option<u64>) -> Wanted<'static> {
-        Wanted { model: None, tried: &[], bounds: Bounds { concurrency, queued_tokens } }
+        Wanted { model: None, only: None, tried: &[], bounds: Bounds { concurrency, queued_tokens } }
     }
 
     fn has_room(wanted: Wanted<'_>, worker: &Arc<Worker>, own: Option<&Reservation>) -> bool {

@@ -5,16 +5,14 @@
 //! business but the operator's (addresses, system errors) go to the log only. Errors of workers are not errors here: their
 //! responses are relayed as they are.
 
-use std::time::{Duration, Instant};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::Full;
+use http::StatusCode;
 
-use super::{identify, route::Route};
 use crate::{
-    prompt::{ApiKind, ParseError},
-    tenants::{Limit, OverLimit, Unauthorized},
+    prompt::ParseError,
+    routing::UnknownPolicy,
+    tenants::{OverLimit, Unauthorized},
     upstream::SendError,
 };
 
@@ -79,6 +77,46 @@ pub enum GatewayError {
         "The model `{0}` does not exist: no worker of this gateway serves it (GET /v1/models lists those that are)"
     )]
     NoSuchModel(String),
+    /// The header is obeyed for those only whom the configuration says.
+    #[error(
+        "this client may not decide by x-warmpath-{0} (overrides: [{0}], for all or for its key, allows it)"
+    )]
+    OverrideNotAllowed(&'static str),
+    /// `x-warmpath-policy` names none.
+    #[error("malformed header x-warmpath-policy: {0}")]
+    UnknownPolicy(#[from] UnknownPolicy),
+    /// `x-warmpath-worker` names none.
+    #[error("x-warmpath-worker: no worker of this gateway is called `{0}`")]
+    UnknownWorker(String),
+    /// It names one that does not serve the model.
+    #[error("x-warmpath-worker: worker `{0}` does not serve the model of this request")]
+    WorkerLacksModel(String),
+    /// It names one that is given no requests now.
+    #[error("x-warmpath-worker: worker `{0}` takes no requests now: it is draining, unhealthy or failing")]
+    WorkerUnavailable(String),
+    /// A hook said no, in its own words.
+    #[error("{message}")]
+    RejectedByHook {
+        /// Its status.
+        status: StatusCode,
+        /// What the client is told.
+        message: String,
+    },
+    /// A hook that must not be left out gave no answer.
+    #[error(
+        "this request has to be checked before it is served, and the check `{0}` gives no answer; try again shortly"
+    )]
+    HookFailed(Arc<str>),
+    /// The request is longer than a hook that must not be left out is sent.
+    #[error(
+        "this request has to be checked before it is served, and the check `{hook}` takes no more than {limit} bytes"
+    )]
+    TooLongForHook {
+        /// Its name.
+        hook: Arc<str>,
+        /// Bytes.
+        limit: usize,
+    },
     /// No worker can take the request now.
     #[error("no worker is available to serve this request; try again shortly")]
     NoWorker,
@@ -157,19 +195,25 @@ impl GatewayError {
             | Self::BodyBroken
             | Self::Malformed(_)
             | Self::Header(_)
+            | Self::UnknownPolicy(_)
+            | Self::UnknownWorker(_)
+            | Self::WorkerLacksModel(_)
             | Self::ModelNotNamed => StatusCode::BAD_REQUEST,
             Self::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Self::PathNotAllowed => StatusCode::FORBIDDEN,
+            Self::PathNotAllowed | Self::OverrideNotAllowed(_) => StatusCode::FORBIDDEN,
             Self::OverLimit(_) | Self::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
-            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge { .. } | Self::TooLongForHook { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RejectedByHook { status, .. } => *status,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoSuchModel(_) | Self::ModelNotAllowed(_) => StatusCode::NOT_FOUND,
-            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::OutOfSockets { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoWorker
+            | Self::WorkerUnavailable(_)
+            | Self::HookFailed(_)
+            | Self::OutOfSockets { .. }
+            | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
@@ -184,6 +228,8 @@ impl GatewayError {
         match self {
             Self::Failed { .. } => "worker",
             Self::NoWorker
+            | Self::WorkerUnavailable(_)
+            | Self::HookFailed(_)
             | Self::BodiesTooLarge { .. }
             | Self::OutOfSockets { .. }
             | Self::Overloaded { .. }
@@ -209,11 +255,18 @@ impl GatewayError {
             Self::Unauthorized(_) => "invalid_api_key",
             Self::PathNotAllowed => "path_not_allowed",
             Self::OverLimit(_) => "rate_limit_exceeded",
+            Self::OverrideNotAllowed(_) => "override_not_allowed",
+            Self::UnknownWorker(_) => "worker_not_found",
+            Self::WorkerLacksModel(_) => "model_not_on_worker",
+            Self::WorkerUnavailable(_) => "worker_unavailable",
+            Self::RejectedByHook { .. } => "rejected_by_hook",
+            Self::HookFailed(_) => "hook_failed",
+            Self::TooLongForHook { .. } => "request_too_large",
             Self::NoWorker => "no_worker_available",
             Self::OutOfSockets { .. } => "out_of_sockets",
             Self::Panicked => "internal_error",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
-            Self::Header(_) => "malformed_header",
+            Self::Header(_) | Self::UnknownPolicy(_) => "malformed_header",
             Self::Overloaded { overload, .. } => overload.label(),
             Self::Deadline => "deadline_exceeded",
             Self::Failed { last, .. } => match last {
@@ -226,125 +279,4 @@ impl GatewayError {
             },
         }
     }
-
-    /// The error object of the API that the client speaks, as a response: Anthropic's on its route, else OpenAI's.
-    pub(super) fn response(&self, route: Route) -> Response<Full<Bytes>> {
-        let status = self.status();
-        let message = self.to_string();
-        let body = if route == Route::Inference(ApiKind::Messages) {
-            let error = AnthropicError { r#type: self.anthropic_type(), message: &message };
-            serde_json::to_string(&AnthropicBody { r#type: "error", error })
-        } else {
-            let param = matches!(self, Self::NoSuchModel(_) | Self::ModelNotAllowed(_) | Self::ModelNotNamed);
-            let param = param.then_some("model");
-            let error =
-                ErrorObject { message: &message, r#type: self.openai_type(), param, code: self.kind() };
-            serde_json::to_string(&ErrorBody { error })
-        };
-        let mut response = Response::new(Full::from(body.expect("strings serialise")));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(after) = self.retry_after() {
-            headers.insert(header::RETRY_AFTER, whole_seconds(after));
-        }
-        match self {
-            Self::Unauthorized(_) => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            Self::OverLimit(over) => {
-                identify::set_standings(headers, over.tenant.standings(Instant::now()));
-            }
-            _ => {}
-        }
-        let leaves_bytes = matches!(
-            self,
-            Self::BodyTooLarge { .. }
-                | Self::BodiesTooLarge { .. }
-                | Self::BodyTimeout(_)
-                | Self::BodyBroken
-                | Self::Malformed(_)
-                | Self::TransferCoding
-                | Self::Expectation
-                | Self::Header(_)
-        );
-        if leaves_bytes {
-            // What remains of the body is not read, so the connection cannot carry another request.
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
-    }
-
-    fn openai_type(&self) -> &'static str {
-        match self {
-            Self::OverLimit(over) if over.kind == Limit::Tokens => "tokens",
-            Self::OverLimit(_) | Self::Overloaded { .. } => "requests",
-            _ if self.status().is_client_error() => "invalid_request_error",
-            _ => "server_error",
-        }
-    }
-
-    fn anthropic_type(&self) -> &'static str {
-        match self.status() {
-            StatusCode::UNAUTHORIZED => "authentication_error",
-            StatusCode::FORBIDDEN => "permission_error",
-            StatusCode::NOT_FOUND => "not_found_error",
-            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
-            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
-            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
-            status if status.is_client_error() => "invalid_request_error",
-            _ => "api_error",
-        }
-    }
-}
-
-impl GatewayError {
-    /// When to come again; `None` where that would not help.
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::OverLimit(over) => over.retry_after,
-            Self::Overloaded { retry_after, .. } => Some((*retry_after).min(RETRY_AFTER_MAX)),
-            Self::NoWorker | Self::BodiesTooLarge { .. } | Self::OutOfSockets { .. } => {
-                Some(Duration::from_secs(1))
-            }
-            _ => None,
-        }
-    }
-}
-
-/// A client that is told to come in an hour is told to go.
-const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
-
-/// OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`.
-#[derive(serde::Serialize)]
-struct ErrorBody<'a> {
-    error: ErrorObject<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct ErrorObject<'a> {
-    message: &'a str,
-    r#type: &'a str,
-    param: Option<&'a str>,
-    code: &'a str,
-}
-
-/// Anthropic's: `{"type": "error", "error": {"type", "message"}}`.
-#[derive(serde::Serialize)]
-struct AnthropicBody<'a> {
-    r#type: &'static str,
-    error: AnthropicError<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct AnthropicError<'a> {
-    r#type: &'static str,
-    message: &'a str,
-}
-
-/// `Retry-After` has whole seconds; none of them is too early.
-fn whole_seconds(time: Duration) -> HeaderValue {
-    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1);
-    HeaderValue::from(seconds)
 }

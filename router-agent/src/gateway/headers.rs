@@ -28,6 +28,10 @@ pub(super) const MATCH: HeaderName = HeaderName::from_static("x-warmpath-match")
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// And what its vendors say of it.
 pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// The model that was served, where it is another one than the client named.
+pub(super) const MODEL: HeaderName = HeaderName::from_static("x-warmpath-model");
+/// The hooks that were asked, and what came of it.
+pub(super) const HOOKS: HeaderName = HeaderName::from_static("x-warmpath-hooks");
 const REQUEST_ID_BYTES_MAX: usize = 256;
 
 /// Whom a request comes from, as far as its head's fields depend on it.

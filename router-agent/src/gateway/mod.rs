@@ -19,15 +19,21 @@ mod decisions;
 mod eligible;
 mod ending;
 mod error;
+mod error_object;
+mod explain;
 mod forwarded;
 mod headers;
+mod hooks;
 mod http2;
 mod identify;
+mod known;
 mod last_words;
 mod listen;
 mod lmcache;
+mod model;
 mod models;
 mod outgoing;
+mod overrides;
 mod panics;
 mod phases;
 mod protocol;
@@ -37,6 +43,7 @@ mod relay;
 pub mod request;
 mod retry_budget;
 mod route;
+mod shape;
 mod snapshot;
 mod thread;
 mod token_keys;
@@ -55,9 +62,10 @@ use std::{
     time::Instant,
 };
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use self::{admission::Admission, bodies::Bodies, retry_budget::RetryBudget};
+use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
 use crate::{
     config::{Config, Live},
     fleet::{Fleet, Worker},
@@ -65,7 +73,7 @@ use crate::{
     kernel::{Decisions, Flows, Relays},
     kv_events::{Indices, Predictions},
     records::Recorder,
-    routing::{Policy, Router, Settings},
+    routing::{Policy, Reason, Router, Settings},
     telemetry::Metrics,
     tenants::Tenants,
     tls::ServerTls,
@@ -76,6 +84,7 @@ use crate::{
 use decisions::DecisionCounters;
 
 pub use error::{GatewayError, Overload};
+pub use explain::{Explanation, Part, Question, explain};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use protocol::ALPN;
@@ -146,6 +155,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// Who sees requests before they are routed; as [`Config::hooks`].
+    hooks: ArcSwap<Vec<Arc<Hook>>>,
     /// What was decided, for whoever asks later.
     pub records: Arc<Recorder>,
     /// The way of requests, for a collector.
@@ -186,6 +197,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             tracer: Arc::new(Tracer::new(&started.traces, metrics.traces.clone())),
+            hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
             records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
             pulses: Arc::new(Pulses::new(started.threads)),
@@ -222,6 +234,8 @@ impl Shared {
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
         self.tenants.replace(&config.keys);
+        let hooks = hooks::hooks(&config, &self.hooks.load(), &self.metrics.hooks);
+        self.hooks.store(Arc::new(hooks));
         for worker in self.fleet.workers().iter() {
             worker.breaker.configure(config.breaker, Instant::now());
         }
@@ -237,6 +251,27 @@ impl Shared {
         queue.length.set(self.admission.waiting() as i64);
         queue.drain_rate.set(self.admission.drain_rate());
         queue.body_bytes.set(self.bodies.bytes() as i64);
+    }
+
+    /// Requests that wait for a worker, prompt tokens per second that the queue lets through, bytes of request bodies in
+    /// memory.
+    pub fn queue(&self) -> (usize, f64, usize) {
+        (self.admission.waiting(), self.admission.drain_rate(), self.bodies.bytes())
+    }
+
+    /// Bytes of prompt that make a token, about.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.bytes_per_token.get()
+    }
+
+    /// Client connections open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Relaxed)
+    }
+
+    /// Decisions so far, by reason.
+    pub fn decisions_by_reason(&self) -> [u64; Reason::ALL.len()] {
+        self.decisions.by_reason()
     }
 
     /// Returns when every decision that began before has been made and counted.

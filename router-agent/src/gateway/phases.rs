@@ -17,6 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::protocol::Protocol;
 
+/// Idle for longer, a connection rests; it is looked at less often than that.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// What a client connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -36,6 +39,10 @@ pub(super) struct Phases {
     since: Cell<Instant>,
     /// Requests being served.
     serving: Cell<usize>,
+    /// Whether the last request was read to its end, so that what comes next is another one.
+    is_read: Cell<bool>,
+    /// Whether all that was written since idleness began is with the socket.
+    is_flushed: Cell<bool>,
 }
 
 /// What the watchdog should do.
@@ -45,6 +52,8 @@ pub(super) enum Verdict {
     Fine(Instant),
     /// Idle for too long: close after what is under way (nothing).
     Idle,
+    /// Idle for a while: nothing has to be kept for it but the socket.
+    Rest,
     /// The head takes too long: close now.
     SlowHead,
 }
@@ -52,7 +61,8 @@ pub(super) enum Verdict {
 impl Phases {
     pub(super) fn new(protocol: Protocol) -> Rc<Self> {
         let (phase, since) = (Cell::new(Phase::Idle), Cell::new(Instant::now()));
-        Rc::new(Self { protocol, phase, since, serving: Cell::new(0) })
+        let (is_read, is_flushed) = (Cell::new(false), Cell::new(false));
+        Rc::new(Self { protocol, phase, since, serving: Cell::new(0), is_read, is_flushed })
     }
 
     /// What is spoken on the connection.
@@ -75,8 +85,24 @@ impl Phases {
     /// A request's head is complete; it is served until the returned guard is dropped.
     pub(super) fn serve(self: &Rc<Self>) -> Serving {
         self.serving.set(self.serving.get() + 1);
+        self.is_read.set(false);
         self.enter(Phase::Busy);
         Serving(self.clone())
+    }
+
+    /// The socket has all that was to be written.
+    pub(super) fn flushed(&self) {
+        self.is_flushed.set(self.phase.get() == Phase::Idle);
+    }
+
+    /// When an idle connection may be closed.
+    pub(super) fn idle_until(&self, keep_alive: Duration) -> Instant {
+        self.since.get() + keep_alive
+    }
+
+    fn may_rest(&self, now: Instant) -> bool {
+        let is_whole = self.is_read.get() && self.is_flushed.get() && self.protocol == Protocol::Http1;
+        is_whole && now >= self.since.get() + REST_AFTER
     }
 
     pub(super) fn judge(&self, now: Instant, head: Duration, keep_alive: Duration) -> Verdict {
@@ -84,6 +110,7 @@ impl Phases {
             // Whatever comes next starts its own clock; look again before its shortest limit is over.
             Phase::Busy => Verdict::Fine(now + head),
             Phase::Idle if now >= self.since.get() + keep_alive => Verdict::Idle,
+            Phase::Idle if self.may_rest(now) => Verdict::Rest,
             Phase::Idle => Verdict::Fine((self.since.get() + keep_alive).min(now + head)),
             Phase::Head if now >= self.since.get() + head => Verdict::SlowHead,
             Phase::Head => Verdict::Fine(self.since.get() + head),
@@ -95,11 +122,19 @@ impl Phases {
 #[derive(Debug)]
 pub(super) struct Serving(Rc<Phases>);
 
+impl Serving {
+    /// The request has been read to its end.
+    pub(super) fn read_to_its_end(&self) {
+        self.0.is_read.set(true);
+    }
+}
+
 impl Drop for Serving {
     fn drop(&mut self) {
         let left = self.0.serving.get() - 1;
         self.0.serving.set(left);
         if left == 0 {
+            self.0.is_flushed.set(false);
             self.0.enter(Phase::Idle);
         }
     }

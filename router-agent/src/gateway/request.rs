@@ -22,9 +22,11 @@ use super::{
     identify::{identify, set_standings},
     models,
     outgoing::Outgoing,
+    overrides::Overrides,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
+    shape::Shaped,
     snapshot::Snapshot,
     thread::ThreadContext,
     tokens,
@@ -94,7 +96,11 @@ pub(super) async fn handle(
     let trace = context.shared.tracer.begin(&parts.headers).map(|trace| (trace, Instant::now()));
     let admitted = conformance::check(&parts)
         .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
-        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)));
+        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)))
+        .and_then(|(wishes, admission)| {
+            let allowed = admission.tenant().overrides(config.overrides);
+            Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
+        });
     let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
     headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
@@ -114,7 +120,7 @@ pub(super) async fn handle(
         ip: client.address.ip(),
         is_tls: client.end.is_tls(),
         is_trusted: config.is_trusted_proxy(client.address.ip()),
-        has_key: admitted.as_ref().is_ok_and(|(_, admission)| admission.tenant().has_key),
+        has_key: admitted.as_ref().is_ok_and(|(.., admission)| admission.tenant().has_key),
     };
     let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
     if let Some(trace) = account.trace() {
@@ -129,27 +135,34 @@ pub(super) async fn handle(
         uri: origin_form(&uri),
         headers: worker_headers,
         body: Bytes::new(),
-        wishes: admitted.as_ref().map(|(wishes, _)| *wishes).unwrap_or_default(),
+        wishes: admitted.as_ref().map(|(wishes, ..)| *wishes).unwrap_or_default(),
         hold: relays.map_or(upstream::Hold::EventStreams, |_| raw::hold(&config.relay)),
     };
 
-    let (mut tenant, mut may_go_on) = (None, true);
+    let (mut tenant, mut may_go_on, mut shaped) = (None, true, Shaped::default());
     let answered = match admitted {
         Err(error) => {
             may_go_on = body::discard(body, config.timeouts.body_idle).await;
             Err(error)
         }
-        Ok((_, admission)) => {
+        Ok((_, overrides, admission)) => {
             let asking = tenant.insert(admission.tenant().clone());
             if let Some(trace) = account.trace() {
                 trace.tenant(&asking.name);
             }
             account.admitted(admission);
-            match outgoing.lists_models().then(|| models::list(&context.shared.fleet, asking)).flatten() {
+            match outgoing
+                .lists_models()
+                .then(|| models::list(&context.shared.fleet, &config.aliases, asking))
+                .flatten()
+            {
                 Some(list) => Ok(Answered::Here(list)),
-                None => answer(context, &config, route, outgoing, body, &request_id, &mut account)
-                    .await
-                    .map(|answer| Answered::Worker(Box::new(answer))),
+                None => {
+                    let asked = Asked { route, overrides, body, request_id: &request_id };
+                    answer(context, &config, asked, outgoing, &mut shaped, &mut account)
+                        .await
+                        .map(|answer| Answered::Worker(Box::new(answer)))
+                }
             }
         }
     };
@@ -175,6 +188,7 @@ pub(super) async fn handle(
     };
     let headers = response.headers_mut();
     headers.insert(headers::REQUEST_ID, request_id);
+    shaped.tell(headers);
     if let Some(tenant) = tenant {
         set_standings(headers, tenant.standings(Instant::now()));
     }
@@ -193,13 +207,20 @@ enum Answered {
     Worker(Box<Answer>),
 }
 
+/// What a client asks, as far as it is not sent as it is.
+struct Asked<'a> {
+    route: Route,
+    overrides: Overrides,
+    body: Incoming,
+    request_id: &'a HeaderValue,
+}
+
 async fn answer(
     context: &Rc<ThreadContext>,
     config: &Snapshot,
-    route: Route,
+    Asked { route, overrides, body, request_id }: Asked<'_>,
     mut outgoing: Outgoing,
-    body: Incoming,
-    request_id: &HeaderValue,
+    shaped: &mut Shaped,
     account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
@@ -215,19 +236,26 @@ async fn answer(
         all_bytes_max: config.limits.bodies_bytes,
         idle_timeout: config.timeouts.body_idle,
     };
-    let Collected { bytes, held: _held } =
-        body::collect(body, &shared.bodies, bounds).await.inspect_err(|error| {
-            if matches!(error, GatewayError::BodiesTooLarge { .. }) {
-                shared.metrics.queue.refused(error.kind());
-            }
-        })?;
-    outgoing.body = bytes;
+    let mut collected = body::collect(body, &shared.bodies, bounds).await.inspect_err(|error| {
+        if matches!(error, GatewayError::BodiesTooLarge { .. }) {
+            shared.metrics.queue.refused(error.kind());
+        }
+    })?;
     step(Phase::Receive, receiving);
 
-    let began = Instant::now();
     let let_in = "only requests that were let in are answered";
     let tenant = account.admission().expect(let_in).tenant().clone();
-    let mut plan = choose::plan(shared, config, &tenant, route, &outgoing.headers, &outgoing.body)?;
+    shaped
+        .before_planning(context, config, &tenant, route, &mut outgoing, request_id, &mut collected)
+        .await?;
+    let began = Instant::now();
+    let mut plan =
+        choose::plan(shared, config, &tenant, route, &outgoing.headers, &overrides, &collected.bytes)?;
+    if let Some(model) = plan.model_instead() {
+        shaped.set_model(&mut collected, model, bounds.all_bytes_max)?;
+    }
+    let Collected { bytes, held: _held } = collected;
+    outgoing.body = bytes;
     account.names(plan.model_metrics.clone());
     let planning = began.elapsed();
     plan.is_traced = trace.is_some();
@@ -239,7 +267,7 @@ async fn answer(
     }
     step(Phase::Tokenize, tokenizing);
     account.admission().expect(let_in).charge_prompt(plan.prompt_tokens(), Instant::now())?;
-    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.by_prefix) {
+    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
     }
     let bid = Bid {

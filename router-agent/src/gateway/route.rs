@@ -30,10 +30,7 @@ impl Route {
     /// A bounded label for metrics.
     pub(super) fn label(self) -> &'static str {
         match self {
-            Self::Inference(ApiKind::Chat) => "chat",
-            Self::Inference(ApiKind::Completions) => "completions",
-            Self::Inference(ApiKind::Responses) => "responses",
-            Self::Inference(ApiKind::Messages) => "messages",
+            Self::Inference(kind) => kind.label(),
             Self::Other => "other",
         }
     }

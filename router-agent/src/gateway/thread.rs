@@ -24,6 +24,7 @@ use super::{
     choose::Scratch,
     connection::{self, OpenConnection},
     cut::Cuts,
+    hooks::HookClient,
     last_words,
     snapshot::{Snapshot, Snapshots},
 };
@@ -61,6 +62,8 @@ pub(super) struct ThreadContext {
     pub(super) pool: Pool,
     pub(super) scratch: RefCell<Scratch>,
     snapshots: Snapshots,
+    /// Connections to hooks.
+    pub(super) hooks: HookClient,
     /// Requests in flight, to be cut off if need be.
     pub(super) cuts: Cuts,
     /// Turns to shake hands.
@@ -123,6 +126,7 @@ async fn run(
         pool,
         scratch: RefCell::default(),
         snapshots,
+        hooks: HookClient::new(),
         cuts: Cuts::default(),
         handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
         refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),

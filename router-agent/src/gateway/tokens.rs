@@ -20,7 +20,7 @@ use crate::{
     prompt::{self, ApiKind, Form},
     telemetry::TokensFrom,
     tokenize::{Local, Source, Unknown},
-    upstream::{self, Hold},
+    upstream::{self, Hold, fetch},
 };
 
 /// Where a request's token ids are to come from; worked out while its body is parsed.
@@ -116,6 +116,44 @@ pub(super) async fn learn(
     }
 }
 
+/// As [`learn`], for a request that is not served: nothing is counted, and a worker is asked over a connection of its own.
+pub(super) async fn look(
+    shared: &Shared,
+    config: &Config,
+    ask: Ask,
+    body: &Bytes,
+) -> Option<(TokensFrom, Arc<[u32]>)> {
+    match ask {
+        Ask::Nothing | Ask::Unsupported(..) => None,
+        Ask::Given(tokens) => Some((TokensFrom::Given, tokens)),
+        Ask::Local(local, kind) => {
+            let encoded = shared.tokenizers.tokens(&local, kind, body.clone()).await.ok()?;
+            Some((TokensFrom::Local, encoded.tokens))
+        }
+        Ask::Worker(key) => {
+            if let Some(tokens) = shared.tokenizers.cache().get(key) {
+                return Some((TokensFrom::Worker, tokens));
+            }
+            if IGNORED_BY_TOKENIZE.iter().any(|member| memmem::find(body, member).is_some()) {
+                return None;
+            }
+            let worker = idlest(shared)?;
+            let (timeout, bytes_max) = (config.tokenizers.deadline, limits::TOKENIZE_ANSWER_BYTES_MAX);
+            let answer = fetch::post(&worker, "/tokenize", body.clone(), timeout, bytes_max).await.ok()?;
+            let tokens = (answer.0 == StatusCode::OK).then(|| parse_answer(&answer.1).ok()).flatten()?;
+            Some((TokensFrom::Worker, tokens))
+        }
+    }
+}
+
+/// Of those that can be asked.
+fn idlest(shared: &Shared) -> Option<Arc<Worker>> {
+    let now = Instant::now();
+    let workers = shared.fleet.workers();
+    let routable = workers.iter().filter(|worker| worker.is_routable(now));
+    routable.min_by_key(|worker| worker.load.in_flight()).cloned()
+}
+
 async fn by_worker(
     context: &ThreadContext,
     deadline: Duration,
@@ -148,11 +186,7 @@ async fn ask_worker(
     deadline: Duration,
 ) -> Result<Arc<[u32]>, Unknown> {
     let failed = |why: String| Unknown::Worker(why);
-    let now = Instant::now();
-    let workers = context.shared.fleet.workers().clone();
-    let idlest =
-        workers.iter().filter(|worker| worker.is_routable(now)).min_by_key(|worker| worker.load.in_flight());
-    let worker = idlest.ok_or_else(|| failed("there is none".to_owned()))?;
+    let worker = &idlest(&context.shared).ok_or_else(|| failed("there is none".to_owned()))?;
     let request = || tokenize_request(worker, body.clone());
     let sent = upstream::send(&context.pool, worker, true, Hold::EventStreams, deadline, request)
         .await

@@ -146,7 +146,7 @@ impl Tries<'_> {
 
     fn wanted<'t>(&self, tried: &'t [WorkerSlot]) -> Wanted<'t> {
         let bounds = if self.is_bounded() { Bounds::of(&self.config.limits) } else { Bounds::default() };
-        Wanted { model: self.plan.model, tried, bounds }
+        Wanted { model: self.plan.model, only: self.plan.only, tried, bounds }
     }
 
     /// Asking for a version or a list makes no worker work.

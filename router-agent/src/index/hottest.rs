@@ -10,7 +10,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
-    PrefixIndex,
+    PrefixIndex, WorkerSlot,
     run::{GROUP, RUN_BLOCKS},
     writer::{Shared, Writer},
 };
@@ -48,6 +48,14 @@ pub struct Prefix {
     pub last_used_ns: u64,
     /// Bit `slot % 64` of word `slot / 64`: the worker holds it. Slots from 256 on are not shown.
     pub workers: [u64; WORKER_WORDS],
+}
+
+impl Prefix {
+    /// Whether the worker in this place holds it, as far as that is shown.
+    pub fn is_held_by(&self, slot: WorkerSlot) -> bool {
+        let at = usize::from(slot.0);
+        self.workers.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+    }
 }
 
 /// Finds the most used prefixes of one index, again and again.
@@ -171,7 +179,6 @@ fn weight(hits: u32, idle_ns: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::WorkerSlot;
 
     const SECOND: u64 = 1_000_000_000;
 

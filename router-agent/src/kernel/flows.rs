@@ -123,6 +123,42 @@ impl Flows {
         self.start(u32::MAX, client, 0, Start { sent_ns: 0, is_event_stream: false })
     }
 
+    /// The responses under way: those that one reader saw while it read, each field as it was at that moment.
+    pub fn under_way(&self) -> Vec<FlowValue> {
+        let read = |slot: u32| {
+            let at = slot as usize * size_of::<FlowValue>();
+            let u32 = |offset: usize| self.shared.flows.u32(at + offset).load(Relaxed);
+            let u64 = |offset: usize| self.shared.flows.u64(at + offset).load(Relaxed);
+            let state = match u32(offset_of!(FlowValue, state)) {
+                state if state == FlowState::Copy as u32 => FlowState::Copy,
+                state if state == FlowState::Bypass as u32 => FlowState::Bypass,
+                state if state == FlowState::Splice as u32 => FlowState::Splice,
+                _ => return None,
+            };
+            let mut client = [0; 16];
+            for (word, bytes) in client.chunks_exact_mut(4).enumerate() {
+                bytes.copy_from_slice(&u32(offset_of!(FlowValue, client) + 4 * word).to_ne_bytes());
+            }
+            Some(FlowValue {
+                cookie: u64(offset_of!(FlowValue, cookie)),
+                client,
+                client_port: u32(offset_of!(FlowValue, client_port)),
+                worker: u32(offset_of!(FlowValue, worker)),
+                started_ns: u64(offset_of!(FlowValue, started_ns)),
+                first_byte_ns: u64(offset_of!(FlowValue, first_byte_ns)),
+                last_event_ns: u64(offset_of!(FlowValue, last_event_ns)),
+                bytes: u64(offset_of!(FlowValue, bytes)),
+                events: u64(offset_of!(FlowValue, events)),
+                state,
+                is_event_stream: u32(offset_of!(FlowValue, is_event_stream)),
+                paced: u32(offset_of!(FlowValue, paced)),
+                padding: 0,
+                pace_since_ns: u64(offset_of!(FlowValue, pace_since_ns)),
+            })
+        };
+        (0..FLOWS_MAX).filter_map(read).collect()
+    }
+
     /// The index has another worker from now on: its histograms begin anew.
     pub fn forget(&self, worker: u32) {
         if worker >= WORKERS_MAX {
@@ -311,6 +347,22 @@ mod tests {
         assert_eq!(flows.latency(4, LatencyKind::EventGap).expect("a worker").count, 0);
         assert_eq!(flow.entry.u64(offset_of!(FlowValue, bytes)).load(Relaxed), 27);
         assert_eq!(flow.events(), 3);
+    }
+
+    #[test]
+    fn those_under_way_are_listed_and_no_others() {
+        let flows = Flows::private().expect("memory");
+        assert!(flows.under_way().is_empty());
+        let flow = start(&flows, true);
+        flow.data(b"data: 1\n\n");
+        flow.moved_by(FlowState::Splice);
+        let list = flows.under_way();
+        assert_eq!(list.len(), 1);
+        let FlowValue { client, client_port, worker, bytes, events, state, .. } = list[0];
+        assert_eq!((client_port, worker, bytes, events, state), (5, 3, 9, 1, FlowState::Splice));
+        assert!(client.ends_with(&[192, 0, 2, 1]) && list[0].first_byte_ns > list[0].started_ns);
+        drop(flow);
+        assert!(flows.under_way().is_empty());
     }
 
     #[test]

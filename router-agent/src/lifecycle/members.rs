@@ -112,8 +112,9 @@ impl Members {
             Standing::Leaving { .. } => return Err(MemberError::Leaving(name.to_owned())),
             Standing::Draining { .. } => {}
             Standing::Serving => {
-                worker.set_standing(Standing::Draining { since: Instant::now() });
-                tracing::info!(worker = name, in_flight = worker.load.in_flight(), "worker is drained");
+                let in_flight = worker.load.in_flight();
+                worker.set_standing(Standing::Draining { since: Instant::now(), in_flight });
+                tracing::info!(worker = name, in_flight, "worker is drained");
             }
         }
         Ok(worker)
@@ -234,9 +235,12 @@ impl Members {
 
     fn send_off(&self, worker: &Arc<Worker>, timeout: Option<Duration>) {
         let now = Instant::now();
-        let since = worker.standing().since().unwrap_or(now);
-        let until = timeout.map(|timeout| now + timeout);
-        worker.set_standing(Standing::Leaving { since, until });
+        let before = worker.standing();
+        let since = before.since().unwrap_or(now);
+        let in_flight = before.in_flight_at_first().unwrap_or_else(|| worker.load.in_flight());
+        // A time that no clock has is none.
+        let until = timeout.and_then(|timeout| now.checked_add(timeout));
+        worker.set_standing(Standing::Leaving { since, in_flight, until });
         // One that has not seen this yet is counted before it is looked whether the worker is idle.
         self.shared.wait_for_decisions();
         tracing::info!(worker = %worker.name, in_flight = worker.load.in_flight(), "worker leaves");

@@ -12,6 +12,7 @@
 //! Of a body's repeated keys the last one counts, as in Python's `json`. Unknown fields pass.
 
 mod blocks;
+mod edit;
 mod error;
 mod fields;
 mod messages;
@@ -29,6 +30,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 pub use self::{
     blocks::{BLOCK_BYTES, BLOCK_BYTES_MAX, PromptSize, hash_into},
+    edit::{Member, add_missing, raw_member, set_model},
     error::ParseError,
     piece::{BYTES_PER_TOKEN, Form, MEDIA_TOKENS, Piece, Tag},
     token_blocks::{TokenBlockHasher, hash_tokens_into, token_root},
@@ -46,6 +48,18 @@ pub enum ApiKind {
     Responses,
     /// `/v1/messages`, Anthropic's
     Messages,
+}
+
+impl ApiKind {
+    /// A bounded label for metrics, and the name in the configuration.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "completions",
+            Self::Responses => "responses",
+            Self::Messages => "messages",
+        }
+    }
 }
 
 /// A request body, as far as routing reads it. Borrows from the body.
@@ -103,6 +117,31 @@ impl Request<'_> {
         root.digest()
     }
 
+    /// The same for all turns of a conversation, and for others as a rule not: the prompt up to the end of the first
+    /// message that is the user's, of a completion the first [`BLOCK_BYTES`] bytes.
+    pub fn conversation(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        let mut is_users = false;
+        for piece in &self.pieces {
+            let is_role = piece.tag == Tag::Role;
+            if is_users && is_role {
+                break;
+            }
+            is_users |= is_role && matches!(piece.form, Form::Text(b"user"));
+            if piece.tag == Tag::Plain {
+                let mut room = BLOCK_BYTES;
+                piece.write(&mut |bytes| {
+                    let taken = bytes.len().min(room);
+                    hash.update(&bytes[..taken]);
+                    room -= taken;
+                });
+            } else {
+                piece.write(&mut |bytes| hash.update(bytes));
+            }
+        }
+        hash.digest()
+    }
+
     /// The prompt's tokens, where the client gave token ids. Of several prompts: the first's.
     pub fn token_ids(&self) -> Option<Vec<u32>> {
         let [Piece { form: Form::Tokens(ids), .. }] = self.pieces.as_slice() else { return None };
@@ -125,7 +164,7 @@ impl Request<'_> {
 
 /// Reads a request body. Cost: one pass over it; see `docs/routing.md`.
 pub fn parse(kind: ApiKind, body: &[u8]) -> Result<Request<'_>, ParseError> {
-    let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body); // Python's json takes the mark, too
+    let text = without_mark(body);
     let skipped = body.len() - text.len();
     parse_text(kind, text).map_err(|error| match error {
         ParseError::NotJson { at_byte, why } => ParseError::NotJson { at_byte: at_byte + skipped, why },
@@ -133,8 +172,14 @@ pub fn parse(kind: ApiKind, body: &[u8]) -> Result<Request<'_>, ParseError> {
     })
 }
 
+/// A byte order mark may stand in front: Python's json takes it, too.
+pub(crate) fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)
+}
+
 /// The model that a body names, if the body is a JSON object and names one. Cost: one pass over it.
 pub fn model(body: &[u8]) -> Option<Cow<'_, str>> {
+    let body = without_mark(body);
     simdutf8::basic::from_utf8(body).ok()?;
     let mut scanner = Scanner::new(body);
     let mut model = None;

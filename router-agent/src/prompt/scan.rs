@@ -93,6 +93,11 @@ impl<'a> Scanner<'a> {
         Self { body, at: 0 }
     }
 
+    /// Bytes that are behind it.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+
     /// The next byte that is not white space, not consumed.
     pub(super) fn peek(&mut self) -> Option<u8> {
         while let Some(&byte) = self.body.get(self.at) {

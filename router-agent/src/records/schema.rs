@@ -24,13 +24,14 @@ pub enum Detail {
 }
 
 /// One try of one request.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DecisionRecord {
     /// [`SCHEMA`].
     pub schema: u32,
     /// `x-request-id`: the client's own, or one that the gateway made.
     pub request_id: String,
     /// When it was decided, UTC.
+    #[schema(value_type = String, format = DateTime)]
     pub time: jiff::Timestamp,
     /// The name of the API key; `default` where there are none.
     pub tenant: String,
@@ -73,18 +74,20 @@ pub struct DecisionRecord {
     pub candidates: Vec<CandidateRecord>,
     /// Hash of the session's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub session_hash: Option<Hash>,
     /// Bytes of prompt per hash.
     pub block_bytes: u32,
     /// One per block, each of all blocks up to it; only in logs that ask for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
     pub prompt_hashes: Option<Vec<Hash>>,
     /// None while the try is under way.
     pub outcome: Option<OutcomeRecord>,
 }
 
 /// What the policy knew of one worker, and what it made of that.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CandidateRecord {
     pub worker: String,
     /// 0 for policies that compare none.
@@ -112,7 +115,7 @@ pub struct CandidateRecord {
 }
 
 /// What had been learned of a worker's speed. Seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SpeedRecord {
     /// Prefill of one token.
     pub token_seconds: f64,
@@ -125,7 +128,7 @@ pub struct SpeedRecord {
 }
 
 /// What became of a try.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OutcomeRecord {
     /// `completed`, `failed`, `rejected`, `cancelled`.
     pub end: String,

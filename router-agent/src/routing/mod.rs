@@ -37,7 +37,8 @@ pub use self::{
 };
 use crate::index::{WORKERS_MAX, WorkerSlot};
 
-/// A policy and what it remembers between decisions.
+/// A policy and what it remembers between decisions. A clone decides as this one would, and this one does not learn of it.
+#[derive(Clone)]
 pub struct Router {
     settings: Arc<Settings>,
     random: Rng,

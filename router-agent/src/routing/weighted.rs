@@ -65,7 +65,9 @@ impl FromStr for Scorer {
 pub struct UnknownScorer(String);
 
 /// How one of the scored candidates is taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Pick {
     /// The highest.

@@ -14,8 +14,8 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics,
-    TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
+    FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics,
+    RecordMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -81,6 +81,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// Services that see requests before they are routed.
+    pub hooks: HookMetrics,
     /// The LMCache controller.
     pub lmcache: LmcacheMetrics,
     /// What workers say of their KV caches.
@@ -485,6 +487,7 @@ impl Metrics {
             faults: FaultMetrics::new(&make)?,
             queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            hooks: HookMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,

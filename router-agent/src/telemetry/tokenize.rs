@@ -22,7 +22,8 @@ pub enum TokensFrom {
 impl TokensFrom {
     const ALL: [Self; 3] = [Self::Given, Self::Local, Self::Worker];
 
-    fn label(self) -> &'static str {
+    /// The name in metrics.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Given => "given",
             Self::Local => "local",

@@ -107,6 +107,22 @@ impl Tenants {
         self.current.store(Arc::new(Directory { by_key, by_name, everyone }));
     }
 
+    /// A tenant that may ask for anything, as there is where no keys are configured.
+    pub fn everyone(&self) -> Arc<Tenant> {
+        self.current.load().everyone.clone()
+    }
+
+    /// Everyone who may ask, by name: the configured ones, or [`DEFAULT`] alone where there are none.
+    pub fn list(&self) -> Vec<Arc<Tenant>> {
+        let directory = self.current.load();
+        let mut list: Vec<_> = directory.by_name.values().cloned().collect();
+        if list.is_empty() {
+            list.push(directory.everyone.clone());
+        }
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
     /// Whose key is in these headers.
     pub fn identify(&self, headers: &HeaderMap) -> Result<Arc<Tenant>, Unauthorized> {
         let directory = self.current.load();

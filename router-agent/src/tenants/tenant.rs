@@ -10,7 +10,8 @@ use std::{
 
 use super::bucket::{Bucket, Rate, Standing};
 use crate::{
-    config::{AllowedModels, KeyConfig},
+    config::{AllowedModels, BodyDefault, KeyConfig, Overrides},
+    routing::Policy,
     telemetry::TenantMetrics,
 };
 
@@ -27,6 +28,12 @@ pub struct Tenant {
     pub all_paths: bool,
     /// Whether its requests come with a key, which is for this gateway only.
     pub has_key: bool,
+    /// How its requests with a prompt are routed that say nothing else; none: as everybody's.
+    pub policy: Option<Policy>,
+    /// Members that its requests get where they have none.
+    pub defaults: Vec<BodyDefault>,
+    /// What its requests may decide by headers; none: as everybody's.
+    overrides: Option<Overrides>,
     models: AllowedModels,
     requests: Option<Rate>,
     tokens: Option<Rate>,
@@ -120,6 +127,9 @@ impl Tenant {
             priority: 0,
             all_paths: true,
             has_key: false,
+            policy: None,
+            defaults: Vec::new(),
+            overrides: None,
             models: AllowedModels::All,
             requests: None,
             tokens: None,
@@ -137,6 +147,9 @@ impl Tenant {
             priority: config.priority,
             all_paths: config.all_paths,
             has_key: true,
+            policy: config.policy,
+            defaults: config.defaults.clone(),
+            overrides: config.overrides,
             models: config.models.clone(),
             requests: config.requests_per_second.map(requests),
             tokens: config.tokens_per_minute.map(tokens),
@@ -168,6 +181,13 @@ impl Tenant {
         }
     }
 
+    /// What its requests may decide by headers, where everybody's may as much as `everybody`. Nothing said: everything
+    /// without a key, nothing with one.
+    pub fn overrides(&self, everybody: Option<Overrides>) -> Overrides {
+        let unsaid = if self.has_key { Overrides::default() } else { Overrides::ALL };
+        self.overrides.or(everybody).unwrap_or(unsaid)
+    }
+
     /// Whether what its answers cost has to be known.
     pub fn counts_tokens(&self) -> bool {
         self.tokens.is_some()
@@ -180,6 +200,28 @@ impl Tenant {
             requests: self.requests.map(|rate| requests.standing(rate, now)),
             tokens: self.tokens.map(|rate| tokens.standing(rate, now)),
         }
+    }
+
+    /// The models that it may name.
+    pub fn models(&self) -> &AllowedModels {
+        &self.models
+    }
+
+    /// Its limits as configured; none where there is none: requests per second and at once after a pause, requests at the
+    /// same time, tokens per minute.
+    pub fn limits(&self) -> (Option<(f64, f64)>, Option<u32>, Option<f64>) {
+        let requests = self.requests.map(|rate| (rate.per_second, rate.capacity));
+        (requests, self.concurrent, self.tokens.map(|rate| rate.capacity))
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> u32 {
+        self.used.in_flight.load(Relaxed)
+    }
+
+    /// Its counters. Beyond [`crate::limits::TENANT_SERIES_MAX`] tenants share some.
+    pub fn metrics(&self) -> &TenantMetrics {
+        &self.used.metrics
     }
 
     /// Counts a request in, if its limits allow one more.

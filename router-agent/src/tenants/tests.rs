@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::AllowedModels;
+use crate::config::{AllowedModels, ModelPattern};
 
 const KEY: &str = "sk-test";
 
@@ -19,6 +19,9 @@ fn key(name: &str, secret: &str) -> KeyConfig {
         weight: 1,
         priority: 0,
         all_paths: false,
+        policy: None,
+        defaults: Vec::new(),
+        overrides: None,
     }
 }
 
@@ -77,8 +80,12 @@ fn a_key_is_taken_from_either_field_and_nothing_else_is_let_in() {
 
 #[test]
 fn models_are_allowed_by_name_and_by_their_beginning() {
-    let (_tenants, tenant) =
-        tenant(|key| key.models = AllowedModels::Only(vec!["llama".into(), "qwen-*".into()]));
+    let (_tenants, tenant) = tenant(|key| {
+        key.models = AllowedModels::Only(vec![
+            ModelPattern::Exact("llama".into()),
+            ModelPattern::Prefix("qwen-".into()),
+        ])
+    });
     for (model, allowed) in
         [("llama", true), ("llama-2", false), ("qwen-7b", true), ("qwen", false), ("Llama", false)]
     {

@@ -37,6 +37,16 @@ impl WorkerTls {
         Ok(Self { connector: config.into(), name: server_name, ca })
     }
 
+    /// For whom its certificate must be.
+    pub fn name(&self) -> String {
+        self.name.to_str().into_owned()
+    }
+
+    /// The file of the authorities that it may be of; none: the system's.
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_ref().map(|(path, _)| path.as_path())
+    }
+
     /// Shakes hands.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<WorkerTlsStream> {
         self.connector.connect(self.name.clone(), stream).await

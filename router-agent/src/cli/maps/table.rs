@@ -59,7 +59,7 @@ fn members(words: &[u64]) -> Vec<u32> {
         .collect()
 }
 
-pub(super) fn until_nul(bytes: &[u8]) -> String {
+pub(in crate::cli) fn until_nul(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     // A name is shown on a terminal, and was given from outside.
     String::from_utf8_lossy(&bytes[..end]).chars().map(|c| if c.is_control() { '?' } else { c }).collect()

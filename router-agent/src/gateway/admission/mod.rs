@@ -59,6 +59,7 @@ struct State {
 struct Waiter {
     bid: Bid,
     model: Option<u64>,
+    only: Option<WorkerSlot>,
     tried: Box<[WorkerSlot]>,
     is_bounded: bool,
     turn: oneshot::Sender<Turn>,
@@ -188,6 +189,7 @@ impl Request<'_> {
         Waiter {
             bid: self.bid.clone(),
             model: self.wanted.model,
+            only: self.wanted.only,
             tried: self.wanted.tried.into(),
             is_bounded: self.is_bounded,
             turn,

@@ -6,6 +6,7 @@ use super::Waiter;
 use crate::{
     fleet::Worker,
     gateway::eligible::{Bounds, Wanted},
+    index::WorkerSlot,
 };
 
 /// Remembers what it found by what was wanted: of a thousand who wait, most want the same.
@@ -15,7 +16,7 @@ pub(super) struct Places<'a> {
     now: Instant,
     /// Whether anybody at all could go, by whether the bounds hold for it. Mostly not: then nobody is looked at closer.
     any: [bool; 2],
-    known: HashMap<(Option<u64>, bool), Option<Arc<Worker>>>,
+    known: HashMap<(Option<u64>, Option<WorkerSlot>, bool), Option<Arc<Worker>>>,
 }
 
 impl<'a> Places<'a> {
@@ -38,11 +39,11 @@ impl<'a> Places<'a> {
         let Self { workers, bounds, now, known, .. } = self;
         let find = || {
             let bounds = if waiter.is_bounded { *bounds } else { Bounds::default() };
-            let wanted = Wanted { model: waiter.model, tried: &waiter.tried, bounds };
+            let wanted = Wanted { model: waiter.model, only: waiter.only, tried: &waiter.tried, bounds };
             wanted.with_room(workers, *now, None).min_by_key(|worker| worker.load.taken()).cloned()
         };
         if waiter.tried.is_empty() {
-            known.entry((waiter.model, waiter.is_bounded)).or_insert_with(find).clone()
+            known.entry((waiter.model, waiter.only, waiter.is_bounded)).or_insert_with(find).clone()
         } else {
             find()
         }

@@ -34,10 +34,10 @@ pub(super) enum Outcome {
     /// Every byte as it must be.
     Exact,
     /// An honest end in the middle: an error event, vLLM's own word that it gave up (`finish_reason: "abort"`), or a body
-    /// that is visibly not whole. Words had come.
+    /// that is visibly not whole. Something had come.
     Cut,
-    /// The same, and not one word had come: another worker could have begun anew. What came.
-    CutAtOnce(String),
+    /// The same, and nothing had come behind the head: another worker could have begun anew.
+    CutAtOnce,
     /// An error in OpenAI's form, with its status and code.
     Refused(u16, String),
     /// The client hung up.
@@ -127,15 +127,14 @@ async fn judge(mut response: Response<Incoming>, question: &Question) -> Outcome
     }
 }
 
-/// An honest end after `words` of an answer that stands in `text`.
-fn cut(words: usize, text: &str) -> Outcome {
-    let first = &text[..text.floor_char_boundary(text.len().min(BYTES_SHOWN))];
-    if words > 0 { Outcome::Cut } else { Outcome::CutAtOnce(format!("{first:?}")) }
+/// An honest end behind `text`.
+fn cut(text: &str) -> Outcome {
+    if text.is_empty() { Outcome::CutAtOnce } else { Outcome::Cut }
 }
 
 fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
     if !is_whole {
-        return cut(0, text);
+        return cut(text);
     }
     let answer = serde_json::from_str::<Value>(text).unwrap_or_default();
     let string = |pointer| answer.pointer(pointer).and_then(Value::as_str);
@@ -144,7 +143,7 @@ fn judge_whole(text: &str, is_whole: bool, expected: &str) -> Outcome {
         Some(content)
             if expected.starts_with(content) && string("/choices/0/finish_reason") == Some("abort") =>
         {
-            cut(content.len() / WORD_BYTES, text)
+            cut(text)
         }
         Some(content) => Outcome::Wrong(format!("an answer of {content:?}, not {expected:?}")),
         None => Outcome::Wrong(format!("an answer that is none: {text:?}")),
@@ -186,7 +185,7 @@ fn judge_stream(text: &str, is_whole: bool, expected: &str) -> Outcome {
     } else if half.is_some() && !has_error {
         Outcome::Wrong(format!("half an event at a proper end: {half:?}"))
     } else if has_error || !is_whole {
-        cut(content.len() / WORD_BYTES, text)
+        cut(text)
     } else {
         let last = &text[text.floor_char_boundary(text.len().saturating_sub(BYTES_SHOWN))..];
         Outcome::Wrong(format!("a stream that ends as if it were whole, and before its end: …{last:?}"))

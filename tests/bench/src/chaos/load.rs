@@ -40,12 +40,10 @@ pub(super) struct Load {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Tally {
     pub(super) exact: u64,
-    /// Cut behind the first word.
+    /// Cut behind the first byte.
     pub(super) cut: u64,
-    /// Cut before the first word: another worker could have begun anew.
+    /// Cut before it: another worker could have begun anew.
     pub(super) cut_at_once: u64,
-    /// The first of them, as they came.
-    pub(super) cuts: Vec<String>,
     pub(super) left: u64,
     /// By status and code.
     pub(super) refused: BTreeMap<(u16, String), u64>,
@@ -58,12 +56,7 @@ impl Tally {
     fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Exact => self.exact += 1,
-            Outcome::CutAtOnce(what) => {
-                self.cut_at_once += 1;
-                if self.cuts.len() < EXAMPLES_MAX {
-                    self.cuts.push(what);
-                }
-            }
+            Outcome::CutAtOnce => self.cut_at_once += 1,
             Outcome::Cut => self.cut += 1,
             Outcome::Left => self.left += 1,
             Outcome::Refused(status, code) => *self.refused.entry((status, code)).or_default() += 1,
@@ -87,11 +80,7 @@ impl Tally {
             findings.push(format!("{} wrong answers, such as {}", self.wrong, self.examples.join("; ")));
         }
         if self.cut_at_once > 0 {
-            findings.push(format!(
-                "{} answers cut before their first word, such as {}",
-                self.cut_at_once,
-                self.cuts.join("; ")
-            ));
+            findings.push(format!("{} answers cut before their first byte", self.cut_at_once));
         }
         let refused: Vec<_> =
             self.refused.iter().map(|((status, code), count)| format!("{count} × {status} {code}")).collect();

@@ -42,8 +42,8 @@ impl fmt::Display for Report<'_> {
         writeln!(f, "\n| answers | |\n|---|---|")?;
         writeln!(f, "| requests | {} |", tally.requests())?;
         writeln!(f, "| exact, every byte | {} |", tally.exact)?;
-        writeln!(f, "| honestly cut behind the first word | {} |", tally.cut)?;
-        writeln!(f, "| cut before the first word | {} |", tally.cut_at_once)?;
+        writeln!(f, "| honestly cut behind the first byte | {} |", tally.cut)?;
+        writeln!(f, "| cut before the first byte | {} |", tally.cut_at_once)?;
         writeln!(f, "| the client hung up | {} |", tally.left)?;
         writeln!(f, "| refused | {} |", tally.refused.values().sum::<u64>())?;
         writeln!(f, "| wrong | {} |", tally.wrong)?;

@@ -15,6 +15,8 @@ use crate::{gateway::Gateway, processes::resident_kib};
 pub(super) const CROWD_OVER: usize = 10;
 /// How long slow clients stay, so that all buffers are full.
 const STAY: Duration = Duration::from_secs(8);
+/// How long connections are idle: longer than it takes until they rest.
+const IDLE: Duration = Duration::from_secs(20);
 /// A body that nobody may send, bytes.
 const HUGE: u64 = 1 << 30;
 const PIECE: usize = 1 << 20;
@@ -140,8 +142,24 @@ async fn idle_connections(gateway: &Gateway, count: usize) -> Result<Seen> {
         ensure!(status == Some(200), "connection {number} was answered {status:?}");
         open.push(stream);
     }
-    let per = held(gateway);
-    Ok(Seen { held_kib: per, outcome: "all answered".to_owned(), findings: Vec::new() })
+    tokio::time::sleep(IDLE).await;
+    let held_kib = held(gateway);
+    let mut again = 0;
+    for stream in &mut open {
+        again += usize::from(answered_again(stream).await);
+    }
+    Ok(Seen {
+        held_kib,
+        outcome: format!("after {IDLE:?} {again} were answered again"),
+        findings: unless(again == count, format!("{} were not answered again", count - again)),
+    })
+}
+
+/// Asks once more over a connection whose first answer was read as far as its status.
+async fn answered_again(stream: &mut TcpStream) -> bool {
+    let mut piece = [0; 4096];
+    while stream.try_read(&mut piece).is_ok_and(|count| count > 0) {}
+    status_of(stream, request(PLAIN, "{\"prompt\":\"x\"}").as_bytes()).await == Some(200)
 }
 
 async fn readers(gateway: &Gateway, count: usize) -> Result<Seen> {

@@ -1,0 +1,162 @@
+//! What would become of a request that came now: every worker's part in the decision, and who would win. Nothing is sent,
+//! counted, learned or remembered: the policy is asked in a copy of itself, so that neither its turn nor its random numbers
+//! move on, and a look-up leaves the index as it is.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+
+use super::{
+    GatewayError, Shared,
+    choose::{self, Plan},
+    eligible::{Bounds, Wanted},
+    known::Known,
+    overrides::Overrides,
+    route::Route,
+    tokens,
+};
+use crate::{
+    fleet::{Health, Pulse, Standing, Worker},
+    index::Matches,
+    routing::{self, Decision, Policy, Score},
+    telemetry::TokensFrom,
+    tenants::Tenant,
+};
+
+/// A request to be explained.
+#[derive(Debug)]
+pub struct Question {
+    /// Of the API, such as `/v1/chat/completions`.
+    pub path: String,
+    /// The value of the session header, where the request would have one.
+    pub session: Option<HeaderValue>,
+    /// Who would ask.
+    pub tenant: Arc<Tenant>,
+    /// As a client would send it.
+    pub body: Bytes,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Explanation {
+    /// Who would decide.
+    pub policy: Policy,
+    /// What costs are counted in; none where the policy compares none.
+    pub cost_unit: Option<&'static str>,
+    /// The API, as metrics label it.
+    pub route: &'static str,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Where its token ids are known from; none: they are not, and lengths are estimated from bytes.
+    pub tokens_from: Option<&'static str>,
+    /// The choice; none if nobody could take the request now.
+    pub decision: Option<Decision>,
+    /// All workers, in the fleet's order.
+    pub workers: Vec<Part>,
+}
+
+/// One worker's part.
+#[derive(Debug)]
+pub struct Part {
+    /// The worker.
+    pub worker: Arc<Worker>,
+    /// What it was compared by, whether it may be chosen or not.
+    pub score: Score,
+    /// Whether its matched tokens are its own word (`exact`) or what was sent there (`approximate`).
+    pub match_kind: &'static str,
+    /// Why it cannot be chosen; none: it can.
+    pub excluded: Option<&'static str>,
+}
+
+/// Explains what would become of the request. Errors are those that the client would get.
+pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation, GatewayError> {
+    let Question { path, session, tenant, body } = question;
+    let config = shared.config.get();
+    let route = Route::of(&Method::POST, &path);
+    let headers = HeaderMap::from_iter(session.map(|key| (config.routing.session_header.clone(), key)));
+    let overrides = Overrides::default();
+    let mut plan = choose::plan(shared, &config, &tenant, route, &headers, &overrides, &body)?;
+    let ask_tokens = plan.ask_tokens();
+    let tokens = tokens::look(shared, &config, ask_tokens, &body).await;
+    if let Some((_, tokens)) = &tokens {
+        plan.suppose_tokens(shared, tokens);
+    }
+    let bounds = Bounds::of(&config.limits);
+    let wanted = Wanted { model: plan.model, only: plan.only, tried: &[], bounds };
+    let Verdict { policy, cost_unit, decision, workers } = decide(shared, &plan, &wanted);
+    Ok(Explanation {
+        policy,
+        cost_unit,
+        route: route.label(),
+        prompt_tokens: plan.prompt_tokens(),
+        tokens_from: tokens.map(|(from, _)| TokensFrom::label(from)),
+        decision,
+        workers,
+    })
+}
+
+struct Verdict {
+    policy: Policy,
+    cost_unit: Option<&'static str>,
+    decision: Option<Decision>,
+    workers: Vec<Part>,
+}
+
+fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
+    let (mut matches, mut token_matches) = (Matches::new(), Vec::new());
+    plan.look_up(shared, &mut matches, &mut token_matches);
+    let known = Known { plan, matches: &matches, token_matches: &token_matches };
+    let (now, ask) = (Instant::now(), plan.ask());
+    let workers = shared.fleet.workers();
+    let may_be_chosen: Vec<_> = wanted.with_room(&workers, now, None).cloned().collect();
+
+    let mut router = {
+        let routers = shared.routers.lock();
+        if plan.by_prefix { routers.by_prefix.clone() } else { routers.plain.clone() }
+    };
+    let mut scores = Vec::new();
+    let all: Vec<_> = workers.iter().map(|worker| known.candidate(worker)).collect();
+    // What a controller would say is not asked for.
+    let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
+        Policy::Lmcache => Policy::Warm,
+        policy => policy,
+    };
+    let settings = router.settings().clone();
+    routing::explain(policy, &settings, &ask, &all, &mut scores);
+    let candidates: Vec<_> = may_be_chosen.iter().map(|worker| known.candidate(worker)).collect();
+    // As they compare among themselves, where the others have no say.
+    let mut compared = Vec::new();
+    routing::explain(policy, &settings, &ask, &candidates, &mut compared);
+    for score in &mut scores {
+        if let Some(other) = compared.iter().find(|other| other.slot == score.slot) {
+            *score = *other;
+        }
+    }
+    let decision = router.decide_by(policy, &ask, &candidates);
+
+    let parts = workers.iter().zip(scores).map(|(worker, score)| Part {
+        match_kind: known.matched(worker).kind.label(),
+        excluded: (!may_be_chosen.iter().any(|other| other.id == worker.id))
+            .then(|| why_not(worker, wanted, now)),
+        worker: worker.clone(),
+        score,
+    });
+    let cost_unit = routing::cost_unit(policy, &candidates);
+    Verdict { policy, cost_unit, decision, workers: parts.collect() }
+}
+
+/// The first thing that keeps a worker from being chosen.
+fn why_not(worker: &Worker, wanted: &Wanted<'_>, now: Instant) -> &'static str {
+    match worker.standing() {
+        Standing::Draining { .. } => "draining",
+        Standing::Leaving { .. } => "leaving",
+        Standing::Serving if worker.health() == Health::Unhealthy => "unhealthy",
+        Standing::Serving if worker.liveness.pulse() == Pulse::Hung => "hung",
+        Standing::Serving if !worker.breaker.admits(now) => "breaker_open",
+        Standing::Serving if !worker.serves(wanted.model) => "model_not_served",
+        Standing::Serving if worker.record.is_ejected() => "outlier",
+        Standing::Serving if worker.rest.holds(now) => "resting",
+        Standing::Serving => "no_room",
+    }
+}
