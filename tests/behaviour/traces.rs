@@ -41,7 +41,7 @@ impl TraceService for Collected {
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
         let key = request.metadata().get("x-key").map_or("", |key| key.to_str().unwrap()).to_owned();
         self.0.lock().unwrap().push((key, request.into_inner()));
-        Ok(tonic::Response::new(Default::default()))
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
@@ -143,7 +143,11 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Json {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // to a string: it cannot fail
+        text
+    })
 }
 
 /// A gateway that traces to `collector`.

@@ -134,6 +134,7 @@ impl Known {
     }
 
     /// Whether the log has nothing against it.
+    #[expect(clippy::ref_option, reason = "it is a key of the map")]
     fn may_serve(&self, name: &str, model: &Option<String>) -> bool {
         !self.names.iter().any(|known| known == name)
             || self.serve.get(model).is_some_and(|serve| serve.contains(name))
