@@ -177,7 +177,7 @@ async fn wrong_traces_and_flags_are_named() {
         (&["--against", "http://127.0.0.1:9", "--speed", "0"], "--speed: 0: above 0"),
         (&["--against", "http://127.0.0.1:9", "--concurrency-max", "0"], "--concurrency-max: at least 1"),
     ] {
-        let error = complaint(&[&["--trace", file], args].concat()).await;
+        let error = complaint(&[&["--trace", file][..], args].concat()).await;
         assert!(error.contains(words), "{args:?}: {error}");
     }
     let error = complaint(&["--trace", "/no/such/trace", "--against", "http://127.0.0.1:9"]).await;

@@ -166,7 +166,7 @@ async fn chat(gateway: &Gateway, headers: &[(&str, &str)], stream: bool) {
     } else {
         json!({"model": "sim", "messages": body["messages"], "max_tokens": 3, "ignore_eos": true})
     };
-    let headers = [&[("content-type", "application/json")], headers].concat();
+    let headers = [&[("content-type", "application/json")][..], headers].concat();
     let reply = request(gateway.address, "POST", "/v1/chat/completions", &headers, body.to_string()).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
