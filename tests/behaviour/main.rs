@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy knows test functions, not what they call")]
 
 mod admin_access;
+mod cache;
 mod check;
 mod command;
 mod conformance;

@@ -8,11 +8,13 @@
 //! | `/workers`, `/workers/NAME`, … | the fleet: shown, drained, changed; see `workers.rs` |
 //! | `POST /admin/reload` | reads the configuration again, see `reload.rs` |
 //! | `/decisions`, `/decisions/REQUEST_ID`, `/decisions/follow` | what was decided, and why, see `decisions.rs` |
+//! | `/cache` | the response cache, shown and cleared; see `cache.rs` |
 //! | `/guard`, `/guard/rules` | the XDP guard and its rules, see `guard.rs` |
 //!
 //! Who may ask: `access.rs`.
 
 mod access;
+mod cache;
 mod decisions;
 mod guard;
 mod reload;
@@ -103,6 +105,7 @@ fn operations() -> Router<Admin> {
         .route("/decisions/follow", get(decisions::follow))
         .route("/decisions/{request_id}", get(decisions::show))
         .route("/guard", get(guard::show))
+        .route("/cache", get(cache::show).delete(cache::clear))
         .route("/guard/rules", post(guard::add).delete(guard::remove))
 }
 
@@ -113,6 +116,7 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
         shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
     }
     shared.refresh_queue_metrics();
+    shared.refresh_cache_metrics();
     shared.metrics.set_index_bytes(shared.index.bytes());
     shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);
     if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {

@@ -35,12 +35,30 @@ pub(super) struct RequestAccount {
     flow: Option<Flow>,
     /// Where the worker may say what it costs.
     usage: Option<UsageTail>,
+    /// Somebody else counts it.
+    is_handed_over: bool,
 }
 
 impl RequestAccount {
     pub(super) fn new(shared: Arc<Shared>, route: Route) -> Self {
         let received_at = Instant::now();
-        Self { shared, route, received_at, status: None, admission: None, flow: None, usage: None }
+        Self {
+            shared,
+            route,
+            received_at,
+            status: None,
+            admission: None,
+            flow: None,
+            usage: None,
+            is_handed_over: false,
+        }
+    }
+
+    /// Gives the account to somebody else; what is left counts nothing.
+    pub(super) fn hand_over(&mut self) -> Self {
+        let mut left = Self::new(self.shared.clone(), self.route);
+        left.is_handed_over = true;
+        std::mem::replace(self, left)
     }
 
     /// The request is within its tenant's limits.
@@ -90,6 +108,9 @@ impl RequestAccount {
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
+        if self.is_handed_over {
+            return;
+        }
         if let Some(admission) = &mut self.admission {
             let counts = admission.tenant().counts_tokens();
             let tail = self.usage.as_ref().filter(|_| counts);

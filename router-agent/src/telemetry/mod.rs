@@ -1,6 +1,7 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod by_worker;
+mod cache;
 mod faults;
 mod guard;
 mod hooks;
@@ -15,6 +16,7 @@ mod tenants;
 mod tls;
 mod tokenize;
 
+pub use cache::{CacheMetrics, CacheOutcome};
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use hooks::{HookMetrics, HookOutcome, HookSeries};
