@@ -120,7 +120,7 @@ async fn only_deterministic_requests_are_cached_unless_the_key_says_otherwise() 
     assert_eq!(outcomes("all", CHAT, json!({"temperature": 0.7})).await, "miss hit");
     assert_eq!(outcomes("none", CHAT, json!({})).await, " ");
     assert_eq!(
-        outcomes("one", "/v1/responses", json!({"input": "x"})).await,
+        outcomes("one", "/v1/responses", json!({"input": "x", "max_output_tokens": 3})).await,
         "bypass bypass",
         "a worker keeps it"
     );
@@ -333,7 +333,7 @@ async fn a_slow_reader_slows_nobody_who_shares_its_stream_and_is_not_cut_in_sile
     let sims = [sim(SimConfig { engine, ..SimConfig::default() }).await];
     let (gateway, _file) =
         start(&sims, "cache: {mode: deterministic, max_bytes: 1MiB, max_entry: 64KiB}\n").await;
-    let body = chat("long", 10_000, &json!({"stream": true}));
+    let body = chat("long", 30_000, &json!({"stream": true}));
     // Of whom the kernel holds little.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -344,7 +344,7 @@ async fn a_slow_reader_slows_nobody_who_shares_its_stream_and_is_not_cut_in_sile
     assert_eq!(fast.header("x-warmpath-cache"), "shared");
     let (text, whole) = fast.rest().await;
     assert!(whole && text.ends_with("data: [DONE]\n\n"));
-    assert!(text.len() > 1 << 20, "{} bytes are more than all entries may have", text.len());
+    assert!(text.len() > 512 * 1024, "{} bytes are much more than an entry may have", text.len());
     let (slow_text, slow_whole) = slow.rest().await;
     assert!(!slow_whole && slow_text.len() < text.len(), "what it missed is not passed over");
     gateway.idle().await;

@@ -55,7 +55,7 @@ pub(super) struct Flight {
     epoch: u64,
     state: Mutex<State>,
     /// Bytes that all flights hold.
-    in_flight: Arc<AtomicUsize>,
+    held_by_all: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -108,8 +108,8 @@ pub(super) fn begin(
         next_reader: LEADER + 1,
         driver: None,
     };
-    let in_flight = cache.in_flight.clone();
-    let flight = Arc::new(Flight { key, hash, bounds, epoch, state: Mutex::new(state), in_flight });
+    let held_by_all = cache.in_flight.clone();
+    let flight = Arc::new(Flight { key, hash, bounds, epoch, state: Mutex::new(state), held_by_all });
     (Driver { cache, flight: flight.clone() }, Reader { flight, number: LEADER })
 }
 
@@ -133,13 +133,13 @@ impl Flight {
     /// Lets go what nobody needs any more.
     fn let_go(&self, state: &mut State) {
         let freed = state.let_go(self.bounds.entry_bytes_max as u64);
-        self.in_flight.fetch_sub(freed as usize, Relaxed);
+        self.held_by_all.fetch_sub(freed as usize, Relaxed);
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.in_flight.fetch_sub(self.state.get_mut().held as usize, Relaxed);
+        self.held_by_all.fetch_sub(self.state.get_mut().held as usize, Relaxed);
     }
 }
 
@@ -225,7 +225,7 @@ impl Driver {
         state.held += length as u64;
         let end = state.came;
         state.pieces.push_back((end, piece));
-        let of_all = self.flight.in_flight.fetch_add(length, Relaxed) + length;
+        let of_all = self.flight.held_by_all.fetch_add(length, Relaxed) + length;
         let of_entry = self.flight.key.canonical.len() as u64 + state.came;
         state.holds_all &= of_entry <= entry_bytes_max as u64 && of_all <= bytes_max;
         self.flight.let_go(&mut state);

@@ -243,7 +243,7 @@ impl GatewayError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Parse(_) => "invalid_request_body",
-            Self::BodyTooLarge { .. } => "request_too_large",
+            Self::BodyTooLarge { .. } | Self::TooLongForHook { .. } => "request_too_large",
             Self::BodyTimeout(_) => "request_timeout",
             Self::BodyBroken => "request_incomplete",
             Self::Malformed(_) => "malformed_request",
@@ -261,7 +261,6 @@ impl GatewayError {
             Self::WorkerUnavailable(_) => "worker_unavailable",
             Self::RejectedByHook { .. } => "rejected_by_hook",
             Self::HookFailed(_) => "hook_failed",
-            Self::TooLongForHook { .. } => "request_too_large",
             Self::NoWorker => "no_worker_available",
             Self::OutOfSockets { .. } => "out_of_sockets",
             Self::Panicked => "internal_error",

@@ -56,7 +56,7 @@ impl GatewayBody {
 
     /// It is a worker's body that was relayed here to an end as it should be.
     pub(super) fn is_good(&self) -> bool {
-        matches!(&self.content, Content::Relay(relay) if relay.is_good)
+        matches!(&self.content, Content::Relay(relay) if relay.end == Some(End::Good))
     }
 
     pub(super) fn hold(mut self, serving: Serving) -> Self {
@@ -128,27 +128,23 @@ pub(super) struct Relay {
     ending: Option<Ending>,
     /// The last data ended a server-sent event.
     at_event_boundary: bool,
-    ended: bool,
-    /// It ended as it should.
-    is_good: bool,
+    end: Option<End>,
+}
+
+/// How a body came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Whole, and as it should be.
+    Good,
+    Bad,
 }
 
 impl Relay {
     pub(super) fn new(body: Incoming, lease: Lease, ledger: Ledger) -> Self {
         let Ledger { attempt, account, status, is_event_stream, ending } = ledger;
-        let (lease, at_event_boundary, ended, is_good) = (Some(lease), true, false, false);
-        let mut relay = Self {
-            body,
-            lease,
-            attempt,
-            account,
-            status,
-            is_event_stream,
-            ending,
-            at_event_boundary,
-            ended,
-            is_good,
-        };
+        let (lease, at_event_boundary, end) = (Some(lease), true, None);
+        let mut relay =
+            Self { body, lease, attempt, account, status, is_event_stream, ending, at_event_boundary, end };
         if relay.body.is_end_stream() {
             relay.end();
         }
@@ -156,11 +152,11 @@ impl Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.end.is_some()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        if self.ended {
+        if self.end.is_some() {
             return Poll::Ready(None);
         }
         if self.attempt.cut().poll(cx).is_ready() {
@@ -200,7 +196,7 @@ impl Relay {
 
     /// There will be no more: the client is told where that can be done.
     fn broke_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        self.ended = true;
+        self.end = Some(End::Bad);
         let is_unfinished = matches!(error, RelayError::Unfinished);
         self.attempt.fail(if is_unfinished { "unfinished_stream" } else { "broken_stream" });
         self.account.answered(self.status);
@@ -215,8 +211,8 @@ impl Relay {
 
     /// The whole response has been read.
     fn end(&mut self) {
-        self.ended = true;
-        self.is_good = !self.is_event_stream || self.ending.as_ref().is_some_and(Ending::is_good);
+        let is_good = !self.is_event_stream || self.ending.as_ref().is_some_and(Ending::is_good);
+        self.end = Some(if is_good { End::Good } else { End::Bad });
         if self.is_unfinished() {
             self.attempt.fail("unfinished_stream"); // of known length: the client has all of it already
         }

@@ -138,16 +138,12 @@ pub(super) async fn handle(
         Ok((_, overrides, admission)) => {
             let asking = tenant.insert(admission.tenant().clone());
             account.admitted(admission);
-            match outgoing
-                .lists_models()
-                .then(|| models::list(&context.shared.fleet, &config.aliases, asking))
-                .flatten()
-            {
-                Some(list) => Ok(Answered::Here(list)),
-                None => {
-                    let asked = Asked { client: &client, route, overrides, body, request_id: &request_id };
-                    answer(context, &config, asked, outgoing, &mut shaped, &mut account).await
-                }
+            let list = || models::list(&context.shared.fleet, &config.aliases, asking);
+            if let Some(list) = outgoing.lists_models().then(list).flatten() {
+                Ok(Answered::Here(list))
+            } else {
+                let asked = Asked { client: &client, route, overrides, body, request_id: &request_id };
+                answer(context, &config, asked, outgoing, &mut shaped, &mut account).await
             }
         }
     };
