@@ -328,12 +328,12 @@ async fn a_worker_that_dies_in_the_middle_is_told_to_all_who_share_its_stream() 
 #[tokio::test]
 async fn a_slow_reader_slows_nobody_who_shares_its_stream_and_is_not_cut_in_silence() {
     let time =
-        TimeModel { itl_base: Duration::from_micros(100), itl_slope: Duration::ZERO, ..TimeModel::default() };
+        TimeModel { itl_base: Duration::from_millis(3), itl_slope: Duration::ZERO, ..TimeModel::default() };
     let engine = EngineConfig { time, ..EngineConfig::default() };
     let sims = [sim(SimConfig { engine, ..SimConfig::default() }).await];
     let (gateway, _file) =
-        start(&sims, "cache: {mode: deterministic, max_bytes: 1MiB, max_entry: 64KiB}\n").await;
-    let body = chat("long", 30_000, &json!({"stream": true}));
+        start(&sims, "cache: {mode: deterministic, max_bytes: 1MiB, max_entry: 128KiB}\n").await;
+    let body = chat("long", 4_000, &json!({"stream": true}));
     // Of whom the kernel holds little.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
