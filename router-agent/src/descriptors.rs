@@ -28,7 +28,7 @@ pub fn connections_max(descriptors: Option<u64>) -> usize {
 /// Descriptors that `connections` need.
 pub fn needed(connections: usize) -> u64 {
     let connections = connections as u64;
-    connections.saturating_add(connections.div_ceil(KEPT - 1))
+    connections.saturating_add(connections.saturating_sub(1) / (KEPT - 1))
 }
 
 #[cfg(test)]

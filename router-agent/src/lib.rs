@@ -9,6 +9,7 @@
 //! | [`gateway`] | HTTP with clients: listeners, the request's path, errors, the relay of responses |
 //! | [`tenants`] | API keys: who asks, and how much they may |
 //! | [`shaping`] | model aliases and tenants' defaults: what is made of a request before it is routed |
+//! | [`cache`] | answers that are given again, and those that several share |
 //! | [`prompt`] | the shallow, borrowed parse of a request body, and its block hashes |
 //! | [`tokenize`] | the chat template and the tokenizer: the ids that the engine will see |
 //! | [`index`] | which worker holds which prefix |
@@ -32,6 +33,8 @@
 
 #[forbid(unsafe_code)]
 pub mod admin;
+#[forbid(unsafe_code)]
+pub mod cache;
 #[forbid(unsafe_code)]
 pub mod cli;
 #[forbid(unsafe_code)]

@@ -48,6 +48,20 @@ pub const ALIASES_MAX: usize = 1_000;
 pub const MODEL_NAME_BYTES_MAX: usize = 256;
 /// Bytes of the defaults that one key adds to request bodies.
 pub const BODY_DEFAULTS_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of all entries of the response cache, and as many again of answers that may become entries.
+pub const CACHE_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of a request and its answer that are cached together.
+pub const CACHE_ENTRY_BYTES_MAX: usize = 1024 * 1024;
+/// Less would hold no answer.
+pub const CACHE_ENTRY_BYTES_MIN: usize = 4 * 1024;
+/// Places to which the entries of the response cache are spread, each with a lock and a share of the bytes of its own.
+pub const CACHE_SHARDS: usize = 4;
+/// An entry may be no larger than this part of all: else a few would sweep out the rest, or find no place.
+pub const CACHE_ENTRIES_MIN: usize = 2 * CACHE_SHARDS;
+/// Older entries of the response cache are not used.
+pub const CACHE_TTL: Duration = Duration::from_mins(10);
+/// Bytes that an answer too long for the cache is read ahead of the fastest of those who share it.
+pub const CACHE_WINDOW_BYTES: u64 = 64 * 1024;
 /// Entries of `hooks`.
 pub const HOOKS_MAX: usize = 16;
 /// How long a request waits for a hook's answer.

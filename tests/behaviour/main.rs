@@ -6,6 +6,7 @@ mod admin_access;
 mod admin_api;
 mod admin_schema;
 mod ask_gateway;
+mod cache;
 mod check;
 mod command;
 mod conformance;

@@ -19,7 +19,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Admin, config, decisions,
+    Admin, cache, config, decisions,
     error::{ApiError, ErrorBody},
     events, explain, guard, index, live, log_level, page, probes, reload, stats, tenants, workers,
 };
@@ -87,6 +87,7 @@ fn documented() -> OpenApiRouter<Admin> {
         .routes(routes!(index::show))
         .routes(routes!(live::list))
         .routes(routes!(events::follow))
+        .routes(routes!(cache::show, cache::clear))
         .routes(routes!(decisions::list))
         .routes(routes!(decisions::follow))
         .routes(routes!(decisions::show))

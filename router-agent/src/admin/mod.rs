@@ -6,6 +6,7 @@
 
 mod access;
 mod api;
+mod cache;
 mod config;
 mod decisions;
 mod error;

@@ -50,6 +50,7 @@ pub(super) async fn metrics(State(admin): State<Admin>, asked: HeaderMap) -> Res
         shared.metrics.kv_events.refresh(worker, shared.token_index.blocks(worker.slot));
     }
     shared.refresh_queue_metrics();
+    shared.refresh_cache_metrics();
     shared.metrics.set_index_bytes(shared.index.bytes());
     shared.metrics.tokenize.cache_bytes.set(shared.tokenizers.cache().bytes() as f64);
     if let Some(Ok(counts)) = steering.as_ref().map(Steering::stats) {

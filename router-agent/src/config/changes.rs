@@ -70,6 +70,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         keys,
         keys_file,
         aliases,
+        cache,
         hooks,
         overrides,
         user,
@@ -114,6 +115,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("keys", keys, &new.keys);
     changes.live("keys_file", keys_file, &new.keys_file);
     changes.live("aliases", aliases, &new.aliases);
+    changes.live("cache", cache, &new.cache);
     changes.live("hooks", hooks, &new.hooks);
     changes.live("overrides", overrides, &new.overrides);
     changes.fixed("user", user, &mut new.user);

@@ -22,6 +22,11 @@ impl SecretDigest {
         Self(Sha256::digest(secret).into())
     }
 
+    /// All of it, to tell who has shown what apart without keeping what was shown.
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// Its first eight bytes, to find it by. They tell nothing that helps to find the secret, and nobody can choose them
     /// without 2^64 tries.
     pub fn prefix(&self) -> u64 {

@@ -83,6 +83,8 @@ pub struct File {
     keys_file: Option<PathBuf>,
     /// Models that clients may name, and what is served for them: docs/shaping.md.
     aliases: Option<Vec<super::aliases::Written>>,
+    /// Answers that are given again: docs/cache.md.
+    cache: super::cache::CacheFile,
     /// Services that see requests before they are routed: docs/shaping.md.
     hooks: Option<Vec<super::hooks::Written>>,
     /// What clients may decide by `x-warmpath-…` headers. Left out: everything without keys, nothing with.
@@ -283,6 +285,7 @@ impl File {
         if let Some(written) = self.aliases {
             config.aliases = super::aliases::resolve(written)?;
         }
+        self.cache.apply(&mut config.cache);
         if let Some(written) = self.hooks {
             config.hooks = super::hooks::resolve(written)?;
         }

@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    ConfigError, SecretDigest,
+    CacheMode, ConfigError, SecretDigest,
     defaults::{self, BodyDefault},
     overrides::{Override, Overrides},
     pattern::ModelPattern,
@@ -45,6 +45,8 @@ pub struct KeyConfig {
     pub defaults: Vec<BodyDefault>,
     /// What its requests may decide by headers; none: as everybody's (`overrides:`).
     pub overrides: Option<Overrides>,
+    /// Which of its answers are given again; none: as everybody's (`cache.mode`).
+    pub cache: Option<CacheMode>,
 }
 
 /// Patterns of model names.
@@ -97,6 +99,8 @@ pub(super) struct Written {
     defaults: Option<BTreeMap<String, serde_json::Value>>,
     /// What its requests may decide by `x-warmpath-…` headers. Left out: as the top-level `overrides`.
     overrides: Option<Vec<Override>>,
+    /// Which of its answers are given again: `off`, `deterministic` or `all`. Left out: `cache.mode`.
+    cache: Option<CacheMode>,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -169,6 +173,7 @@ impl Written {
             policy,
             defaults,
             overrides: self.overrides.map(Into::into),
+            cache: self.cache,
             digests,
             models,
             requests_per_second: per_second,

@@ -4,6 +4,7 @@
 //! Unknown keys are errors: a misspelt key that is silently ignored is an outage that waits for its night.
 
 mod aliases;
+mod cache;
 mod changes;
 mod cidr;
 mod decisions;
@@ -43,6 +44,7 @@ use crate::{limits as bounds, prompt::BLOCK_BYTES_MAX, routing::Policy, tls::Wor
 
 pub use self::limits::{Limits, Timeouts};
 pub use aliases::{Alias, Aliases, Target};
+pub use cache::{Cache, CacheMode};
 pub use changes::{Changes, settle};
 pub use cidr::{Cidr, CidrError};
 pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
@@ -226,6 +228,8 @@ pub struct Config {
     pub keys_file: Option<PathBuf>,
     /// Models that clients may name, and what is served for them.
     pub aliases: Aliases,
+    /// The response cache.
+    pub cache: Cache,
     /// Who sees requests before they are routed.
     pub hooks: Vec<HookConfig>,
     /// What clients may decide by headers whose keys do not say; none: everything without keys, nothing with.
@@ -286,6 +290,7 @@ impl Default for Config {
             keys: Vec::new(),
             keys_file: None,
             aliases: Aliases::default(),
+            cache: Cache::default(),
             hooks: Vec::new(),
             overrides: None,
             user: None,
@@ -383,6 +388,7 @@ impl Config {
             let message = format!("{}: lmcache is for gateways whose routing.policy it is", key.name);
             return value("keys.policy", message);
         }
+        self.cache.validate()?;
         self.limits.validate()?;
         self.timeouts.validate()?;
         self.decisions.validate()?;

@@ -53,6 +53,7 @@ pub fn shown(config: &Config) -> Value {
         aliases,
         hooks,
         overrides,
+        cache,
     } = config;
     let value = json!({
         "listen": listen,
@@ -143,6 +144,12 @@ pub fn shown(config: &Config) -> Value {
         "aliases": aliases.all().map(alias).collect::<Vec<_>>(),
         "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),
         "overrides": overrides.map(Overrides::names),
+        "cache": {
+            "mode": cache.mode,
+            "max_bytes": cache.bytes_max,
+            "max_entry": cache.entry_bytes_max,
+            "ttl": time(cache.ttl),
+        },
     });
     without_nulls(value)
 }
@@ -263,6 +270,7 @@ fn key(key: &KeyConfig) -> Value {
         policy,
         defaults,
         overrides,
+        cache,
     } = key;
     json!({
         "name": &**name,
@@ -287,6 +295,7 @@ fn key(key: &KeyConfig) -> Value {
             defaults.iter().map(member).collect::<serde_json::Map<_, _>>()
         }),
         "overrides": overrides.map(Overrides::names),
+        "cache": cache,
     })
 }
 

@@ -25,6 +25,7 @@ fn every_key_has_its_effect() {
          guard: {interfaces: ['eth0', 'lo:generic'], mode: native, deny: ['10.0.0.0/8', '::/0'], allow: ['10.1.2.3'],\n\
          \x20 syn_rate: 7, syn_burst: 9}\n\
          trusted_proxies: ['10.0.0.0/8']\n\
+         cache: {mode: all, max_bytes: 1MiB, max_entry: 8KiB, ttl: 1s}\n\
          decisions: {keep: 5, max_bytes: 2MiB}\n\
          traces: {endpoint: 'http://c:4318', protocol: http, sample: 0.5, service_name: edge, headers: {x-key: k3y}}\n\
          decision_log: {path: /var/log/d.jsonl, rotate_bytes: 1MiB, keep: 2, prompts: hashes, sample: 0.5}\n\
@@ -130,6 +131,8 @@ fn every_key_has_its_effect() {
                 .collect(),
         }
     );
+    let cache = Cache { mode: CacheMode::All, bytes_max: 1 << 20, entry_bytes_max: 8 << 10, ttl: ms(1000) };
+    assert_eq!(config.cache, cache);
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
     let interface = |name: &str, mode| GuardInterface { name: name.to_owned(), mode };
     assert_eq!(
@@ -166,7 +169,7 @@ fn keys_have_their_effect_and_their_defaults() {
     let config = apply(&format!(
         "workers: ['http://a:1']\nkeys:\n  - {{name: a, sha256: {abc}, models: [m, 'q*'], requests_per_second: 2.5,\n\
          \x20     concurrent: 4, tokens_per_minute: 5, weight: 6, priority: -7, paths: all, policy: random,\n\
-         \x20     defaults: {{max_tokens: 8, temperature: 0.5, model: m}}, overrides: [worker]}}\n\
+         \x20     defaults: {{max_tokens: 8, temperature: 0.5, model: m}}, overrides: [worker], cache: all}}\n\
          \x20 - {{name: b, sha256: ['{}', '{}']}}\n",
         "0".repeat(64),
         "1".repeat(64),
@@ -184,6 +187,7 @@ fn keys_have_their_effect_and_their_defaults() {
         priority: -7,
         all_paths: true,
         policy: Some(Policy::Random),
+        cache: Some(CacheMode::All),
         defaults: [("max_tokens", "8"), ("model", "\"m\""), ("temperature", "0.5")]
             .map(|(name, json)| BodyDefault { name: name.into(), json: json.into() })
             .into(),
@@ -253,6 +257,10 @@ fn wrong_aliases_overrides_and_defaults_are_named() {
     wrong("aliases: [{match: a, to: 'b c'}]", &["aliases.to", "b c", "printable"]);
     wrong("aliases: [{match: a, too: b}]", &["too"]);
     wrong("aliases: [{match: a, to: [{modell: b}]}]", &["aliases", "[{model: a, weight: 95}"]);
+    wrong("cache: {mode: on}", &["on", "deterministic"]);
+    wrong("cache: {ttl: 0s}", &["cache.ttl"]);
+    wrong("cache: {max_entry: 1KiB}", &["cache.max_entry", "4096"]);
+    wrong("cache: {max_bytes: 1MiB}", &["cache.max_entry", "1/8", "1048576"]);
     wrong("overrides: [workers]", &["workers", "policy"]);
     let hook =
         |text: &str, words: &[&str]| wrong(&format!("hooks: [{{name: h, url: 'http://h/', {text}}}]"), words);

@@ -40,6 +40,8 @@ pub(super) struct RequestAccount {
     usage: Option<UsageTail>,
     /// If it is one of those that are traced.
     trace: Option<Trace>,
+    /// Somebody else counts it.
+    is_handed_over: bool,
 }
 
 impl RequestAccount {
@@ -55,12 +57,20 @@ impl RequestAccount {
             flow: None,
             usage: None,
             trace,
+            is_handed_over: false,
         }
     }
 
     /// Its trace, if it has one.
     pub(super) fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref()
+    }
+
+    /// Gives the account to somebody else; what is left counts nothing.
+    pub(super) fn hand_over(&mut self) -> Self {
+        let mut left = Self::new(self.shared.clone(), self.route, None);
+        left.is_handed_over = true;
+        std::mem::replace(self, left)
     }
 
     /// The request is within its tenant's limits.
@@ -115,6 +125,9 @@ impl RequestAccount {
 
 impl Drop for RequestAccount {
     fn drop(&mut self) {
+        if self.is_handed_over {
+            return;
+        }
         if let Some(admission) = &mut self.admission {
             let counts = admission.tenant().counts_tokens();
             let tail = self.usage.as_ref().filter(|_| counts);

@@ -81,6 +81,11 @@ impl Plan {
         Ask { prompt_tokens: self.prompt_tokens, session: self.session }
     }
 
+    /// The model that is served; none where the request names none.
+    pub(super) fn model_name(&self) -> Option<&str> {
+        self.identity.model.as_deref()
+    }
+
     /// The model that is served, where the body names another one.
     pub(super) fn model_instead(&self) -> Option<&Arc<str>> {
         self.identity.model.as_ref().filter(|_| self.asked_model.is_some())
@@ -266,10 +271,7 @@ pub(super) fn choose(
         };
         let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
-        let settings = is_recorded.then(|| match router.settings() {
-            own if own.policy == policy => own.clone(),
-            own => Arc::new(Settings { policy, ..Settings::clone(own) }),
-        });
+        let settings = is_recorded.then(|| decided_by(router.settings(), policy));
         (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
     };
 
@@ -326,6 +328,15 @@ pub(super) fn choose(
     });
     let sent_blocks = matches.blocks(decision.slot);
     Some(Choice { flight, decision, sent_blocks, match_kind, prediction, record })
+}
+
+/// What a decision by `policy` went by.
+fn decided_by(settings: &Arc<Settings>, policy: Policy) -> Arc<Settings> {
+    if settings.policy == policy {
+        settings.clone()
+    } else {
+        Arc::new(Settings { policy, ..Settings::clone(settings) })
+    }
 }
 
 /// The worker has not computed the prompt: what was expected there with `decision` is not.

@@ -30,7 +30,7 @@ use super::{
     relay::GatewayBody,
     request::{self, Client, End},
     route::Route,
-    thread::{Phase, ThreadContext},
+    thread::{Phase, Stay, ThreadContext},
 };
 use crate::{
     limits,
@@ -297,28 +297,21 @@ fn http1_builder() -> http1::Builder {
 /// Counts a connection from accept to close, and a panic outside of its requests that ends it, if one does.
 pub(super) struct OpenConnection {
     context: Rc<ThreadContext>,
+    _stay: Stay,
 }
 
 impl OpenConnection {
     /// Call after a place was taken with [`super::Shared::enter`].
     pub(super) fn count(context: Rc<ThreadContext>) -> Self {
-        context.connections.set(context.connections.get() + 1);
         context.shared.metrics.connections.inc();
-        Self { context }
+        Self { _stay: Stay::on(&context), context }
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let Self { context } = self;
-        if std::thread::panicking() {
-            context.shared.metrics.panics.inc();
-        }
+        let Self { context, .. } = self;
         context.shared.leave();
         context.shared.metrics.connections.dec();
-        context.connections.set(context.connections.get() - 1);
-        if context.connections.get() == 0 {
-            context.empty.notify_waiters();
-        }
     }
 }

@@ -81,6 +81,11 @@ impl Ending {
         self.is_of_json && !self.is_complete && !self.has_failed
     }
 
+    /// It has said that it is complete, and not that its engine failed.
+    pub(super) fn is_good(&self) -> bool {
+        self.is_complete && !self.has_failed
+    }
+
     /// It has said that its engine failed.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed

@@ -32,6 +32,8 @@ pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub(super) const MODEL: HeaderName = HeaderName::from_static("x-warmpath-model");
 /// The hooks that were asked, and what came of it.
 pub(super) const HOOKS: HeaderName = HeaderName::from_static("x-warmpath-hooks");
+/// What the response cache was to the request.
+pub(super) const CACHE: HeaderName = HeaderName::from_static("x-warmpath-cache");
 const REQUEST_ID_BYTES_MAX: usize = 256;
 
 /// Whom a request comes from, as far as its head's fields depend on it.

@@ -16,7 +16,7 @@ pub(super) const TOO_MANY_CONNECTIONS: &[u8] =
     \"param\":null,\"code\":\"too_many_connections\"}}";
 /// A head that took too long.
 pub(super) const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n\
-    content-length: 159\r\nconnection: close\r\n\r\n\
+    content-length: 158\r\nconnection: close\r\n\r\n\
     {\"error\":{\"message\":\"the request head was not complete within its time (timeouts.head)\",\
     \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"request_timeout\"}}";
 

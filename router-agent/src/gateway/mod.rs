@@ -9,6 +9,7 @@ mod admission;
 mod bodies;
 mod body;
 mod bytes_per_token;
+mod cached;
 mod choose;
 mod client_io;
 mod conformance;
@@ -36,6 +37,7 @@ mod outgoing;
 mod overrides;
 mod panics;
 mod phases;
+mod planned;
 mod protocol;
 mod pulse;
 mod raw;
@@ -44,6 +46,7 @@ pub mod request;
 mod retry_budget;
 mod route;
 mod shape;
+mod shared_body;
 mod snapshot;
 mod thread;
 mod token_keys;
@@ -67,6 +70,7 @@ use parking_lot::Mutex;
 
 use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
 use crate::{
+    cache::ResponseCache,
     config::{Config, Live},
     fleet::{Fleet, Worker},
     index::{PrefixIndex, WorkerSlot},
@@ -155,6 +159,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// Answers that are given again.
+    pub cache: Arc<ResponseCache>,
     /// Who sees requests before they are routed; as [`Config::hooks`].
     hooks: ArcSwap<Vec<Arc<Hook>>>,
     /// What was decided, for whoever asks later.
@@ -197,6 +203,7 @@ impl Shared {
             }),
             lmcache_instances: lmcache::Instances::default(),
             tracer: Arc::new(Tracer::new(&started.traces, metrics.traces.clone())),
+            cache: Arc::new(ResponseCache::new(started.cache.bytes_max, metrics.cache.clone())),
             hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
             records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
@@ -234,6 +241,7 @@ impl Shared {
         self.decisions.expect(settings.policy);
         self.retries.set_share(config.limits.retry_share);
         self.tenants.replace(&config.keys);
+        self.cache.resize(config.cache.bytes_max);
         let hooks = hooks::hooks(&config, &self.hooks.load(), &self.metrics.hooks);
         self.hooks.store(Arc::new(hooks));
         for worker in self.fleet.workers().iter() {
@@ -272,6 +280,15 @@ impl Shared {
     /// Decisions so far, by reason.
     pub fn decisions_by_reason(&self) -> [u64; Reason::ALL.len()] {
         self.decisions.by_reason()
+    }
+
+    /// Copies what the response cache holds at this moment into its gauges.
+    pub fn refresh_cache_metrics(&self) {
+        let metrics = &self.metrics.cache;
+        let (entries, bytes) = self.cache.size();
+        metrics.entries.set(entries as i64);
+        metrics.entry_bytes.set(bytes as i64);
+        metrics.in_flight_bytes.set(self.cache.in_flight_bytes() as i64);
     }
 
     /// Returns when every decision that began before has been made and counted.

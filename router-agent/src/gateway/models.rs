@@ -39,8 +39,8 @@ pub(super) fn list(fleet: &Fleet, aliases: &Aliases, tenant: &Tenant) -> Option<
 
 /// An alias as a model.
 fn of_alias<'a>(alias: &'a Alias, data: &BTreeMap<&str, &Value>) -> Option<(&'a str, Value)> {
-    let models = alias.to.iter().map(|target| &target.model).chain(&alias.fallback);
-    let mut entry = Value::clone(models.filter_map(|model| data.get(model.as_str())).next()?);
+    let mut models = alias.to.iter().map(|target| &target.model).chain(&alias.fallback);
+    let mut entry = Value::clone(models.find_map(|model| data.get(model.as_str()))?);
     entry["id"] = alias.name().into();
     Some((alias.name(), entry))
 }

@@ -19,8 +19,9 @@ use super::{
     ending::Ending,
     phases::Serving,
     raw::{Ledger, RawError, RawRelay},
+    shared_body::SharedBody,
 };
-use crate::upstream::Lease;
+use crate::{cache::Interrupted, upstream::Lease};
 
 /// What the client reads: a worker's body, or the gateway's own words.
 pub(super) struct GatewayBody {
@@ -33,6 +34,7 @@ enum Content {
     Own(Full<Bytes>),
     Relay(Box<Relay>),
     Raw(Box<RawRelay>),
+    Shared(Box<SharedBody>),
 }
 
 impl GatewayBody {
@@ -46,6 +48,15 @@ impl GatewayBody {
 
     pub(super) fn raw(relay: RawRelay) -> Self {
         Self { content: Content::Raw(Box::new(relay)), serving: None }
+    }
+
+    pub(super) fn shared(body: SharedBody) -> Self {
+        Self { content: Content::Shared(Box::new(body)), serving: None }
+    }
+
+    /// It is a worker's body that was relayed here to an end as it should be.
+    pub(super) fn is_good(&self) -> bool {
+        matches!(&self.content, Content::Relay(relay) if relay.end == Some(End::Good))
     }
 
     pub(super) fn hold(mut self, serving: Serving) -> Self {
@@ -66,6 +77,7 @@ impl Body for GatewayBody {
             Content::Own(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Content::Relay(relay) => relay.poll_frame(cx),
             Content::Raw(relay) => relay.poll_frame(cx).map_err(RelayError::Raw),
+            Content::Shared(body) => body.poll_frame(cx).map_err(RelayError::Shared),
         }
     }
 
@@ -74,6 +86,7 @@ impl Body for GatewayBody {
             Content::Own(body) => body.is_end_stream(),
             Content::Relay(relay) => relay.is_end_stream(),
             Content::Raw(relay) => relay.is_end_stream(),
+            Content::Shared(body) => body.is_end_stream(),
         }
     }
 
@@ -82,6 +95,7 @@ impl Body for GatewayBody {
             Content::Own(body) => body.size_hint(),
             Content::Relay(relay) => relay.body.size_hint(),
             Content::Raw(relay) => relay.size_hint(),
+            Content::Shared(body) => body.size_hint(),
         }
     }
 }
@@ -97,6 +111,8 @@ pub(super) enum RelayError {
     Unfinished,
     #[error(transparent)]
     Raw(RawError),
+    #[error(transparent)]
+    Shared(Interrupted),
 }
 
 /// One worker response under way.
@@ -112,15 +128,23 @@ pub(super) struct Relay {
     ending: Option<Ending>,
     /// The last data ended a server-sent event.
     at_event_boundary: bool,
-    ended: bool,
+    end: Option<End>,
+}
+
+/// How a body came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Whole, and as it should be.
+    Good,
+    Bad,
 }
 
 impl Relay {
     pub(super) fn new(body: Incoming, lease: Lease, ledger: Ledger) -> Self {
         let Ledger { attempt, account, status, is_event_stream, ending } = ledger;
-        let (lease, at_event_boundary, ended) = (Some(lease), true, false);
+        let (lease, at_event_boundary, end) = (Some(lease), true, None);
         let mut relay =
-            Self { body, lease, attempt, account, status, is_event_stream, ending, at_event_boundary, ended };
+            Self { body, lease, attempt, account, status, is_event_stream, ending, at_event_boundary, end };
         if relay.body.is_end_stream() {
             relay.end();
         }
@@ -128,11 +152,11 @@ impl Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ended
+        self.end.is_some()
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        if self.ended {
+        if self.end.is_some() {
             return Poll::Ready(None);
         }
         if self.attempt.cut().poll(cx).is_ready() {
@@ -172,7 +196,7 @@ impl Relay {
 
     /// There will be no more: the client is told where that can be done.
     fn broke_off(&mut self, error: RelayError) -> Poll<Option<Result<Frame<Bytes>, RelayError>>> {
-        self.ended = true;
+        self.end = Some(End::Bad);
         let is_unfinished = matches!(error, RelayError::Unfinished);
         self.attempt.fail(if is_unfinished { "unfinished_stream" } else { "broken_stream" });
         self.account.answered(self.status);
@@ -187,7 +211,8 @@ impl Relay {
 
     /// The whole response has been read.
     fn end(&mut self) {
-        self.ended = true;
+        let is_good = !self.is_event_stream || self.ending.as_ref().is_some_and(Ending::is_good);
+        self.end = Some(if is_good { End::Good } else { End::Bad });
         if self.is_unfinished() {
             self.attempt.fail("unfinished_stream"); // of known length: the client has all of it already
         }

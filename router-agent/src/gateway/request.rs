@@ -1,7 +1,7 @@
-//! The way of one request: identify → body → parse → tokens → (queue → decide → send) → relay → account. What is in
-//! brackets may happen more than once ([`super::tries`]).
+//! The way of one request: identify → body → shape → parse → (cache) → tokens → (queue → decide → send) → relay → account.
+//! From the tokens on see [`super::planned`]; what is in the last brackets may happen more than once ([`super::tries`]).
 
-use std::{net::SocketAddr, rc::Rc, time::Instant};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts};
@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 use super::{
     GatewayError,
     account::RequestAccount,
-    admission::Bid,
     bodies::Collected,
-    body, choose,
+    body,
+    cached::{self, Crew},
+    choose,
     client_io::ClientSocket,
     conformance,
     ending::Ending,
@@ -23,17 +24,19 @@ use super::{
     models,
     outgoing::Outgoing,
     overrides::Overrides,
+    planned::Planned,
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
-    shape::Shaped,
+    shape::{Shaped, Whose},
+    shared_body::SharedBody,
     snapshot::Snapshot,
     thread::ThreadContext,
-    tokens,
-    tries::{Answer, Tries},
+    tries::Answer,
     wishes::Wishes,
 };
 use crate::{
+    cache::{Found, Head, Reader},
     config,
     kernel::{self, Relays},
     routing::Decision,
@@ -65,7 +68,7 @@ impl End {
         Self::Coded { cookie: kernel::socket_cookie(stream).unwrap_or(0), is_tls }
     }
 
-    fn is_tls(&self) -> bool {
+    pub(super) fn is_tls(&self) -> bool {
         matches!(self, Self::Coded { is_tls: true, .. })
     }
 
@@ -77,7 +80,7 @@ impl End {
         }
     }
 
-    fn cookie(&self) -> u64 {
+    pub(super) fn cookie(&self) -> u64 {
         match self {
             Self::Plain(socket) => socket.cookie(),
             Self::Coded { cookie, .. } => *cookie,
@@ -151,18 +154,12 @@ pub(super) async fn handle(
                 trace.tenant(&asking.name);
             }
             account.admitted(admission);
-            match outgoing
-                .lists_models()
-                .then(|| models::list(&context.shared.fleet, &config.aliases, asking))
-                .flatten()
-            {
-                Some(list) => Ok(Answered::Here(list)),
-                None => {
-                    let asked = Asked { route, overrides, body, request_id: &request_id };
-                    answer(context, &config, asked, outgoing, &mut shaped, &mut account)
-                        .await
-                        .map(|answer| Answered::Worker(Box::new(answer)))
-                }
+            let list = || models::list(&context.shared.fleet, &config.aliases, asking);
+            if let Some(list) = outgoing.lists_models().then(list).flatten() {
+                Ok(Answered::Here(list))
+            } else {
+                let asked = Asked { client: &client, route, overrides, body, request_id: &request_id };
+                answer(context, &config, asked, outgoing, &mut shaped, &mut account).await
             }
         }
     };
@@ -174,6 +171,12 @@ pub(super) async fn handle(
         Ok(Answered::Worker(answer)) => {
             answer.log(route, &request_id);
             answer.relay(context, &config.relay, &client, relays, account)
+        }
+        Ok(Answered::Shared(head, reader)) => {
+            let mut response = Response::new(());
+            *response.status_mut() = head.status;
+            response.headers_mut().clone_from(&head.headers);
+            response.map(|()| GatewayBody::shared(SharedBody::new(reader, &head, account)))
         }
         Err(error) => {
             let metrics = &context.shared.metrics;
@@ -205,10 +208,13 @@ enum Answered {
     /// The gateway itself.
     Here(Response<Full<Bytes>>),
     Worker(Box<Answer>),
+    /// A worker, and others get it, too.
+    Shared(Arc<Head>, Reader),
 }
 
 /// What a client asks, as far as it is not sent as it is.
 struct Asked<'a> {
+    client: &'a Client,
     route: Route,
     overrides: Overrides,
     body: Incoming,
@@ -217,12 +223,12 @@ struct Asked<'a> {
 
 async fn answer(
     context: &Rc<ThreadContext>,
-    config: &Snapshot,
-    Asked { route, overrides, body, request_id }: Asked<'_>,
+    config: &Rc<Snapshot>,
+    Asked { client, route, overrides, body, request_id }: Asked<'_>,
     mut outgoing: Outgoing,
     shaped: &mut Shaped,
     account: &mut RequestAccount,
-) -> Result<Answer, GatewayError> {
+) -> Result<Answered, GatewayError> {
     let shared = &context.shared;
     let trace = account.trace().cloned();
     let step = |phase, began| {
@@ -243,47 +249,52 @@ async fn answer(
     })?;
     step(Phase::Receive, receiving);
 
-    let let_in = "only requests that were let in are answered";
-    let tenant = account.admission().expect(let_in).tenant().clone();
-    shaped
-        .before_planning(context, config, &tenant, route, &mut outgoing, request_id, &mut collected)
-        .await?;
+    let tenant = account.admission().expect("only requests that were let in are answered").tenant().clone();
+    let whose = Whose { tenant: &tenant, route, request_id };
+    shaped.before_planning(context, config, whose, &mut outgoing, &mut collected).await?;
     let began = Instant::now();
     let mut plan =
         choose::plan(shared, config, &tenant, route, &outgoing.headers, &overrides, &collected.bytes)?;
     if let Some(model) = plan.model_instead() {
         shaped.set_model(&mut collected, model, bounds.all_bytes_max)?;
     }
-    let Collected { bytes, held: _held } = collected;
+    let Collected { bytes, held } = collected;
     outgoing.body = bytes;
     account.names(plan.model_metrics.clone());
-    let planning = began.elapsed();
     plan.is_traced = trace.is_some();
     step(Phase::Parse, began);
-    let tokenizing = Instant::now();
-    let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
-    if let Some(tokens) = &tokens {
-        plan.set_tokens(shared, tokens);
+    let planned = Planned { route, outgoing, plan, planning: began.elapsed(), _held: held };
+
+    if let Some((outcome, found)) = cached::seek(shared, config, &tenant, &planned) {
+        shaped.cached(shared, outcome);
+        match found {
+            None => {}
+            Some(Found::Hit(entry)) => return Ok(Answered::Here(cached::replay(shared, &entry))),
+            Some(Found::Follow(reader)) => {
+                if let Some(head) = cached::head(&reader, planned.outgoing.wishes.deadline).await? {
+                    return Ok(Answered::Shared(head, reader));
+                }
+                // What it followed has no answer for it: it goes on by itself.
+            }
+            Some(Found::Lead(driver, reader)) => {
+                let client = Client { address: client.address, end: client.end.clone() };
+                let (request_id, account) = (request_id.clone(), account.hand_over());
+                let failure =
+                    cached::fly(context, config, Crew { driver, planned, request_id, account, client });
+                return match cached::head(&reader, None).await? {
+                    Some(head) => Ok(Answered::Shared(head, reader)),
+                    None => Err(failure.await.unwrap_or(GatewayError::Panicked)),
+                };
+            }
+        }
     }
-    step(Phase::Tokenize, tokenizing);
-    account.admission().expect(let_in).charge_prompt(plan.prompt_tokens(), Instant::now())?;
-    if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
-        plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
-    }
-    let bid = Bid {
-        tenant: tenant.name.clone(),
-        weight: tenant.weight,
-        priority: tenant.priority_of(outgoing.wishes.priority.or(plan.priority)),
-        cost: u64::from(plan.prompt_tokens().max(1)),
-    };
-    let (outgoing, plan) = (&outgoing, &plan);
-    let (began, trace) = (Instant::now(), trace.as_ref());
-    Tries { context, config, route, outgoing, plan, planning, request_id, bid, began, trace }.run().await
+    let answer = planned.send(context, config, request_id, account).await?;
+    Ok(Answered::Worker(Box::new(answer)))
 }
 
 impl Answer {
     /// One line per routed request, with `WARMPATH_LOG=debug`.
-    fn log(&self, route: Route, request_id: &HeaderValue) {
+    pub(super) fn log(&self, route: Route, request_id: &HeaderValue) {
         let Decision { reason, matched_tokens, new_tokens, cost, runner_up, .. } = self.decision;
         tracing::debug!(
             ?request_id,
@@ -301,7 +312,7 @@ impl Answer {
     }
 
     /// The worker's response with our headers, its body relayed.
-    fn relay(
+    pub(super) fn relay(
         self,
         context: &ThreadContext,
         config: &config::Relay,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderValue};
 
 use super::{
-    GatewayError,
+    GatewayError, Shared,
     bodies::Collected,
     headers,
     hooks::{self, Passing},
@@ -14,15 +14,29 @@ use super::{
     route::Route,
     thread::ThreadContext,
 };
-use crate::{config::Config, prompt, shaping, telemetry::HookOutcome, tenants::Tenant};
+use crate::{
+    config::Config,
+    prompt, shaping,
+    telemetry::{CacheOutcome, HookOutcome},
+    tenants::Tenant,
+};
 
 /// What was made of a request that its client is told.
 #[derive(Debug, Default)]
 pub(super) struct Shaped {
     /// The model that was served instead of the one that it named.
     model: Option<HeaderValue>,
+    /// What the response cache was to it, where it is on.
+    cache: Option<CacheOutcome>,
     /// The hooks that it was shown to.
     hooks: Vec<(Arc<str>, HookOutcome)>,
+}
+
+/// Whose request it is, and what kind of one.
+pub(super) struct Whose<'a> {
+    pub(super) tenant: &'a Tenant,
+    pub(super) route: Route,
+    pub(super) request_id: &'a HeaderValue,
 }
 
 impl Shaped {
@@ -31,10 +45,8 @@ impl Shaped {
         &mut self,
         context: &ThreadContext,
         config: &Config,
-        tenant: &Tenant,
-        route: Route,
+        Whose { tenant, route, request_id }: Whose<'_>,
         outgoing: &mut Outgoing,
-        request_id: &HeaderValue,
         body: &mut Collected,
     ) -> Result<(), GatewayError> {
         let Route::Inference(kind) = route else { return Ok(()) };
@@ -75,10 +87,19 @@ impl Shaped {
         Ok(())
     }
 
+    /// Counts what the response cache was to it.
+    pub(super) fn cached(&mut self, shared: &Shared, outcome: CacheOutcome) {
+        shared.metrics.cache.count(outcome);
+        self.cache = Some(outcome);
+    }
+
     /// Says so in the response's head.
     pub(super) fn tell(self, head: &mut HeaderMap) {
         if let Some(model) = self.model {
             head.insert(headers::MODEL, model);
+        }
+        if let Some(cache) = self.cache {
+            head.insert(headers::CACHE, HeaderValue::from_static(cache.label()));
         }
         if let Some(hooks) = hooks::told(&self.hooks) {
             head.insert(headers::HOOKS, hooks);

@@ -68,7 +68,7 @@ pub(super) struct ThreadContext {
     pub(super) cuts: Cuts,
     /// Turns to shake hands.
     pub(super) handshakes: Semaphore,
-    /// Client connections open on this thread.
+    /// Client connections open on this thread, and what else keeps it.
     /// Who may wait until a refused client has taken that in.
     refusals: Arc<Semaphore>,
     pub(super) connections: Cell<usize>,
@@ -80,6 +80,29 @@ impl ThreadContext {
     /// The configuration now.
     pub(super) fn config(&self) -> Rc<Snapshot> {
         self.snapshots.newest(&self.shared.config, &self.pool)
+    }
+}
+
+/// Keeps a thread from ending, as a connection does.
+pub(super) struct Stay(Rc<ThreadContext>);
+
+impl Stay {
+    pub(super) fn on(context: &Rc<ThreadContext>) -> Self {
+        context.connections.set(context.connections.get() + 1);
+        Self(context.clone())
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        let Self(context) = self;
+        if std::thread::panicking() {
+            context.shared.metrics.panics.inc();
+        }
+        context.connections.set(context.connections.get() - 1);
+        if context.connections.get() == 0 {
+            context.empty.notify_waiters();
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! Of a body's repeated keys the last one counts, as in Python's `json`. Unknown fields pass.
 
 mod blocks;
+mod canonical;
 mod edit;
 mod error;
 mod fields;
@@ -30,6 +31,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 pub use self::{
     blocks::{BLOCK_BYTES, BLOCK_BYTES_MAX, PromptSize, hash_into},
+    canonical::{Canonical, canonical},
     edit::{Member, add_missing, raw_member, set_model},
     error::ParseError,
     piece::{BYTES_PER_TOKEN, Form, MEDIA_TOKENS, Piece, Tag},

@@ -112,7 +112,7 @@ pub(super) fn media_hash(so_far: u128, name: &[u8], value: Value<'_>) -> u128 {
 }
 
 /// `raw` is one validated JSON value.
-fn write_json(raw: &[u8], sink: &mut impl FnMut(&[u8])) {
+pub(super) fn write_json(raw: &[u8], sink: &mut impl FnMut(&[u8])) {
     let mut rest = raw;
     while !rest.is_empty() {
         let plain = rest

@@ -14,8 +14,9 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics,
-    RecordMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
+    CacheMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies,
+    QueueMetrics, RecordMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics,
+    WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -81,6 +82,8 @@ pub struct Metrics {
     pub queue: QueueMetrics,
     /// What the XDP guard does.
     pub guard: GuardMetrics,
+    /// The response cache.
+    pub cache: Arc<CacheMetrics>,
     /// Services that see requests before they are routed.
     pub hooks: HookMetrics,
     /// The LMCache controller.
@@ -487,6 +490,7 @@ impl Metrics {
             faults: FaultMetrics::new(&make)?,
             queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
+            cache: Arc::new(CacheMetrics::new(&make)?),
             hooks: HookMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,

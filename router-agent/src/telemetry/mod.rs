@@ -1,6 +1,7 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod by_worker;
+mod cache;
 mod exemplars;
 mod faults;
 mod guard;
@@ -19,6 +20,7 @@ mod tls;
 mod tokenize;
 mod traces;
 
+pub use cache::{CacheMetrics, CacheOutcome};
 pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};

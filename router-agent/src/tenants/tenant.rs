@@ -10,7 +10,7 @@ use std::{
 
 use super::bucket::{Bucket, Rate, Standing};
 use crate::{
-    config::{AllowedModels, BodyDefault, KeyConfig, Overrides},
+    config::{AllowedModels, BodyDefault, CacheMode, KeyConfig, Overrides},
     routing::Policy,
     telemetry::TenantMetrics,
 };
@@ -34,6 +34,8 @@ pub struct Tenant {
     pub defaults: Vec<BodyDefault>,
     /// What its requests may decide by headers; none: as everybody's.
     overrides: Option<Overrides>,
+    /// Which of its answers are given again; none: as everybody's.
+    pub cache: Option<CacheMode>,
     models: AllowedModels,
     requests: Option<Rate>,
     tokens: Option<Rate>,
@@ -130,6 +132,7 @@ impl Tenant {
             policy: None,
             defaults: Vec::new(),
             overrides: None,
+            cache: None,
             models: AllowedModels::All,
             requests: None,
             tokens: None,
@@ -150,6 +153,7 @@ impl Tenant {
             policy: config.policy,
             defaults: config.defaults.clone(),
             overrides: config.overrides,
+            cache: config.cache,
             models: config.models.clone(),
             requests: config.requests_per_second.map(requests),
             tokens: config.tokens_per_minute.map(tokens),

@@ -22,6 +22,7 @@ fn key(name: &str, secret: &str) -> KeyConfig {
         policy: None,
         defaults: Vec::new(),
         overrides: None,
+        cache: None,
     }
 }
 

@@ -15,9 +15,8 @@ fuzz_target!(|payload: &[u8]| {
         }
     }
     // An event more costs nothing of the others.
-    let [0x93, ..] = payload else { return };
-    let mut rest = &payload[10..];
-    if payload[1] == 0xcb && matches!(rest.first(), Some(0x90..=0x9e)) {
+    let ([0x93, number, ..], Some(mut rest)) = (payload, payload.get(10..)) else { return };
+    if *number == 0xcb && matches!(rest.first(), Some(0x90..=0x9e)) {
         let events = rest[0];
         rest = &rest[1..];
         let longer = [&payload[..10], &[events + 1, 0xc0], rest].concat();

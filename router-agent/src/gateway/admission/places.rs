@@ -16,8 +16,11 @@ pub(super) struct Places<'a> {
     now: Instant,
     /// Whether anybody at all could go, by whether the bounds hold for it. Mostly not: then nobody is looked at closer.
     any: [bool; 2],
-    known: HashMap<(Option<u64>, Option<WorkerSlot>, bool), Option<Arc<Worker>>>,
+    known: HashMap<Want, Option<Arc<Worker>>>,
 }
+
+/// A model, a worker, and whether the bounds hold.
+type Want = (Option<u64>, Option<WorkerSlot>, bool);
 
 impl<'a> Places<'a> {
     pub(super) fn new(workers: &'a [Arc<Worker>], bounds: Bounds, now: Instant) -> Self {
