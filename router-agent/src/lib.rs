@@ -17,6 +17,8 @@
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`tls`] | certificates and keys from files |
 //! | [`records`] | what was decided and why, for whoever asks later |
+//! | [`replay`] | recorded requests again, in simulated time or for real |
+//! | [`traces`] | one request's way as OpenTelemetry spans |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
@@ -57,6 +59,8 @@ pub mod prompt;
 #[forbid(unsafe_code)]
 pub mod records;
 #[forbid(unsafe_code)]
+pub mod replay;
+#[forbid(unsafe_code)]
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod shaping;
@@ -68,6 +72,8 @@ pub mod tenants;
 pub mod tls;
 #[forbid(unsafe_code)]
 pub mod tokenize;
+#[forbid(unsafe_code)]
+pub mod traces;
 #[forbid(unsafe_code)]
 pub mod upstream;
 #[forbid(unsafe_code)]

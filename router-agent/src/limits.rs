@@ -155,6 +155,8 @@ pub const DECISION_LOG_ROTATE_BYTES_MIN: u64 = 64 * 1024;
 pub const DECISION_LOG_KEPT: usize = 4;
 /// As many as may be asked for.
 pub const DECISION_LOG_KEPT_MAX: usize = 1_000;
+/// Traced requests that wait for the thread that exports their spans, which looks every 200 ms; one more is dropped.
+pub const TRACES_WAITING: usize = 2_048;
 /// Bytes of one message of KV events, all its frames (vLLM 0.32: 2 KB; a step of 16,384 tokens: some 100 KB). A worker that
 /// sends more is not heard any longer.
 pub const KV_EVENT_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;

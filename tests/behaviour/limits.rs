@@ -6,7 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use warmpath_tests::{Gateway, request, sims, urls};
+use warmpath_tests::{Gateway, eventually, request, sims, urls};
 
 async fn gateway(config: &str) -> (Vec<warmpath_tests::SimHandle>, Gateway) {
     let sims = sims(1).await;
@@ -107,7 +107,7 @@ async fn connections_above_the_limit_are_told_so() {
     let (head, body) = words.split_once("\r\n\r\n").unwrap();
     assert!(head.contains(&format!("content-length: {}", body.len())), "{words}");
     held.pop();
-    warmpath_tests::eventually("a place is free again", || async {
+    eventually("a place is free again", || async {
         let mut socket = TcpStream::connect(gateway.address).await.unwrap();
         socket.write_all(b"GET /version HTTP/1.1\r\nhost: g\r\nconnection: close\r\n\r\n").await.ok()?;
         last_words(&mut socket).await.starts_with("HTTP/1.1 200 ").then_some(())
@@ -150,4 +150,35 @@ async fn connections_are_refused_before_file_descriptors_run_out() {
     // Three of four, within what health checks and the like may hold.
     assert_eq!((held.len(), refused), (DESCRIPTORS / 4 * 3, DESCRIPTORS / 4));
     assert!(gateway.workers().await[0]["health"] == "healthy", "the worker is not to blame");
+}
+
+#[tokio::test]
+async fn memory_of_a_busy_time_goes_back_in_a_quiet_one() {
+    const PIECE: usize = 64 * 1024;
+    const SENDERS: usize = 300;
+    let (_sims, gateway) = gateway("kv_events: {mode: off}\n").await;
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
+    };
+    let before = resident();
+    // Pieces that are no mappings of their own: the allocator keeps what was freed of them.
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: g\r\ncontent-length: {}\r\n\r\n", PIECE + 1);
+    let mut senders = Vec::new();
+    for _ in 0..SENDERS {
+        let mut socket = TcpStream::connect(gateway.address).await.unwrap();
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(&vec![b'x'; PIECE]).await.unwrap();
+        senders.push(socket);
+    }
+    let held = (SENDERS * PIECE) as f64;
+    eventually("the bodies are there", || async {
+        (gateway.metric("warmpath_request_body_bytes").await >= held).then_some(())
+    })
+    .await;
+    let busy = resident();
+    assert!(busy > before + SENDERS * PIECE / 2, "{before} then {busy}");
+    drop(senders);
+    eventually("it is given back", || async { (resident() < usize::midpoint(before, busy)).then_some(()) }).await;
 }

@@ -29,7 +29,7 @@ async fn every_path_and_method_reaches_a_worker() {
 }
 
 /// Accepts one request and gives back its bytes, answering with an empty 200.
-async fn one_request(listener: TcpListener) -> Vec<u8> {
+pub(crate) async fn one_request(listener: TcpListener) -> Vec<u8> {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = Vec::new();

@@ -1,22 +1,18 @@
-//! What policies make of a trace, in a discrete-event simulation that takes seconds: the router, the learned speeds and the
-//! index are the product's, the workers are `engine.rs`. `cargo bench -p router-agent --bench policies -- [TRACE]`, by
+//! What policies make of a trace, in a discrete-event simulation that takes seconds: `router_agent::replay`
+//! has the workers' model. `cargo bench -p router-agent --bench policies -- [TRACE]`, by
 //! default the committed sample; figures of docs/routing.md are of the whole Mooncake conversation trace.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
-
 use router_agent::{
-    index::{Matches, PrefixIndex, WorkerSlot},
-    routing::{
-        Ask, Candidate, Policy, Router, Settings, Speed,
-        speed::{FleetPrefill, WorkerPrefill},
+    replay::{
+        engine::Request,
+        simulation::{Chooser, Wishes, Worker, run},
     },
+    routing::{Policy, Settings},
 };
 
-mod engine;
 mod trace;
 
-use engine::{Engine, Progress};
-use trace::{BLOCK_TOKENS, Request, Trace};
+use trace::Trace;
 
 const WORKERS: usize = 8;
 const TOKENS_PER_S: f64 = 7_000.0;
@@ -81,88 +77,20 @@ fn main() {
 
 fn replay(requests: &[Request], case: &Case) -> Outcome {
     let Case(_, policy, learns, slowness) = *case;
-    let mut engines: Vec<_> = (0..WORKERS)
-        .map(|i| Engine::new(i, if i == 0 { TOKENS_PER_S / slowness } else { TOKENS_PER_S }))
-        .collect();
-    let index = PrefixIndex::default();
-    let mut candidates: Vec<_> = (0..WORKERS as u16).map(|i| Candidate::idle(WorkerSlot(i))).collect();
-    for candidate in &candidates {
-        index.set_capacity_blocks(candidate.slot, KV_TOKENS / BLOCK_TOKENS as u64);
-    }
-    let (mut router, mut matches) = (Router::new(Settings::new(policy), 1), Matches::new());
-    let (mut fleet, mut learned) = (FleetPrefill::default(), [WorkerPrefill::default(); WORKERS]);
-    let mut last_first_s = [0.0_f64; WORKERS];
-    let mut new_tokens = vec![0; requests.len()];
-    let mut ttft_s = Vec::with_capacity(requests.len());
-    let mut steps: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
-    let mut arrivals = requests.iter().enumerate().peekable();
-    loop {
-        let step = steps.peek().map(|Reverse((ns, _))| *ns);
-        let arrival = arrivals.peek().map(|(_, request)| (request.at_s * 1e9) as u64);
-        let (now_s, worker) = match (step, arrival) {
-            (Some(ns), arrival) if arrival.is_none_or(|arrival| ns <= arrival) => {
-                let Some(Reverse((_, worker))) = steps.pop() else { break };
-                let now_s = ns as f64 / 1e9;
-                engines[worker].complete(requests, now_s, |progress| match progress {
-                    Progress::FirstToken(request) => {
-                        let tokens = std::mem::take(&mut new_tokens[request]);
-                        candidates[worker].pending -= 1;
-                        candidates[worker].queued_prefill_tokens -= u64::from(tokens);
-                        let begun_s = requests[request].at_s.max(last_first_s[worker]);
-                        last_first_s[worker] = now_s;
-                        fleet.observe(&mut learned[worker], f64::from(tokens), now_s - begun_s);
-                        ttft_s.push(now_s - requests[request].at_s);
-                    }
-                    Progress::End => candidates[worker].in_flight -= 1,
-                });
-                (now_s, worker)
-            }
-            (_, Some(_)) => {
-                let Some((number, request)) = arrivals.next() else { break };
-                index.lookup(&request.ids, &mut matches);
-                fleet.level(learned.iter_mut());
-                for (candidate, learned) in candidates.iter_mut().zip(&learned) {
-                    candidate.matched_blocks = matches.blocks(candidate.slot);
-                    candidate.matched_tokens = candidate.matched_blocks * BLOCK_TOKENS as u32;
-                    candidate.in_flight_at_scrape = candidate.in_flight;
-                    candidate.speed = fleet.fit().filter(|_| learns).map(|(fixed_s, token_s)| Speed {
-                        token_s: token_s * learned.factor(&fleet),
-                        fleet_token_s: token_s,
-                        fixed_s,
-                        batch_s: 0.0,
-                    });
-                }
-                let ask = Ask { prompt_tokens: request.input as u32, session: None };
-                let decision = router.decide(&ask, &candidates).expect("there are workers");
-                let worker = usize::from(decision.slot.0);
-                index.insert(decision.slot, &request.ids);
-                new_tokens[number] = decision.new_tokens;
-                candidates[worker].in_flight += 1;
-                candidates[worker].pending += 1;
-                candidates[worker].queued_prefill_tokens += u64::from(decision.new_tokens);
-                let was_idle = engines[worker].step_ends_s.is_none();
-                engines[worker].submit(number, requests, request.at_s);
-                if !was_idle {
-                    continue; // its step is among the events
-                }
-                (request.at_s, worker)
-            }
-            _ => break,
-        };
-        debug_assert!(engines[worker].step_ends_s.is_none_or(|ends_s| ends_s >= now_s));
-        if let Some(ends_s) = engines[worker].step_ends_s {
-            steps.push(Reverse(((ends_s * 1e9) as u64, worker)));
-        }
-    }
-    assert_eq!(ttft_s.len(), requests.len(), "every request was answered");
-    let prefilled: Vec<usize> = engines.iter().map(|engine| engine.prefilled).collect();
-    let sum: usize = prefilled.iter().sum();
-    let hit: usize = engines.iter().map(|engine| engine.hit).sum();
+    let worker = |number: usize| Worker {
+        identity: number as u64,
+        tokens_per_s: if number == 0 { TOKENS_PER_S / slowness } else { TOKENS_PER_S },
+        capacity_tokens: KV_TOKENS,
+    };
+    let workers: Vec<Worker> = (0..WORKERS).map(worker).collect();
+    let settings = Settings::new(policy);
+    let outcome = run(requests, &workers, Chooser::Policy { settings: &settings, learns }, Wishes::default());
+    let sum: u64 = outcome.prefilled.iter().sum();
     Outcome {
-        ttft_s,
-        cached: hit as f64 / (hit + sum) as f64,
-        prefill_max_to_mean: prefilled.iter().copied().max().unwrap_or(0) as f64 * WORKERS as f64
+        ttft_s: outcome.served.iter().map(|served| served.ttft_s).collect(),
+        cached: outcome.cached_share(requests),
+        prefill_max_to_mean: outcome.prefilled.iter().copied().max().unwrap_or(0) as f64 * WORKERS as f64
             / sum as f64,
-        slow_share: prefilled[0] as f64 / sum as f64,
+        slow_share: outcome.prefilled[0] as f64 / sum as f64,
     }
 }

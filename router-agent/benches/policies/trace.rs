@@ -1,9 +1,10 @@
 //! A trace in Mooncake's form, as requests with times.
 
+use router_agent::replay::engine::Request;
 use serde::Deserialize;
 
 /// Tokens that one id stands for.
-pub(crate) const BLOCK_TOKENS: usize = 512;
+const BLOCK_TOKENS: usize = 512;
 /// The trace's clock ticks every three seconds.
 const TICK_MS: u64 = 3_000;
 
@@ -13,16 +14,6 @@ struct Line {
     input_length: usize,
     output_length: usize,
     hash_ids: Vec<u64>,
-}
-
-/// One request.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    pub(crate) at_s: f64,
-    pub(crate) input: usize,
-    pub(crate) output: usize,
-    /// One per [`BLOCK_TOKENS`] tokens, the last one possibly short.
-    pub(crate) ids: Vec<u64>,
 }
 
 /// The whole trace.
@@ -57,7 +48,8 @@ impl Trace {
                 at_s: ((first.timestamp - start) as f64 + offset) / 1e3 / rate,
                 input: line.input_length,
                 output: line.output_length.max(1),
-                ids: line.hash_ids.clone(),
+                ids: line.hash_ids.as_slice().into(),
+                block_tokens: BLOCK_TOKENS,
             }));
             rest = after;
         }

@@ -2,12 +2,12 @@
 
 use axum::{
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
 use super::{Admin, error::ApiError};
-use crate::{gateway::Phase, kernel::Steering};
+use crate::{gateway::Phase, kernel::Steering, telemetry::openmetrics};
 
 /// Whether the process runs.
 #[utoipa::path(
@@ -36,14 +36,14 @@ pub(super) async fn ready(State(admin): State<Admin>) -> impl IntoResponse {
     }
 }
 
-/// All metrics, in Prometheus' text format.
+/// All metrics, in Prometheus' text format, or in OpenMetrics' where `Accept` asks for it.
 #[utoipa::path(
     get, path = "/metrics", tag = "probes",
     responses(
         (status = 200, description = "the metrics", body = String, content_type = "text/plain"),
     )
 )]
-pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
+pub(super) async fn metrics(State(admin): State<Admin>, asked: HeaderMap) -> Response {
     let Admin { shared, steering, .. } = &admin;
     for worker in shared.fleet.workers().iter() {
         shared.metrics.refresh_worker(worker, shared.index.blocks(worker.slot));
@@ -62,6 +62,11 @@ pub(super) async fn metrics(State(admin): State<Admin>) -> Response {
         if let Ok(rules) = guard.rules() {
             shared.metrics.guard.set_rules(&rules);
         }
+    }
+    let accepted = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accepted.contains(openmetrics::MEDIA_TYPE) {
+        let text = shared.metrics.encode_openmetrics();
+        return ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response();
     }
     match shared.metrics.encode() {
         Ok(text) => {

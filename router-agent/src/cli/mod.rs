@@ -11,6 +11,7 @@ mod guard;
 mod key;
 mod maps;
 mod publish;
+mod replay;
 mod run;
 mod serve;
 mod survey;
@@ -31,6 +32,7 @@ pub use explain::ExplainArgs;
 pub use generate::{CompletionsArgs, ManArgs, SchemaArgs};
 pub use key::KeyArgs;
 pub use maps::MapsArgs;
+pub use replay::ReplayArgs;
 pub use serve::ServeArgs;
 pub use tokenize::TokenizeArgs;
 pub use top::TopArgs;
@@ -62,6 +64,8 @@ enum Command {
     Maps(MapsArgs),
     /// Print the token ids of request bodies, one JSON body per line of standard input, as the gateway makes them.
     Tokenize(TokenizeArgs),
+    /// Replay recorded decisions through another configuration, or a trace against a server.
+    Replay(Box<ReplayArgs>),
     /// Print the JSON Schema of the configuration, for editors.
     Schema(SchemaArgs),
     /// Print completions for a shell.
@@ -111,6 +115,9 @@ pub enum CliError {
     /// `tokenize` could not read its files.
     #[error(transparent)]
     Tokenize(#[from] tokenize::TokenizeError),
+    /// `replay` has no report, or one with failures in it.
+    #[error(transparent)]
+    Replay(#[from] replay::ReplayError),
     /// `key` could not make one.
     #[error(transparent)]
     Key(#[from] key::KeyError),
@@ -131,6 +138,7 @@ impl Cli {
             Command::Explain(args) => explain::run(&args)?,
             Command::Maps(args) => maps::run(&args)?,
             Command::Tokenize(args) => tokenize::run(&args)?,
+            Command::Replay(args) => replay::run(&args)?,
             Command::Key(args) => key::run(&args)?,
             Command::Keeper { command } => {
                 telemetry::init_logging(LogFormat::Text);

@@ -104,6 +104,7 @@ pub(super) async fn serve(
     // What needs privileges is open. A thread that is started from here on has none.
     let rights = privileges::drop(|| kernel.can_use_maps())?;
     let succession = Succession::start(&config.instance, sockets);
+    let _traces = shared.tracer.start().map_err(system("cannot start the thread of traces"))?;
     let _decision_log =
         shared.records.log().start().map_err(system("cannot start the thread of the decision log"))?;
 

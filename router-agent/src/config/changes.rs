@@ -80,6 +80,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         trusted_proxies,
         decisions,
         decision_log,
+        traces,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
@@ -123,6 +124,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("trusted_proxies", trusted_proxies, &new.trusted_proxies);
     changes.live("decisions", decisions, &new.decisions);
     changes.live("decision_log", decision_log, &new.decision_log);
+    changes.live("traces", traces, &new.traces);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes
 }

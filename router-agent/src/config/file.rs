@@ -106,6 +106,8 @@ pub struct File {
     decisions: DecisionsFile,
     /// Decisions in a file, one JSON object per line: docs/decision-log.md.
     decision_log: DecisionLogFile,
+    /// OpenTelemetry traces: docs/traces.md.
+    traces: super::traces::TracesFile,
 }
 
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
@@ -262,6 +264,7 @@ impl File {
         self.timeouts.apply(&mut config.timeouts);
         self.decisions.apply(&mut config.decisions);
         self.decision_log.apply(&mut config.decision_log);
+        self.traces.apply(&mut config.traces)?;
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;

@@ -27,6 +27,7 @@ mod secret;
 mod shown;
 mod tls;
 mod tokenizers;
+mod traces;
 mod worker_entry;
 mod worker_url;
 
@@ -64,6 +65,7 @@ pub(crate) use secret::admin_token_of_environment;
 pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
+pub use traces::{TraceProtocol, Traces};
 pub(crate) use worker_entry::{parse_worker, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
@@ -244,6 +246,8 @@ pub struct Config {
     pub decisions: Decisions,
     /// Decisions, in a file.
     pub decision_log: DecisionLog,
+    /// Traces.
+    pub traces: Traces,
 }
 
 impl Default for Config {
@@ -292,6 +296,7 @@ impl Default for Config {
             trusted_proxies: Vec::new(),
             decisions: Decisions::default(),
             decision_log: DecisionLog::default(),
+            traces: Traces::default(),
         }
     }
 }
@@ -382,6 +387,7 @@ impl Config {
         self.timeouts.validate()?;
         self.decisions.validate()?;
         self.decision_log.validate()?;
+        self.traces.validate()?;
         if self.scrape_interval.is_zero() {
             return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }

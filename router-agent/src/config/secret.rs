@@ -70,6 +70,13 @@ impl Hidden {
         SecretDigest::of(self.0.as_bytes())
     }
 
+    /// As a header's value that no log shows.
+    pub(super) fn header(&self) -> HeaderValue {
+        let mut value = HeaderValue::from_str(&self.0).expect("checked to be printable");
+        value.set_sensitive(true);
+        value
+    }
+
     /// As a bearer credential that no log shows.
     pub(super) fn bearer(&self) -> HeaderValue {
         let mut value =

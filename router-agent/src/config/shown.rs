@@ -1,7 +1,7 @@
 //! The configuration in force as an operator may see it: the keys of the file, every default filled in, secrets masked.
 //! What is shown is a configuration itself, but for what is masked.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -49,6 +49,7 @@ pub fn shown(config: &Config) -> Value {
         trusted_proxies,
         decisions,
         decision_log,
+        traces,
         aliases,
         hooks,
         overrides,
@@ -131,6 +132,13 @@ pub fn shown(config: &Config) -> Value {
             "keep": decision_log.keep,
             "prompts": decision_log.prompts,
             "sample": decision_log.sample,
+        },
+        "traces": {
+            "endpoint": traces.endpoint,
+            "protocol": traces.protocol,
+            "sample": traces.sample,
+            "service_name": traces.service_name,
+            "headers": traces.headers.keys().map(|name| (name.as_str(), MASK)).collect::<BTreeMap<_, _>>(),
         },
         "aliases": aliases.all().map(alias).collect::<Vec<_>>(),
         "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),

@@ -26,6 +26,7 @@ fn every_key_has_its_effect() {
          \x20 syn_rate: 7, syn_burst: 9}\n\
          trusted_proxies: ['10.0.0.0/8']\n\
          decisions: {keep: 5, max_bytes: 2MiB}\n\
+         traces: {endpoint: 'http://c:4318', protocol: http, sample: 0.5, service_name: edge, headers: {x-key: k3y}}\n\
          decision_log: {path: /var/log/d.jsonl, rotate_bytes: 1MiB, keep: 2, prompts: hashes, sample: 0.5}\n\
          tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
     )
@@ -114,6 +115,19 @@ fn every_key_has_its_effect() {
             keep: 2,
             prompts: LoggedPrompts::Hashes,
             sample: 0.5,
+        }
+    );
+    assert!(!format!("{:?}", config.traces).contains("k3y"));
+    assert_eq!(
+        config.traces,
+        Traces {
+            endpoint: Some("http://c:4318".to_owned()),
+            protocol: TraceProtocol::Http,
+            sample: 0.5,
+            service_name: "edge".to_owned(),
+            headers: [(http::HeaderName::from_static("x-key"), HeaderValue::from_static("k3y"))]
+                .into_iter()
+                .collect(),
         }
     );
     assert_eq!(config.trusted_proxies, ["10.0.0.0/8".parse().unwrap()]);
@@ -460,6 +474,10 @@ fn wrong_settings_of_records_are_named() {
     wrong("decision_log: {sample: 0}", &["decision_log.sample", "above 0"]);
     wrong("decision_log: {prompts: text}", &["text", "hashes"]);
     wrong("decision_log: {paht: x}", &["paht"]);
+    wrong("traces: {endpoint: 'collector:4317'}", &["traces.endpoint", "http://127.0.0.1:4317"]);
+    wrong("traces: {sample: 2}", &["traces.sample", "0 to 1"]);
+    wrong("traces: {headers: {'a b': x}}", &["traces.headers", "a b"]);
+    wrong("traces: {protocol: udp}", &["udp", "grpc"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 use super::{
     Shared,
@@ -21,6 +21,7 @@ use crate::{
     records::{self, End, Usage},
     telemetry::{Metrics, ModelMetrics},
     tenants::Admission,
+    traces::{DispatchSpan, Trace},
 };
 
 /// One request. Dropped without [`RequestAccount::answered`], its client has left.
@@ -37,10 +38,12 @@ pub(super) struct RequestAccount {
     flow: Option<Flow>,
     /// Where the worker may say what it costs.
     usage: Option<UsageTail>,
+    /// If it is one of those that are traced.
+    trace: Option<Trace>,
 }
 
 impl RequestAccount {
-    pub(super) fn new(shared: Arc<Shared>, route: Route) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, route: Route, trace: Option<Trace>) -> Self {
         let received_at = Instant::now();
         Self {
             shared,
@@ -51,7 +54,13 @@ impl RequestAccount {
             model: None,
             flow: None,
             usage: None,
+            trace,
         }
+    }
+
+    /// Its trace, if it has one.
+    pub(super) fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
     }
 
     /// The request is within its tenant's limits.
@@ -121,6 +130,9 @@ impl Drop for RequestAccount {
         if self.status.is_none() && !is_panic {
             metrics.errors.with_label_values(&["client", "disconnect"]).inc();
         }
+        if let Some(trace) = &self.trace {
+            trace.answered(self.status, self.usage());
+        }
         if let Some(model) = &self.model {
             model.ended(self.status.or_else(|| is_panic.then_some(StatusCode::INTERNAL_SERVER_ERROR)));
         }
@@ -161,6 +173,7 @@ pub(super) struct Attempt {
     /// Ends with prefill.
     prediction: Option<Prediction>,
     record: Option<records::Open>,
+    span: Option<DispatchSpan>,
     cut: Cut,
 }
 
@@ -189,8 +202,14 @@ impl Attempt {
             model,
             prediction,
             record,
+            span: None,
             cut,
         }
+    }
+
+    /// The try has a span of its own; what the worker is told of it.
+    pub(super) fn traced(&mut self, trace: &Trace) -> HeaderValue {
+        self.span.insert(trace.dispatch(self.flight.worker().address())).traceparent()
     }
 
     /// Whether its record is wanted.
@@ -257,12 +276,19 @@ impl Attempt {
     pub(super) fn first_byte(&mut self) {
         if !std::mem::replace(&mut self.has_body, true) {
             self.prediction = None;
+            if let Some(span) = &mut self.span {
+                span.first_byte();
+            }
             if self.is_event_stream {
                 let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
                 self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
                 let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
                 if let Some(record) = &mut self.record {
                     record.first_byte(seconds, true);
+                }
+                if let Some(span) = &self.span {
+                    let id = span.trace().id();
+                    self.shared.metrics.exemplars.note(&self.worker().name, seconds, id);
                 }
                 let metrics = &self.worker().metrics;
                 metrics.time_to_first_token.observe(seconds);
@@ -326,6 +352,9 @@ impl Drop for Attempt {
             (&mut self.record, self.flow.as_ref().filter(|_| self.is_event_stream))
         {
             record.streamed(flow.events());
+        }
+        if let (Some(span), Some(record)) = (self.span.take(), &self.record) {
+            span.end(record.record().clone(), record.outcome());
         }
     }
 }

@@ -66,6 +66,8 @@ pub(super) struct Plan {
     /// Whose request it is, and of which kind: for its record.
     tenant: Arc<str>,
     route: Route,
+    /// Its trace wants the record, too.
+    pub(super) is_traced: bool,
 }
 
 impl Plan {
@@ -188,6 +190,7 @@ pub(super) fn plan(
             lmcache: None,
             tenant: tenant.name.clone(),
             route,
+            is_traced: false,
         });
     };
     let mut request = prompt::parse(kind, body)?;
@@ -228,6 +231,7 @@ pub(super) fn plan(
         lmcache: None,
         tenant: tenant.name.clone(),
         route,
+        is_traced: false,
     })
 }
 
@@ -249,7 +253,7 @@ pub(super) fn choose(
     let known = Known { plan, matches, token_matches };
     let ask = plan.ask();
 
-    let is_recorded = shared.records.is_wanted();
+    let is_recorded = plan.is_traced || shared.records.is_wanted();
     let (flight, decision, settings) = {
         let mut routers = shared.routers.lock();
         let router = if plan.by_prefix { &mut routers.by_prefix } else { &mut routers.plain };
@@ -302,7 +306,7 @@ pub(super) fn choose(
         };
         map.record(&decided::record(&decision, &circumstances));
     }
-    let record = settings.and_then(|settings| {
+    let record = settings.map(|settings| {
         shared.records.open(&Facts {
             request_id: request_id.as_bytes(),
             tenant: &plan.tenant,

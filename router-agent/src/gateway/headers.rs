@@ -24,6 +24,10 @@ pub(super) const POLICY: HeaderName = HeaderName::from_static("x-warmpath-policy
 pub(super) const MATCHED_TOKENS: HeaderName = HeaderName::from_static("x-warmpath-matched-tokens");
 /// How those tokens are known: `exact` by the worker's own KV events, `approximate` by what was sent there.
 pub(super) const MATCH: HeaderName = HeaderName::from_static("x-warmpath-match");
+/// W3C Trace Context: the span that a request belongs to.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// And what its vendors say of it.
+pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The model that was served, where it is another one than the client named.
 pub(super) const MODEL: HeaderName = HeaderName::from_static("x-warmpath-model");
 /// The hooks that were asked, and what came of it.

@@ -78,6 +78,7 @@ use crate::{
     tenants::Tenants,
     tls::ServerTls,
     tokenize::Tokenizers,
+    traces::Tracer,
 };
 
 use decisions::DecisionCounters;
@@ -158,6 +159,8 @@ pub struct Shared {
     hooks: ArcSwap<Vec<Arc<Hook>>>,
     /// What was decided, for whoever asks later.
     pub records: Arc<Recorder>,
+    /// The way of requests, for a collector.
+    pub tracer: Arc<Tracer>,
     /// Decision counters.
     decisions: DecisionCounters,
     /// Whether the data threads' event loops turn.
@@ -193,6 +196,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            tracer: Arc::new(Tracer::new(&started.traces, metrics.traces.clone())),
             hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
             records: Arc::new(Recorder::new(&started, metrics.records.clone())),
             decisions: DecisionCounters::new(&metrics, started.routing.settings.policy),
@@ -236,6 +240,7 @@ impl Shared {
             worker.breaker.configure(config.breaker, Instant::now());
         }
         self.records.reconfigure(&config);
+        self.tracer.reconfigure(&config.traces);
         self.config.replace(config);
         self.routers.lock().by_prefix.configure(settings);
     }

@@ -1,7 +1,7 @@
 //! A request as it goes to workers.
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 
 use super::{headers, wishes::Wishes};
 use crate::{fleet::Worker, upstream};
@@ -22,12 +22,16 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    pub(super) fn request(&self, worker: &Worker) -> Request<Bytes> {
+    /// As `worker` gets it; `traceparent`: that of its span, if it has one.
+    pub(super) fn request(&self, worker: &Worker, traceparent: Option<&HeaderValue>) -> Request<Bytes> {
         let mut request = Request::new(self.body.clone());
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         headers::set_worker(request.headers_mut(), worker);
+        if let Some(traceparent) = traceparent {
+            request.headers_mut().insert(headers::TRACEPARENT, traceparent.clone());
+        }
         request
     }
 }

@@ -37,6 +37,7 @@ use crate::{
     config,
     kernel::{self, Relays},
     routing::Decision,
+    traces::Phase,
     upstream,
 };
 
@@ -92,6 +93,7 @@ pub(super) async fn handle(
 ) -> Response<GatewayBody> {
     let config = context.config();
     let (parts, body) = request.into_parts();
+    let trace = context.shared.tracer.begin(&parts.headers).map(|trace| (trace, Instant::now()));
     let admitted = conformance::check(&parts)
         .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
         .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)))
@@ -105,7 +107,15 @@ pub(super) async fn handle(
     if let Some(socket) = client.end.socket() {
         socket.set_ends_with_connection(version < Version::HTTP_11);
     }
-    let mut account = RequestAccount::new(context.shared.clone(), route);
+    if let Some((trace, began)) = &trace {
+        trace.step(Phase::Admit, *began);
+        if !trace.has_parent() {
+            client_headers.remove(headers::TRACEPARENT);
+            client_headers.remove(headers::TRACESTATE);
+        }
+    }
+    let trace = trace.map(|(trace, _)| trace);
+    let mut account = RequestAccount::new(context.shared.clone(), route, trace);
     let sender = Sender {
         ip: client.address.ip(),
         is_tls: client.end.is_tls(),
@@ -113,6 +123,9 @@ pub(super) async fn handle(
         has_key: admitted.as_ref().is_ok_and(|(.., admission)| admission.tenant().has_key),
     };
     let (worker_headers, request_id) = headers::for_worker(client_headers, sender);
+    if let Some(trace) = account.trace() {
+        trace.asked(&method, uri.path(), route.label(), &request_id);
+    }
     // Chunked framing as the worker's is for HTTP/1.1; a body there must be for the kernel to move it.
     let raw = version == Version::HTTP_11 && method != Method::HEAD && route != Route::Other;
     let raw = raw && client.end.socket().is_some() && fastrand::f64() >= config.relay.sample;
@@ -134,6 +147,9 @@ pub(super) async fn handle(
         }
         Ok((_, overrides, admission)) => {
             let asking = tenant.insert(admission.tenant().clone());
+            if let Some(trace) = account.trace() {
+                trace.tenant(&asking.name);
+            }
             account.admitted(admission);
             match outgoing
                 .lists_models()
@@ -208,6 +224,13 @@ async fn answer(
     account: &mut RequestAccount,
 ) -> Result<Answer, GatewayError> {
     let shared = &context.shared;
+    let trace = account.trace().cloned();
+    let step = |phase, began| {
+        if let Some(trace) = &trace {
+            trace.step(phase, began);
+        }
+    };
+    let receiving = Instant::now();
     let bounds = body::Bounds {
         bytes_max: config.limits.body_bytes,
         all_bytes_max: config.limits.bodies_bytes,
@@ -218,6 +241,7 @@ async fn answer(
             shared.metrics.queue.refused(error.kind());
         }
     })?;
+    step(Phase::Receive, receiving);
 
     let let_in = "only requests that were let in are answered";
     let tenant = account.admission().expect(let_in).tenant().clone();
@@ -234,10 +258,14 @@ async fn answer(
     outgoing.body = bytes;
     account.names(plan.model_metrics.clone());
     let planning = began.elapsed();
+    plan.is_traced = trace.is_some();
+    step(Phase::Parse, began);
+    let tokenizing = Instant::now();
     let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
     if let Some(tokens) = &tokens {
         plan.set_tokens(shared, tokens);
     }
+    step(Phase::Tokenize, tokenizing);
     account.admission().expect(let_in).charge_prompt(plan.prompt_tokens(), Instant::now())?;
     if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
         plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
@@ -249,9 +277,8 @@ async fn answer(
         cost: u64::from(plan.prompt_tokens().max(1)),
     };
     let (outgoing, plan) = (&outgoing, &plan);
-    Tries { context, config, route, outgoing, plan, planning, request_id, bid, began: Instant::now() }
-        .run()
-        .await
+    let (began, trace) = (Instant::now(), trace.as_ref());
+    Tries { context, config, route, outgoing, plan, planning, request_id, bid, began, trace }.run().await
 }
 
 impl Answer {

@@ -34,6 +34,7 @@ use crate::{
     index::WorkerSlot,
     limits,
     routing::Decision,
+    traces::{Phase, Trace},
     upstream::{self, SendError, Sent},
 };
 
@@ -58,6 +59,7 @@ pub(super) struct Tries<'a> {
     pub(super) bid: Bid,
     /// When it began to look for a worker.
     pub(super) began: Instant,
+    pub(super) trace: Option<&'a Trace>,
 }
 
 impl Tries<'_> {
@@ -80,6 +82,7 @@ impl Tries<'_> {
                 record,
                 &context.cuts,
             );
+            let traceparent = self.trace.map(|trace| attempt.traced(trace));
             let worker = attempt.worker().clone();
             tried.push(worker.slot);
             tries += 1;
@@ -88,7 +91,7 @@ impl Tries<'_> {
                     && self.wanted(&tried).is_served(&shared.fleet.workers(), Instant::now())
             };
             let mut wait = None;
-            let retry_reason = match self.send(&attempt).await? {
+            let retry_reason = match self.send(&attempt, traceparent.as_ref()).await? {
                 Ok(sent) => {
                     let status = sent.response.status();
                     attempt.responded(status);
@@ -164,7 +167,8 @@ impl Tries<'_> {
             limit: config.limits.queue,
         };
         let shared: &Arc<Shared> = &context.shared;
-        admission::admit(shared, request, |own| {
+        let deciding = self.trace.map(|trace| (trace, Instant::now()));
+        let chosen = admission::admit(shared, request, |own| {
             let choosing = Instant::now();
             let choice = choose::choose(shared, &context.scratch, plan, request_id, &wanted, own);
             if choice.is_some() && plan.by_prefix && tried.is_empty() {
@@ -172,12 +176,20 @@ impl Tries<'_> {
             }
             choice
         })
-        .await
+        .await;
+        if let Some((trace, began)) = deciding {
+            trace.step(Phase::Decide, began);
+        }
+        chosen
     }
 
     /// Sends the request to `worker`, and waits until it begins to answer: for the head, and of a stream for its first
     /// byte, as long as the head may be held. The outer error is the client's deadline.
-    async fn send(&self, attempt: &Attempt) -> Result<Result<Sent, SendError>, GatewayError> {
+    async fn send(
+        &self,
+        attempt: &Attempt,
+        traceparent: Option<&HeaderValue>,
+    ) -> Result<Result<Sent, SendError>, GatewayError> {
         let worker = attempt.worker();
         let Self { context, config, outgoing, .. } = self;
         let timeouts = &config.timeouts;
@@ -188,7 +200,7 @@ impl Tries<'_> {
                 self.is_repeatable(),
                 outgoing.hold,
                 timeouts.response_head,
-                || outgoing.request(worker),
+                || outgoing.request(worker, traceparent),
             )
             .await?;
             let has_body = !sent.response.body().is_end_stream();

@@ -97,18 +97,15 @@ impl Recorder {
         self.ring.is_on() || self.log.is_on() || self.followers.load(Relaxed) > 0
     }
 
-    /// Begins the record of a decision; none if nobody wants it.
-    pub fn open(self: &Arc<Self>, facts: &Facts<'_>) -> Option<Open> {
-        if !self.is_wanted() {
-            return None;
-        }
+    /// Begins the record of a decision that somebody wants.
+    pub fn open(self: &Arc<Self>, facts: &Facts<'_>) -> Open {
         let is_logged = self.log.takes_one();
         let record = Arc::new(Record::new(facts, is_logged, is_logged && self.log.wants_hashes()));
         self.ring.push(record.clone());
         if self.followers.load(Relaxed) > 0 {
             let _ = self.events.send(Event::Decided(record.clone())); // the last one may just have left
         }
-        Some(Open::new(self.clone(), record))
+        Open::new(self.clone(), record)
     }
 
     fn ended(&self, record: Arc<Record>) {

@@ -109,6 +109,26 @@ impl Record {
         self.model.as_deref()
     }
 
+    /// 1 for the first worker that is tried.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// How the chosen worker's matched tokens are known.
+    pub fn match_kind(&self) -> &'static str {
+        self.match_kind
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> u32 {
+        self.ask.prompt_tokens
+    }
+
+    /// Workers that were in question.
+    pub fn candidate_count(&self) -> usize {
+        self.candidates.len()
+    }
+
     /// What was decided.
     pub fn decision(&self) -> &Decision {
         &self.decision
@@ -237,6 +257,16 @@ impl Open {
             events: None,
         };
         Self { recorder, record, began: Instant::now(), outcome }
+    }
+
+    /// The record itself.
+    pub fn record(&self) -> &Arc<Record> {
+        &self.record
+    }
+
+    /// What became of the try so far.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
     }
 
     /// The worker has answered with this status.

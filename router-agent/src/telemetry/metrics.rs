@@ -15,9 +15,11 @@ use router_common::cores::SteeringCounts;
 
 use super::{
     FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics,
-    RecordMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, WorkerFaultMetrics,
+    RecordMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
+    exemplars::Exemplars,
     latency::LatencyCollector,
+    openmetrics,
 };
 use crate::{
     fleet::{Standing, Worker, WorkerList},
@@ -30,6 +32,8 @@ pub(super) type Result<T> = std::result::Result<T, prometheus::Error>;
 /// Time to first token: from a warm cache hit on a small model to a long queue.
 pub(super) const TTFT_BUCKETS_SECONDS: &[f64] =
     &[0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+/// The histogram that has exemplars.
+const TTFT: &str = "warmpath_time_to_first_token_seconds";
 /// Whole responses: a tokenise call to a long generation.
 const DURATION_BUCKETS_SECONDS: &[f64] =
     &[0.001, 0.005, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
@@ -93,6 +97,10 @@ pub struct Metrics {
     pub tls: TlsMetrics,
     /// Records of decisions.
     pub records: RecordMetrics,
+    /// Traces.
+    pub traces: TraceMetrics,
+    /// Traced requests among the times to first token.
+    pub exemplars: Exemplars,
     decisions: IntCounterVec,
     time_to_first_token: HistogramVec,
     time_to_first_token_error: HistogramVec,
@@ -388,7 +396,7 @@ impl Metrics {
                 &["policy", "reason"],
             )?,
             time_to_first_token: make.histograms(
-                "warmpath_time_to_first_token_seconds",
+                TTFT,
                 "Request sent to a worker to first response body chunk, streamed responses.",
                 &["worker"],
                 TTFT_BUCKETS_SECONDS,
@@ -487,6 +495,8 @@ impl Metrics {
             models: ModelFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
             records: RecordMetrics::new(&make)?,
+            traces: TraceMetrics::new(&make)?,
+            exemplars: Exemplars::new(TTFT_BUCKETS_SECONDS),
             by_worker: make.by_worker.into_inner(),
             registry: make.registry,
         }))
@@ -515,6 +525,7 @@ impl Metrics {
     /// Drops every series of a worker that is there no longer.
     pub fn forget_worker(&self, name: &str) {
         self.by_worker.forget(name);
+        self.exemplars.forget(name);
     }
 
     /// From here on, the streams' times are among the metrics.
@@ -576,6 +587,11 @@ impl Metrics {
             let is = i64::from(state == breaker);
             self.worker_breaker.with_label_values(&[name, state.label()]).set(is);
         }
+    }
+
+    /// The OpenMetrics text format, with exemplars.
+    pub fn encode_openmetrics(&self) -> String {
+        openmetrics::encode(&self.registry.gather(), (TTFT, &self.exemplars))
     }
 
     /// The Prometheus text format.

@@ -1,6 +1,7 @@
 //! What the gateway says of itself: metrics and logs.
 
 mod by_worker;
+mod exemplars;
 mod faults;
 mod guard;
 mod hooks;
@@ -10,12 +11,15 @@ mod lmcache;
 mod logging;
 mod metrics;
 mod models;
+pub mod openmetrics;
 mod queue;
 mod records;
 mod tenants;
 mod tls;
 mod tokenize;
+mod traces;
 
+pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
 pub use hooks::{HookMetrics, HookOutcome, HookSeries};
@@ -29,3 +33,4 @@ pub use records::{DecisionLogMetrics, RecordMetrics};
 pub use tenants::{TenantFamilies, TenantMetrics};
 pub use tls::TlsMetrics;
 pub use tokenize::{TokenizeMetrics, TokensFrom};
+pub use traces::TraceMetrics;

@@ -14,7 +14,7 @@ mod namespace;
 mod processes;
 mod relay;
 mod replay;
-mod stats;
+mod verdict;
 
 use clap::{Parser, Subcommand};
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Args, gateway::Vitals, load::Tally, trouble};
+use crate::verdict::{mib, write_findings};
 
 /// A run, and its accounts.
 pub(super) struct Report<'a> {
@@ -54,15 +55,6 @@ impl fmt::Display for Report<'_> {
         for (name, value) in &after.open {
             writeln!(f, "| {name} | {} | {value} |", before.open.get(name).copied().unwrap_or_default())?;
         }
-        let findings = self.findings();
-        if findings.is_empty() {
-            return writeln!(f, "\nNothing found that must not be.");
-        }
-        writeln!(f, "\nFound, and must not be:\n")?;
-        findings.iter().try_for_each(|finding| writeln!(f, "- {finding}"))
+        write_findings(f, &self.findings())
     }
-}
-
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
 }

@@ -13,7 +13,8 @@ use warmpath_tests::{
     network::{CLIENT, Network},
 };
 
-use crate::{processes::cpu_of, stats::Summary};
+use crate::processes::cpu_of;
+use router_agent::replay::stats::Summary;
 
 /// On the clients' network, and nobody's: what the gateway answers is lost, as it is with a spoofed source.
 const FLOODER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 77);

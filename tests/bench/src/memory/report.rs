@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::verdict::{mib, write_findings};
+
 /// One scenario's.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -40,14 +42,6 @@ impl fmt::Display for Report<'_> {
             .iter()
             .flat_map(|row| row.findings.iter().map(move |finding| format!("{}: {finding}", row.title)))
             .collect();
-        if findings.is_empty() {
-            return writeln!(f, "\nNothing found that must not be.");
-        }
-        writeln!(f, "\nFound, and must not be:\n")?;
-        findings.iter().try_for_each(|finding| writeln!(f, "- {finding}"))
+        write_findings(f, &findings)
     }
-}
-
-fn mib(kib: u64) -> f64 {
-    kib as f64 / 1024.0
 }

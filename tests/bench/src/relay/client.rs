@@ -21,7 +21,7 @@ use super::{
     http,
     load::{Load, Pattern, STRETCH_BYTES_MAX, Workload, now_ns},
 };
-use crate::stats::Summary;
+use router_agent::replay::stats::Summary;
 
 const EVENT_READ_BYTES: usize = 32 * 1024;
 const BODY_READ_BYTES: usize = 256 * 1024;

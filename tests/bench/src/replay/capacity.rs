@@ -17,7 +17,7 @@
 use serde::Serialize;
 
 use super::fleet::{FleetArgs, SEQUENCES_MAX};
-use super::trace::{BLOCK_TOKENS, Request, ceiling};
+use router_agent::replay::trace::{BLOCK_TOKENS, Request, ceiling};
 
 /// Means of the trace, and what follows from them. Trace time.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -64,8 +64,7 @@ mod tests {
     #[test]
     fn a_request_costs_its_prefill_and_its_share_of_full_batches() {
         // Twice the same prompt of 1,024 tokens: one of two is cached. 10 output tokens.
-        let request =
-            Request { timestamp_ms: 0, input_tokens: 1_024, output_tokens: 10, block_ids: [1, 2].into() };
+        let request = Request::of_blocks(0, 1_024, 10, [1, 2].into());
         let mut fleet = FleetArgs {
             workers: 2,
             prefill_tokens_per_s: 1_024.0,

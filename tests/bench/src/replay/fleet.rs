@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::processes::{Process, free_ports, get, sibling};
-use crate::stats::max_over_mean;
+use router_agent::replay::stats::max_over_mean;
 
 /// Tokens per KV block of the simulated workers.
 const KV_BLOCK_TOKENS: u64 = 16;

@@ -5,39 +5,37 @@
 //! so it reads as trace time. The router's and the generator's own time is multiplied with it: a higher speed-up
 //! overstates what they cost, it never hides it. docs/replay.md has the method.
 
-mod bootstrap;
 mod capacity;
-mod client;
 mod contender;
-mod drive;
 mod fleet;
 mod nginx;
-mod prompt;
 mod provenance;
 mod report;
-mod schedule;
 mod setup;
-mod sse;
-mod table;
-mod trace;
 mod trial;
 mod wheel;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hyper::header::HeaderValue;
+use router_agent::replay::{
+    client::Client,
+    drive::Drive,
+    prompt::TextPool,
+    schedule,
+    trace::{self, Request},
+};
 
 use self::contender::{Contender, Handicap};
-use self::drive::Drive;
 use self::fleet::{Fleet, FleetArgs};
-use self::prompt::TextPool;
 use self::provenance::Program;
 use self::report::Report;
 use self::setup::{Load, Setup};
-use self::trace::Request;
 use self::trial::Trial;
 use crate::document::{self, Marks};
 use crate::processes::{Process, cpu_of, host_cpu};
@@ -141,8 +139,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     args.fleet.check()?;
     let limit = args.requests.unwrap_or(if args.full { 1_000 } else { 250 });
     let file = std::fs::File::open(&args.file).with_context(|| args.file.display().to_string())?;
-    let requests =
-        trace::read(std::io::BufReader::new(file), limit).with_context(|| args.file.display().to_string())?;
+    let requests = trace::read(std::io::BufReader::new(file), limit)
+        .with_context(|| args.file.display().to_string())?
+        .requests;
 
     let mut contenders = match args.direct {
         Some(address) => vec![Contender::direct(address)],
@@ -159,8 +158,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     eprintln!("\n{} trials, about {minutes:.0} minutes", contenders.len() * setup.trials_each());
 
     std::fs::create_dir_all(&args.log_dir).with_context(|| args.log_dir.display().to_string())?;
-    let id_max = requests.iter().flat_map(|request| request.block_ids.iter()).copied().max().unwrap_or(0);
-    let replay = Replay { args, pool: TextPool::new(id_max), requests: &requests, loads: &setup.loads };
+    let replay = Replay { args, pool: TextPool::new(&requests), requests: &requests, loads: &setup.loads };
     let (trials, repeated) = replay.all(&contenders, setup.seeds.len())?;
     let labels: Vec<_> = contenders.into_iter().map(|contender| contender.label).collect();
     let report = Report::new(setup, &labels, skipped, trials, &repeated);
@@ -261,14 +259,20 @@ impl Replay<'_> {
             workers: fleet.as_ref().map(Fleet::cpu),
             host: host_cpu(),
         };
+        let host = HeaderValue::from_static("warmpath-bench");
+        let client = |address: &SocketAddr| Arc::new(Client::new(*address, host.clone(), None));
+        let clients: Vec<_> = router.addresses.iter().map(client).collect();
         let drive = Drive {
             requests: self.requests,
             pool: &self.pool,
             model: &args.model,
-            addresses: &router.addresses,
+            clients: &clients,
             speed_up: args.speed_up,
             timeout: Duration::from_secs_f64(args.timeout_s),
             hold: contender.handicap.hold(),
+            concurrency_max: None,
+            time_max: None,
+            is_strict: true,
         };
         let times = schedule::arrivals(self.requests, self.loads[load].rate, seed);
         let before = cpu();
@@ -307,5 +311,15 @@ mod tests {
     fn the_published_document_has_the_marks() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/benchmarks.md");
         document::replace(&std::fs::read_to_string(path).unwrap(), MARKS, "x").unwrap();
+    }
+
+    #[test]
+    fn the_committed_sample_is_whole() {
+        let file = std::fs::File::open(SAMPLE).unwrap();
+        let requests = trace::read(std::io::BufReader::new(file), usize::MAX).unwrap().requests;
+        assert_eq!(requests.len(), 1_000);
+        let ceiling = trace::ceiling(&requests, usize::MAX);
+        assert_eq!(ceiling.prompt_tokens, 13_732_944);
+        assert!((ceiling.share() - 0.2157).abs() < 0.0001, "{}", ceiling.share());
     }
 }

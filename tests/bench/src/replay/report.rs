@@ -5,12 +5,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::bootstrap::{Draws, Estimate, STATISTICS, draw};
 use super::fleet::{prefill_imbalance, request_imbalance};
 use super::setup::Setup;
-use super::table::{Table, with_interval};
 use super::trial::Trial;
-use crate::stats::mean;
+use router_agent::replay::bootstrap::{Draws, Estimate, STATISTICS, draw};
+use router_agent::replay::stats::mean;
+use router_agent::replay::table::{Table, with_interval};
 
 /// One contender at one load, over all seeds.
 #[derive(Debug, Serialize)]

@@ -5,12 +5,13 @@ use std::fmt;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::bootstrap::CONFIDENCE;
+use super::Args;
 use super::capacity::Capacity;
 use super::fleet::FleetArgs;
 use super::provenance::{Program, Provenance};
-use super::trace::Request;
-use super::{Args, schedule};
+use router_agent::replay::bootstrap::CONFIDENCE;
+use router_agent::replay::schedule;
+use router_agent::replay::trace::Request;
 
 /// One offered load. Trace time.
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::drive::Record;
 use super::fleet::Work;
-use crate::stats::Summary;
+use router_agent::replay::drive::Record;
+use router_agent::replay::stats::Summary;
 
 /// A trial says nothing about the contender when the generator sent this share of the median TTFT too late (its p99) ...
 const LATE_SHARE_MAX: f64 = 0.1;

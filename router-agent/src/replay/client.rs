@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -17,37 +17,43 @@ use super::sse::{Stream, Usage};
 const IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// One address and the idle connections to it.
-pub(crate) struct Client {
+pub struct Client {
     address: SocketAddr,
+    host: HeaderValue,
+    authorization: Option<HeaderValue>,
     idle: Mutex<Vec<(SendRequest<PromptBody>, Instant)>>,
 }
 
 /// How one request went. Instants are wall clock.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// When the generator got round to it: what that is later than intended is the generator's own fault.
-    pub(crate) begun: Instant,
-    pub(crate) first_token: Option<Instant>,
-    pub(crate) last_token: Option<Instant>,
-    pub(crate) usage: Option<Usage>,
+    pub begun: Instant,
+    pub first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
+    pub usage: Option<Usage>,
+    /// Events with a piece of it.
+    pub events: u64,
     /// From `x-warmpath-worker`; the address where nothing says so.
-    pub(crate) worker: String,
+    pub worker: String,
     /// A short class of failure, the same text for the same cause.
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Client {
-    pub(crate) fn new(address: SocketAddr) -> Self {
-        Self { address, idle: Mutex::default() }
+    /// `host`: what it is called; `authorization`: what it is shown.
+    pub fn new(address: SocketAddr, host: HeaderValue, authorization: Option<HeaderValue>) -> Self {
+        Self { address, host, authorization, idle: Mutex::default() }
     }
 
     /// Sends one streamed chat request and reads the answer to its end.
-    pub(crate) async fn send(&self, body: PromptBody) -> Answer {
+    pub async fn send(&self, body: PromptBody) -> Answer {
         let mut answer = Answer {
             begun: Instant::now(),
             first_token: None,
             last_token: None,
             usage: None,
+            events: 0,
             worker: self.address.to_string(),
             error: None,
         };
@@ -62,11 +68,14 @@ impl Client {
             Some(connection) => connection,
             None => self.connect().await.map_err(|error| format!("connect: {error}"))?,
         };
-        let request = hyper::Request::post("/v1/chat/completions")
-            .header(HOST, "warmpath-bench")
+        let mut request = hyper::Request::post("/v1/chat/completions")
+            .header(HOST, &self.host)
             .header(CONTENT_TYPE, "application/json")
             .body(body)
             .expect("a constant request head");
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         let mut response =
             connection.send_request(request).await.map_err(|error| format!("before the head: {error}"))?;
         if let Some(worker) = response.headers().get("x-warmpath-worker") {
@@ -93,14 +102,12 @@ impl Client {
         answer.first_token = stream.first_token;
         answer.last_token = stream.last_token;
         answer.usage = stream.usage;
+        answer.events = stream.events;
         if let Some(error) = cut.or(stream.error) {
             return Err(error);
         }
         if !stream.done || stream.first_token.is_none() {
             return Err("stream ended before its end".to_owned());
-        }
-        if stream.usage.is_none() {
-            return Err("no usage".to_owned());
         }
         self.keep(connection);
         Ok(())
@@ -119,7 +126,7 @@ impl Client {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push((connection, Instant::now()));
     }
 
-    async fn connect(&self) -> anyhow::Result<SendRequest<PromptBody>> {
+    async fn connect(&self) -> Result<SendRequest<PromptBody>, Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;

@@ -5,16 +5,16 @@ use std::fmt::{self, Write as _};
 use super::bootstrap::Estimate;
 
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(super) fn new<const N: usize>(columns: [&str; N]) -> Self {
+    pub fn new<const N: usize>(columns: [&str; N]) -> Self {
         Self { rows: vec![columns.map(str::to_owned).to_vec()] }
     }
 
-    pub(super) fn row(&mut self, cells: Vec<String>) {
+    pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.rows[0].len());
         self.rows.push(cells);
     }
@@ -43,7 +43,7 @@ impl fmt::Display for Table {
 }
 
 /// A figure with its interval, to `decimals` places: `1.23 (1.10–1.31)`.
-pub(super) fn with_interval(estimate: Estimate, decimals: usize) -> String {
+pub fn with_interval(estimate: Estimate, decimals: usize) -> String {
     let Estimate { value, low, high } = estimate;
     let mut text = format!("{value:.decimals$}");
     if high > low {

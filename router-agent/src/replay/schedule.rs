@@ -12,14 +12,21 @@ use super::trace::Request;
 const TICK_MS: u64 = 3_000;
 
 /// Trace time from the first request to the end of the last group, at the trace's own rate.
-pub(crate) fn span(requests: &[Request]) -> Duration {
+pub fn span(requests: &[Request]) -> Duration {
     let stamp_ms = |request: Option<&Request>| request.map_or(0, |request| request.timestamp_ms);
     Duration::from_millis(stamp_ms(requests.last()) - stamp_ms(requests.first()) + TICK_MS)
 }
 
+/// As [`arrivals`], of a trace whose clock is fine enough as it is.
+pub fn exact(requests: &[Request], rate: f64) -> Vec<Duration> {
+    let start_ms = requests.first().map_or(0, |request| request.timestamp_ms);
+    let time = |request: &Request| Duration::from_millis(request.timestamp_ms - start_ms).div_f64(rate);
+    requests.iter().map(time).collect()
+}
+
 /// Intended send times in trace time since the start, one per request and not decreasing. `rate` compresses arrivals
 /// (2.0 doubles the load).
-pub(crate) fn arrivals(requests: &[Request], rate: f64, seed: u64) -> Vec<Duration> {
+pub fn arrivals(requests: &[Request], rate: f64, seed: u64) -> Vec<Duration> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut times = Vec::with_capacity(requests.len());
     let start_ms = requests.first().map_or(0, |request| request.timestamp_ms);
@@ -45,12 +52,7 @@ mod tests {
     use super::*;
 
     fn requests(timestamps: &[u64]) -> Vec<Request> {
-        let request = |&timestamp_ms| Request {
-            timestamp_ms,
-            input_tokens: 1,
-            output_tokens: 1,
-            block_ids: [1].into(),
-        };
+        let request = |&timestamp_ms| Request::of_blocks(timestamp_ms, 1, 1, [1].into());
         timestamps.iter().map(request).collect()
     }
 

@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 /// vLLM's `usage` object, the part that matters here. Tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub(crate) struct Usage {
-    pub(crate) prompt_tokens: u64,
-    pub(crate) completion_tokens: u64,
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
     #[serde(default)]
     prompt_tokens_details: Option<PromptTokensDetails>,
 }
@@ -24,27 +24,29 @@ struct PromptTokensDetails {
 }
 
 impl Usage {
-    pub(crate) fn cached_tokens(&self) -> u64 {
+    pub fn cached_tokens(&self) -> u64 {
         self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0)
     }
 }
 
 /// What a stream has shown so far.
 #[derive(Debug, Default)]
-pub(crate) struct Stream {
+pub struct Stream {
     partial: Vec<u8>,
-    pub(crate) first_token: Option<Instant>,
-    pub(crate) last_token: Option<Instant>,
-    pub(crate) usage: Option<Usage>,
+    pub first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
+    pub usage: Option<Usage>,
+    /// Events with a piece of the answer.
+    pub events: u64,
     /// `data: [DONE]` has been seen.
-    pub(crate) done: bool,
+    pub done: bool,
     /// The message of an error event.
-    pub(crate) error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Stream {
     /// Takes in the bytes that arrived at `now`.
-    pub(crate) fn feed(&mut self, mut chunk: &[u8], now: Instant) {
+    pub fn feed(&mut self, mut chunk: &[u8], now: Instant) {
         if !self.partial.is_empty() {
             self.partial.extend_from_slice(chunk);
             let joined = std::mem::take(&mut self.partial);
@@ -85,6 +87,7 @@ impl Stream {
         } else {
             self.first_token.get_or_insert(now);
             self.last_token = Some(now);
+            self.events += 1;
         }
     }
 }

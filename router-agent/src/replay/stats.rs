@@ -4,17 +4,17 @@ use serde::Serialize;
 
 /// Mean and nearest-rank percentiles, in the unit of the values. All `NaN` (JSON `null`) when there are none.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Summary {
-    pub(crate) count: usize,
-    pub(crate) mean: f64,
-    pub(crate) p50: f64,
-    pub(crate) p90: f64,
-    pub(crate) p99: f64,
-    pub(crate) max: f64,
+pub struct Summary {
+    pub count: usize,
+    pub mean: f64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub max: f64,
 }
 
 impl Summary {
-    pub(crate) fn of(mut values: Vec<f64>) -> Self {
+    pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         Self {
             count: values.len(),
@@ -27,7 +27,7 @@ impl Summary {
     }
 }
 
-pub(crate) fn mean(values: &[f64]) -> f64 {
+pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
@@ -39,7 +39,7 @@ fn percentile(sorted: &[f64], percent: f64) -> f64 {
 
 /// How unevenly values are spread: the largest share over the mean share. 1.0 is even; `parts` counts those with
 /// nothing too. `NaN` when there is nothing to spread.
-pub(crate) fn max_over_mean(values: impl IntoIterator<Item = u64>, parts: usize) -> f64 {
+pub fn max_over_mean(values: impl IntoIterator<Item = u64>, parts: usize) -> f64 {
     let (mut max, mut total) = (0, 0);
     for value in values {
         max = max.max(value);

@@ -8,20 +8,20 @@
 
 use serde::Serialize;
 
-use crate::stats::Summary;
+use super::stats::Summary;
 
 /// Consecutive requests that are drawn together: some ten seconds of the trace at a fleet's capacity.
 const BLOCK_REQUESTS: usize = 40;
 /// Draws per load.
 const DRAWS: usize = 1_000;
 /// Of every interval.
-pub(super) const CONFIDENCE: f64 = 0.95;
+pub const CONFIDENCE: f64 = 0.95;
 
 /// One of the figures of a summary.
-pub(super) type Statistic = fn(&Summary) -> f64;
+pub type Statistic = fn(&Summary) -> f64;
 
 /// Those that are compared, by name.
-pub(super) const STATISTICS: [(&str, Statistic); 4] = [
+pub const STATISTICS: [(&str, Statistic); 4] = [
     ("mean", |summary| summary.mean),
     ("p50", |summary| summary.p50),
     ("p90", |summary| summary.p90),
@@ -30,23 +30,23 @@ pub(super) const STATISTICS: [(&str, Statistic); 4] = [
 
 /// A figure over all seeds and its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Estimate {
-    pub(super) value: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub struct Estimate {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
 }
 
 /// One value per request (none: it failed) of one trial per seed.
-pub(super) type Sample = Vec<Vec<Option<f64>>>;
+pub type Sample = Vec<Vec<Option<f64>>>;
 
 /// The statistics of one contender, over the draws that it shares with the others.
-pub(super) struct Draws {
+pub struct Draws {
     whole: Summary,
     drawn: Vec<Summary>,
 }
 
 /// Draws for all contenders of one load. Every sample has the same seeds and requests.
-pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
+pub fn draw(samples: &[Sample]) -> Vec<Draws> {
     let mut random = fastrand::Rng::with_seed(0x626f_6f74);
     let mut all: Vec<Draws> = samples
         .iter()
@@ -59,13 +59,13 @@ pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
         let lengths = samples.first().into_iter().flatten().map(Vec::len);
         let starts: Vec<Vec<usize>> = lengths
             .map(|length| {
-                (0..length.div_ceil(BLOCK_REQUESTS)).map(|_| random.usize(..length.max(1))).collect()
+                (0..length.div_ceil(block(length))).map(|_| random.usize(..length.max(1))).collect()
             })
             .collect();
         for (draws, sample) in all.iter_mut().zip(samples) {
             let mut values = Vec::new();
             for (trial, starts) in sample.iter().zip(&starts) {
-                let indices = starts.iter().flat_map(|start| *start..start + BLOCK_REQUESTS);
+                let indices = starts.iter().flat_map(|start| *start..start + block(trial.len()));
                 values.extend(indices.take(trial.len()).filter_map(|index| trial[index % trial.len()]));
             }
             draws.drawn.push(Summary::of(values));
@@ -74,24 +74,30 @@ pub(super) fn draw(samples: &[Sample]) -> Vec<Draws> {
     all
 }
 
+/// At least four blocks, so that draws of a short trial differ.
+fn block(length: usize) -> usize {
+    BLOCK_REQUESTS.min(length / 4).max(1)
+}
+
 impl Draws {
-    pub(super) fn estimate(&self, statistic: Statistic) -> Estimate {
+    pub fn estimate(&self, statistic: Statistic) -> Estimate {
         interval(statistic(&self.whole), self.drawn.iter().map(statistic).collect())
     }
 
     /// Of this contender's statistic over the other's, from the same draws.
-    pub(super) fn ratio(&self, other: &Self, statistic: Statistic) -> Estimate {
+    pub fn ratio(&self, other: &Self, statistic: Statistic) -> Estimate {
         let ratios =
             self.drawn.iter().zip(&other.drawn).map(|(own, other)| statistic(own) / statistic(other));
         interval(statistic(&self.whole) / statistic(&other.whole), ratios.collect())
     }
 }
 
-/// Percentile interval.
+/// Percentile interval, of the draws that had anything in them.
 fn interval(value: f64, mut drawn: Vec<f64>) -> Estimate {
+    drawn.retain(|value| !value.is_nan());
     drawn.sort_by(f64::total_cmp);
     let tail = (1.0 - CONFIDENCE) / 2.0;
-    let at = |share: f64| drawn.get((share * (drawn.len() - 1) as f64).round() as usize).copied();
+    let at = |share: f64| drawn.get((share * drawn.len().saturating_sub(1) as f64).round() as usize).copied();
     Estimate { value, low: at(tail).unwrap_or(f64::NAN), high: at(1.0 - tail).unwrap_or(f64::NAN) }
 }
 
@@ -124,6 +130,14 @@ mod tests {
             slower.high - slower.low < (own.high - own.low) / own.value,
             "pairing takes the shared wave out"
         );
+    }
+
+    #[test]
+    fn a_short_trial_has_an_interval_too() {
+        let values = (0..20).map(|i| Some(f64::from(i))).collect();
+        let (_, mean) = STATISTICS[0];
+        let estimate = draw(&[vec![values]])[0].estimate(mean);
+        assert!(estimate.low < 9.5 && estimate.high > 9.5, "{estimate:?}");
     }
 
     #[test]
