@@ -22,15 +22,13 @@ pub(super) struct Screen {
     table: usize,
     rows: TableState,
     is_paused: bool,
-    /// Something else has written to the terminal.
-    is_stale: bool,
     /// Why the figures are old.
     trouble: Option<String>,
 }
 
 impl Screen {
     pub(super) fn new(view: View) -> Self {
-        Self { view, table: 0, rows: TableState::default(), is_paused: false, is_stale: false, trouble: None }
+        Self { view, table: 0, rows: TableState::default(), is_paused: false, trouble: None }
     }
 
     /// New figures, unless it is paused.
@@ -48,16 +46,6 @@ impl Screen {
 
     pub(super) fn pause(&mut self) {
         self.is_paused = !self.is_paused;
-    }
-
-    /// Every character, whatever is believed to be on the terminal.
-    pub(super) fn draw_anew(&mut self) {
-        self.is_stale = true;
-    }
-
-    /// Whether that is wanted; asked once.
-    pub(super) fn is_to_be_drawn_anew(&mut self) -> bool {
-        std::mem::take(&mut self.is_stale)
     }
 
     /// So many tables on.

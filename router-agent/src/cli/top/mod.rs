@@ -38,7 +38,7 @@ const TICK: Duration = Duration::from_millis(100);
 #[command(after_help = "Examples:\n  \
     warmpath top\n  \
     warmpath top --from api --admin http://gateway:9090 --token-file token\n\n\
-Keys: q quits, tab and shift-tab (or 1 to 4) change what is shown, arrows scroll, p pauses, ctrl-l draws anew.")]
+Keys: q quits, tab and shift-tab (or 1 to 4) change what is shown, arrows scroll, p pauses.")]
 pub struct TopArgs {
     /// Where the figures come from: the kernel's maps on this host, or the admin port.
     #[arg(long, value_enum, default_value_t = Origin::Auto)]
@@ -142,9 +142,6 @@ fn watch(terminal: &mut DefaultTerminal, readings: &Receiver<Reading>, first: Vi
             Err(TryRecvError::Empty) => {}
             Err(TryRecvError::Disconnected) => return Err(TopError::Gone),
         }
-        if screen.is_to_be_drawn_anew() {
-            terminal.clear()?;
-        }
         terminal.draw(|frame| screen.draw(frame))?;
         if event::poll(TICK)?
             && let Event::Key(key) = event::read()?
@@ -162,7 +159,6 @@ fn press(screen: &mut Screen, key: KeyEvent) -> bool {
     }
     match key.code {
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return true,
-        KeyCode::Char('l') if key.modifiers.contains(KeyModifiers::CONTROL) => screen.draw_anew(),
         KeyCode::Char('q') | KeyCode::Esc => return true,
         KeyCode::Char('p' | ' ') => screen.pause(),
         KeyCode::Tab | KeyCode::Right => screen.turn(1),
