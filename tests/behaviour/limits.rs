@@ -180,5 +180,6 @@ async fn memory_of_a_busy_time_goes_back_in_a_quiet_one() {
     let busy = resident();
     assert!(busy > before + SENDERS * PIECE / 2, "{before} then {busy}");
     drop(senders);
-    eventually("it is given back", || async { (resident() < usize::midpoint(before, busy)).then_some(()) }).await;
+    eventually("it is given back", || async { (resident() < usize::midpoint(before, busy)).then_some(()) })
+        .await;
 }
