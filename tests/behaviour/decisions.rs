@@ -133,7 +133,7 @@ async fn decisions_are_listed_newest_first_and_filtered() {
         ("/decisions?reason=luck", "prefix_hit"),
         ("/decisions?limit=0", "1 to 1000"),
         ("/decisions?colour=red", "colour"),
-        ("/decisions/follow?limit=3", "leave it out"),
+        ("/decisions/follow?limit=3", "unknown field `limit`"),
     ] {
         let reply = get(gateway.admin, path).await;
         assert_eq!(reply.status, 400, "{path}");

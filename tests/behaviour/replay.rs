@@ -171,6 +171,7 @@ async fn wrong_traces_and_flags_are_named() {
     let file = text(&trace);
     let error = complaint(&["--trace", file, "--against", "http://127.0.0.1:9"]).await;
     assert!(error.contains("trace.jsonl") && error.contains("line 2, field `prompt`"), "{error}");
+    fs::write(&trace, "{\"prompt\":\"a\"}\n").unwrap();
     for (args, words) in [
         (&["--against", "https://127.0.0.1:9"][..], "only http://"),
         (&["--against", "ftp://x"], "--against"),
