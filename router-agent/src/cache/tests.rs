@@ -88,8 +88,9 @@ fn an_answer_is_given_again_to_who_asks_for_the_same_and_to_nobody_else() {
 
 #[test]
 fn only_whole_good_answers_with_200_are_kept() {
+    type End = fn(Driver);
     let (cache, _) = cache();
-    let ends: [(&str, StatusCode, &str, fn(Driver)); 5] = [
+    let ends: [(&str, StatusCode, &str, End); 5] = [
         ("broken off", StatusCode::OK, "x", drop),
         ("not good", StatusCode::OK, "x", |driver| driver.end(false)),
         ("an error", StatusCode::BAD_REQUEST, "x", |driver| driver.end(true)),
@@ -175,10 +176,7 @@ fn who_comes_later_gets_all_of_it_and_whoever_leaves_it_goes_on_for_the_others()
         "nobody joins what nobody waits for"
     );
     drop(driver);
-    let (_anew, _) = match cache.seek(key("a"), BOUNDS, true) {
-        Found::Lead(driver, reader) => (driver, reader),
-        _ => panic!("it was to be asked anew"),
-    };
+    assert!(matches!(cache.seek(key("a"), BOUNDS, true), Found::Lead(..)), "it is to be asked anew");
 }
 
 #[test]

@@ -365,7 +365,7 @@ fn raise_descriptors(wanted: usize) -> usize {
     let descriptors = descriptors::raise();
     let max = descriptors::connections_max(descriptors);
     if let Some(descriptors) = descriptors.filter(|_| max < wanted) {
-        tracing::warn!(
+        tracing::info!(
             "limits.connections: {wanted} client connections need {} file descriptors, and this process may have \
              {descriptors}: it takes {max} connections (LimitNOFILE= in the unit, or ulimit -Hn, allows more)",
             descriptors::needed(wanted)

@@ -288,7 +288,8 @@ async fn answer(
             }
         }
     }
-    let answer = planned.send(context, config, request_id, account).await?;
+    // Boxed: a request that is answered here needs no room for it.
+    let answer = Box::pin(planned.send(context, config, request_id, account)).await?;
     Ok(Answered::Worker(Box::new(answer)))
 }
 

@@ -70,7 +70,8 @@ impl Shaped {
             bodies_bytes_max: config.limits.bodies_bytes,
             asked: &mut self.hooks,
         };
-        passing.through(&hooks, &context.hooks).await
+        // Boxed: requests without hooks have no room for this.
+        Box::pin(passing.through(&hooks, &context.hooks)).await
     }
 
     /// Puts `model` in place of the one that the body names.

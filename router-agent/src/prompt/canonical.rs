@@ -145,9 +145,11 @@ mod tests {
             rotation in 0_usize..4,
         ) {
             let written = |members: &std::collections::BTreeMap<String, String>, rotation: usize, is_ascii: bool| {
-                let text = |text: &str| match is_ascii {
-                    true => format!("\"{}\"", text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect::<String>()),
-                    false => json!(text).to_string(),
+                let text = |text: &str| if is_ascii {
+                    let units: Vec<_> = text.encode_utf16().map(|unit| format!("\\u{unit:04X}")).collect();
+                    format!("\"{}\"", units.concat())
+                } else {
+                    json!(text).to_string()
                 };
                 let mut all: Vec<_> = members.iter().map(|(key, value)| format!("{} :\t{}", text(key), text(value))).collect();
                 if !all.is_empty() {

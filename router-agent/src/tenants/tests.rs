@@ -85,7 +85,7 @@ fn models_are_allowed_by_name_and_by_their_beginning() {
         key.models = AllowedModels::Only(vec![
             ModelPattern::Exact("llama".into()),
             ModelPattern::Prefix("qwen-".into()),
-        ])
+        ]);
     });
     for (model, allowed) in
         [("llama", true), ("llama-2", false), ("qwen-7b", true), ("qwen", false), ("Llama", false)]
