@@ -224,7 +224,7 @@ async fn a_breaker_whose_time_is_over_lets_one_request_through_until_that_one_ha
     .await;
     sims[0].set_fault(Fault::times(FaultKind::Status { status: 500, retry_after_s: None }, 1));
     assert_eq!(gateway.chat("x").await.status, 500);
-    sims[0].set_fault(Fault::times(FaultKind::SlowHead { delay_ms: 1_000 }, 1));
+    sims[0].set_fault(Fault::times(FaultKind::SlowHead { delay_ms: 3_000 }, 1));
     let before = sims[0].stats().requests;
     let address = gateway.address;
     let headers = [("content-type", "application/json")];
@@ -235,7 +235,7 @@ async fn a_breaker_whose_time_is_over_lets_one_request_through_until_that_one_ha
             })
         })
         .collect();
-    // The first one takes a second: time to see that it is alone.
+    // The first one takes three seconds: time to see that it is alone.
     let worker = || async { gateway.workers().await[0].clone() };
     eventually("the probe is under way", || async {
         (worker().await["breaker"] == "half_open").then_some(())

@@ -158,8 +158,10 @@ impl State {
         if self.holds_all {
             return 0;
         }
-        let came = self.came;
-        for place in self.readers.values_mut().filter(|place| came - place.read > lag_max) {
+        let (came, fastest) = (self.came, self.fastest());
+        // The driver waits for the fastest, however little may be kept.
+        let is_behind = |place: &&mut Place| place.read < fastest && came - place.read > lag_max;
+        for place in self.readers.values_mut().filter(is_behind) {
             place.is_too_slow = true;
         }
         let slowest = self.readers.values().filter(|place| !place.is_too_slow).map(|place| place.read).min();

@@ -27,9 +27,8 @@ pub async fn watch(shared: Arc<Shared>) {
         if quiet > QUIET_LOOKS || busy % BUSY_LOOKS != 0 {
             continue;
         }
-        // The control thread serves health checks in between.
-        let given = tokio::task::spawn_blocking(move || give_back(free)).await;
-        free = given.unwrap_or(free); // it does not panic
+        // Here, and not on a thread for what blocks: one that began before privileges were given up would be kept alive.
+        free = give_back(free);
     }
 }
 
