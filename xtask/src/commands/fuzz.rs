@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz [TARGET…] [--seconds N]`: runs fuzz targets of `tests/fuzz`, one after the other, under the address
 //! sanitizer. Needs a nightly toolchain, and installs `cargo-fuzz` into `tools/` once. Each begins with the inputs of
 //! `tests/fuzz/corpus/TARGET`; what it finds worth keeping stays in `target/fuzz/TARGET`, and the next run begins with that,
-//! too. `--keep` takes the smallest set that covers as much into the committed corpus.
+//! too. `--keep` takes some of the smallest set that covers as much into the committed corpus.
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use crate::{
 const CARGO_FUZZ: &str = "0.13.2";
 /// An input of the committed corpus is no longer than this, in bytes.
 const KEPT_BYTES_MAX: usize = 512;
+/// Committed inputs of a target: a beginning; what is not among them is found again soon.
+const KEPT_MAX: usize = 200;
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +56,9 @@ pub(crate) fn main(args: &Args) -> Result<()> {
             command.arg(format!("-max_total_time={}", args.seconds));
         }
         run(&mut command)?;
+        if args.keep {
+            corpus.thin_out()?;
+        }
     }
     Ok(())
 }
@@ -92,6 +97,27 @@ impl Corpus {
             let input = input?;
             std::fs::rename(input.path(), self.found.join(input.file_name()))
                 .with_context(|| format!("cannot move {}", input.path().display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Corpus {
+    /// Leaves [`KEPT_MAX`] of what is committed, of all lengths.
+    fn thin_out(&self) -> Result<()> {
+        let inputs = self.kept.read_dir()?.collect::<std::io::Result<Vec<_>>>()?;
+        let mut inputs = inputs
+            .into_iter()
+            .map(|input| Ok((input.metadata()?.len(), input.path())))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        inputs.sort();
+        let count = inputs.len();
+        let stays =
+            |place: usize| count <= KEPT_MAX || place * KEPT_MAX / count != (place + 1) * KEPT_MAX / count;
+        for (_, path) in inputs.iter().enumerate().filter(|(place, _)| !stays(*place)).map(|(_, input)| input)
+        {
+            std::fs::rename(path, self.found.join(path.file_name().context("a file has a name")?))
+                .with_context(|| format!("cannot move {}", path.display()))?;
         }
         Ok(())
     }
