@@ -7,8 +7,6 @@ use std::{
 
 use http::HeaderValue;
 
-use crate::traces::Phase;
-
 use super::{
     GatewayError,
     account::RequestAccount,
@@ -22,6 +20,7 @@ use super::{
     tokens,
     tries::{Answer, Tries},
 };
+use crate::traces::Phase;
 
 /// See the module.
 pub(super) struct Planned {

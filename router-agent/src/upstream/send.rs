@@ -2,7 +2,7 @@
 //!
 //! A pooled connection may have been closed by the worker while the request was on its way. That is no fault of the worker:
 //! the request goes again, once, over a new connection. RFC 9112 section 9.3.1 allows this only where the request is
-//! idempotent or was certainly not processed, so [`Replay`] says which it is.
+//! idempotent or was certainly not processed, so [`send`] is told which it is.
 
 use std::{io, time::Duration};
 
