@@ -89,10 +89,10 @@ pub(super) async fn measure(count: u16, args: &Args) -> Result<Fleet> {
     let before = gateway.process.cpu();
     let load =
         client::send(gateway.address, "/v1/chat/completions", CONNECTIONS, question, args.requests).await?;
-    let busy = gateway.process.cpu() - before;
+    let busy = gateway.process.cpu().saturating_sub(before);
     let before = gateway.process.cpu();
     tokio::time::sleep(args.idle).await;
-    let idle = gateway.process.cpu() - before;
+    let idle = gateway.process.cpu().saturating_sub(before);
     Ok(Fleet {
         workers: count,
         known_s,
