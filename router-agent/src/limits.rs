@@ -60,8 +60,10 @@ pub const CACHE_SHARDS: usize = 4;
 pub const CACHE_ENTRIES_MIN: usize = 2 * CACHE_SHARDS;
 /// Older entries of the response cache are not used.
 pub const CACHE_TTL: Duration = Duration::from_mins(10);
-/// Bytes that an answer too long for the cache is read ahead of the fastest of those who share it.
+/// Bytes that an answer too long for the cache is read ahead of those who share it, where an entry may not have more.
 pub const CACHE_WINDOW_BYTES: u64 = 64 * 1024;
+/// How long a reader that is as far behind holds up the others who share an answer; then it is left behind.
+pub const CACHE_PATIENCE: Duration = Duration::from_secs(2);
 /// Entries of `hooks`.
 pub const HOOKS_MAX: usize = 16;
 /// How long a request waits for a hook's answer.

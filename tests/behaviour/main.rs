@@ -9,6 +9,7 @@ mod ask_gateway;
 mod cache;
 mod check;
 mod command;
+mod config_keys;
 mod conformance;
 mod controller;
 mod dashboards;
