@@ -54,9 +54,11 @@ pub fn prefill_body(body: &[u8]) -> Result<Vec<u8>, Whole> {
         let asks = |name: &str, usual: &[&str]| key.is(name) && !is(usual);
         let whole = if asks(PARAMS, &["null"]) {
             Some(Whole::HandedOver)
-        } else if asks("n", &["1", "null"]) || asks("best_of", &["1", "null"]) {
-            Some(Whole::SeveralAnswers)
-        } else if asks("use_beam_search", &["false", "null"]) {
+        } else if asks("n", &["1", "null"])
+            || asks("best_of", &["1", "null"])
+            || asks("use_beam_search", &["false", "null"])
+            || (key.is("prompt") && is_list(&body[value.clone()]))
+        {
             Some(Whole::SeveralAnswers)
         } else if asks("echo", &["false", "null"]) || asks("prompt_logprobs", &["null"]) {
             Some(Whole::PromptWanted)
@@ -102,6 +104,12 @@ pub fn decode_body(body: &[u8], params: &[u8]) -> Option<Vec<u8>> {
 /// Where the KV blocks are that the prefill stage has left, by its answer; none if it has left none.
 pub fn transfer_params(answer: &[u8]) -> Option<&[u8]> {
     raw_member(answer, PARAMS).filter(|params| params.starts_with(b"{"))
+}
+
+/// Whether a prompt is a list of prompts, and not of token ids.
+fn is_list(prompt: &[u8]) -> bool {
+    let inside = prompt.strip_prefix(b"[").map(<[u8]>::trim_ascii_start);
+    inside.is_some_and(|inside| inside.starts_with(b"[") || inside.starts_with(b"\""))
 }
 
 /// Appends a member as it stood.
@@ -179,6 +187,8 @@ mod tests {
             (r#"{"n":2}"#, Whole::SeveralAnswers),
             (r#"{"best_of":3}"#, Whole::SeveralAnswers),
             (r#"{"use_beam_search":true}"#, Whole::SeveralAnswers),
+            (r#"{"prompt":[ "a"]}"#, Whole::SeveralAnswers),
+            (r#"{"prompt":[[1, 2]]}"#, Whole::SeveralAnswers),
             (r#"{"echo":true}"#, Whole::PromptWanted),
             (r#"{"prompt_logprobs":0}"#, Whole::PromptWanted),
             (r#"{"max_tokens":1}"#, Whole::OneToken),
@@ -187,8 +197,12 @@ mod tests {
         ] {
             assert_eq!(prefill_body(body.as_bytes()), Err(why), "{body}");
         }
-        for body in [r#"{"n":null,"echo":false}"#, r#"{"n":1,"prompt_logprobs":null,"max_tokens":10}"#, "{}"]
-        {
+        for body in [
+            r#"{"n":null,"echo":false}"#,
+            r#"{"prompt":[ 1,2]}"#,
+            r#"{"n":1,"prompt_logprobs":null,"max_tokens":10}"#,
+            "{}",
+        ] {
             assert!(prefill_body(body.as_bytes()).is_ok(), "{body}");
         }
     }
@@ -197,7 +211,7 @@ mod tests {
         #[test]
         fn nothing_else_is_changed(
             members in proptest::collection::btree_map("(messages|stream|x\\PC*)", ".*", 0..6),
-            number: f64,
+            number: i64,
         ) {
             let mut object = json!(members);
             object["y"] = json!([number, {"max_tokens": 1}]);
