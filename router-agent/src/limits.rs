@@ -125,6 +125,14 @@ pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of the LMCache controller's answers; more is no answer.
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Uncached tokens of prompts that are always prefilled where they are decoded.
+pub const HANDOFF_TOKENS_MIN: u32 = 128;
+/// The same while it is not learned what handing over takes.
+pub const HANDOFF_TOKENS: u32 = 1024;
+/// Longer ones are always handed over: else what that takes would not be learned again.
+pub const HANDOFF_TOKENS_MAX: u32 = 8192;
+/// Bytes of the answer to a prefill stage: one token, and where the KV blocks of the prompt are.
+pub const PREFILL_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 /// A worker that has requests may be silent for this long before it is asked for a token, however it is as a rule.

@@ -14,6 +14,7 @@ mod conformance;
 mod controller;
 mod dashboards;
 mod decisions;
+mod disaggregation;
 mod drain;
 mod dropped_privileges;
 mod early_answers;
