@@ -52,13 +52,7 @@ pub(super) async fn serve(
     let connection = Connection { context, address, phase, is_last };
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
-        let end = End::coded(&stream, true);
-        let Some(stream) = Box::pin(handshake(context, tls, stream)).await else { return };
-        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
-            Protocol::Http1 => Box::pin(connection.coded_http1(stream, end)).await,
-            Protocol::Http2 => Box::pin(connection.http2(stream, end)).await,
-        }
-        return;
+        return Box::pin(connection.coded(tls, stream)).await;
     }
     let keep_alive = context.config().timeouts.keep_alive;
     match tokio::time::timeout(keep_alive, Protocol::spoken(&stream)).await {
@@ -158,6 +152,16 @@ impl Connection<'_> {
                 }
                 () = tokio::time::sleep_until(until.into()) => return false,
             }
+        }
+    }
+
+    /// Over TLS.
+    async fn coded(self, tls: &ServerTls, stream: TcpStream) {
+        let end = End::coded(&stream, true);
+        let Some(stream) = Box::pin(handshake(self.context, tls, stream)).await else { return };
+        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
+            Protocol::Http1 => self.coded_http1(stream, end).await,
+            Protocol::Http2 => self.http2(stream, end).await,
         }
     }
 
