@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     client_io::{ClientIo, ClientSocket},
-    headers, http2, last_words,
+    epp, headers, http2, last_words,
     panics::{Contained, contained},
     phases::{Phases, Verdict, Watched},
     protocol::Protocol,
@@ -33,6 +33,7 @@ use super::{
     thread::{Phase, Stay, ThreadContext},
 };
 use crate::{
+    config::Front,
     limits,
     tls::{ClientTlsStream, ServerTls},
 };
@@ -50,15 +51,20 @@ pub(super) async fn serve(
     let _ = SockRef::from(&stream).set_tcp_keepalive(&limits::tcp_keepalive());
     let is_last = Rc::new(Cell::new(*phase.borrow() == Phase::HandOver));
     let connection = Connection { context, address, phase, is_last };
+    let is_picker = context.config().front == Front::EndpointPicker;
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
         let end = End::coded(&stream, true);
         let Some(stream) = Box::pin(handshake(context, tls, stream)).await else { return };
         match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
+            _ if is_picker => Box::pin(connection.picker(stream, true)).await,
             Protocol::Http1 => Box::pin(connection.coded_http1(stream, end)).await,
             Protocol::Http2 => Box::pin(connection.http2(stream, end)).await,
         }
         return;
+    }
+    if is_picker {
+        return Box::pin(connection.picker(stream, false)).await;
     }
     let keep_alive = context.config().timeouts.keep_alive;
     match tokio::time::timeout(keep_alive, Protocol::spoken(&stream)).await {
@@ -172,7 +178,18 @@ impl Connection<'_> {
         let phases = Phases::new(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = std::pin::pin!(http2::builder().serve_connection(io, service));
+        let builder = http2::builder(limits::H2_STREAMS_MAX);
+        let connection = std::pin::pin!(builder.serve_connection(io, service));
+        self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    }
+
+    /// gRPC, for Envoy.
+    async fn picker(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, is_tls: bool) {
+        let phases = Phases::new(Protocol::Http2);
+        let io = TokioIo::new(Watched::new(stream, phases.clone()));
+        let service = epp::service(self.context, self.address, is_tls, &phases);
+        let builder = http2::builder(limits::EPP_STREAMS_MAX);
+        let connection = std::pin::pin!(builder.serve_connection(io, service));
         self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     }
 

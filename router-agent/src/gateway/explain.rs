@@ -99,8 +99,15 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
         plan.suppose_tokens(shared, tokens);
     }
     let bounds = Bounds::of(&config.limits);
-    let wanted =
-        |stage| Wanted { stage, prefilled_by: None, model: plan.model, only: plan.only, tried: &[], bounds };
+    let wanted = |stage| Wanted {
+        stage,
+        prefilled_by: None,
+        model: plan.model,
+        only: plan.only,
+        among: None,
+        tried: &[],
+        bounds,
+    };
     let worth = Worth::of(shared, &config, &mut Scratch::default(), &plan, route);
     let is_suitable = || prompt::prefill_body(&body).is_ok();
     let prefill = worth

@@ -20,6 +20,7 @@ mod decisions;
 mod disaggregation;
 mod eligible;
 mod ending;
+mod epp;
 mod error;
 mod error_object;
 mod explain;
@@ -88,6 +89,7 @@ use crate::{
 
 use decisions::DecisionCounters;
 
+pub use epp::report as report_picker_health;
 pub use error::{GatewayError, Overload};
 pub use explain::{Apart, Explanation, Part, Question, explain};
 pub use listen::{ListenError, Listeners};
@@ -181,6 +183,8 @@ pub struct Shared {
     admission: Admission,
     /// The memory of request bodies.
     bodies: Arc<Bodies>,
+    /// What an endpoint picker says of itself.
+    picker_health: epp::Health,
 }
 
 impl Shared {
@@ -227,6 +231,7 @@ impl Shared {
             connections_max,
             admission: Admission::default(),
             bodies: Arc::default(),
+            picker_health: epp::Health::default(),
         }
     }
 
