@@ -93,7 +93,7 @@ pub const TENANT_SERIES_MAX: usize = 1_000;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
-pub const WORKERS_MAX: usize = 256;
+pub const WORKERS_MAX: usize = 1_024;
 /// Tries of one request over all workers, the first included.
 pub const TRIES_MAX: usize = 3;
 /// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
