@@ -131,6 +131,8 @@ pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of the LMCache controller's answers; more is no answer.
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// LMCache instances without a worker that the log names, since the last reload.
+pub const LMCACHE_STRANGERS_SAID: usize = 64;
 /// Uncached tokens of prompts that are always prefilled where they are decoded.
 pub const HANDOFF_TOKENS_MIN: u32 = 128;
 /// The same while it is not learned what handing over takes.

@@ -135,7 +135,7 @@ impl Cli {
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::Serve(args) => serve::run(*args)?,
-            Command::Epp(args) => serve::run(args.as_endpoint_picker())?,
+            Command::Epp(args) => serve::run(args.into_endpoint_picker())?,
             Command::Check(args) => check::run(&args)?,
             Command::Doctor(args) => doctor::run(&args)?,
             Command::Schema(args) => generate::schema(&args)?,

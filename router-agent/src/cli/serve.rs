@@ -133,7 +133,7 @@ impl ServeArgs {
     }
 
     /// The same for `warmpath epp`.
-    pub(super) fn as_endpoint_picker(self) -> Self {
+    pub(super) fn into_endpoint_picker(self) -> Self {
         Self { front: Front::EndpointPicker, ..self }
     }
 

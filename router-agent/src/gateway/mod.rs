@@ -67,7 +67,7 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
@@ -162,6 +162,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// The way to the controller from the control thread.
+    lmcache_control: ArcSwapOption<lmcache::Controller>,
     /// Answers that are given again.
     pub cache: Arc<ResponseCache>,
     /// Who sees requests before they are routed; as [`Config::hooks`].
@@ -207,6 +209,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            lmcache_control: ArcSwapOption::empty(),
             tracer: Arc::new(Tracer::new(&started.traces, metrics.traces.clone())),
             cache: Arc::new(ResponseCache::new(started.cache.bytes_max, metrics.cache.clone())),
             hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),

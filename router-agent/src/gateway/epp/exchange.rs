@@ -313,6 +313,6 @@ impl Picked {
 fn whole(error: &GatewayError, route: Route) -> Response<Bytes> {
     let (parts, body) = error.response(route).into_parts();
     let bytes = futures_util::FutureExt::now_or_never(body.collect());
-    let bytes = bytes.and_then(Result::ok).map(|collected| collected.to_bytes()).unwrap_or_default();
+    let bytes = bytes.and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
     Response::from_parts(parts, bytes)
 }
