@@ -50,6 +50,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         listen,
         admin,
         workers,
+        front: _,       // no key
         sim_workers: _, // no key
         routing,
         disaggregation,

@@ -22,6 +22,7 @@ pub fn shown(config: &Config) -> Value {
         listen,
         admin,
         workers,
+        front: _,       // no key
         sim_workers: _, // no key
         routing,
         disaggregation,
