@@ -50,6 +50,7 @@ pub fn shown(config: &Config) -> Value {
         decisions,
         decision_log,
         traces,
+        shared,
         aliases,
         hooks,
         overrides,
@@ -141,6 +142,7 @@ pub fn shown(config: &Config) -> Value {
             "service_name": traces.service_name,
             "headers": traces.headers.keys().map(|name| (name.as_str(), MASK)).collect::<BTreeMap<_, _>>(),
         },
+        "shared": shared.shown(),
         "aliases": aliases.all().map(alias).collect::<Vec<_>>(),
         "hooks": hooks.iter().map(hook).collect::<Vec<_>>(),
         "overrides": overrides.map(Overrides::names),
@@ -349,11 +351,11 @@ fn ranges(ranges: &[Cidr]) -> Vec<String> {
     ranges.iter().map(ToString::to_string).collect()
 }
 
-fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
+pub(super) fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
     secret.map(|_| MASK)
 }
 
-fn time(time: Duration) -> String {
+pub(super) fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 

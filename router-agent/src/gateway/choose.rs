@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation},
+    fleet::{Flight, KvState, Reservation, Worker},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
     routing::{Ask, Candidate, Decision, Policy, Settings},
+    shared::Hinted,
     telemetry::ModelMetrics,
     tenants::Tenant,
 };
@@ -63,6 +64,8 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
+    /// Leading blocks of the prompt that other gateways have sent to a worker.
+    pub(super) hints: Hinted,
     /// Whose request it is, and of which kind: for its record.
     tenant: Arc<str>,
     route: Route,
@@ -118,6 +121,30 @@ impl Plan {
         self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
     }
 
+    /// Asks the other gateways for its prefix, of which a worker is known here to have `best` blocks at most. Returns at once
+    /// where nothing is shared, or that is known well enough.
+    pub(super) async fn ask_others(&mut self, shared: &Shared, best: Option<u32>) {
+        if let Some((state, best)) = shared.state.as_ref().zip(best) {
+            self.hints = state.hints(&self.hashes, best).await;
+        }
+    }
+
+    /// The most of its blocks that were sent to one worker; none where nobody else would know better.
+    pub(super) fn known_blocks(&self, shared: &Shared, matches: &mut Matches) -> Option<u32> {
+        if shared.state.is_none() || !self.by_prefix || self.only.is_some() {
+            return None;
+        }
+        let workers = shared.fleet.workers();
+        let is_exact = |worker: &Arc<Worker>| worker.kv_cache.state() == KvState::Exact;
+        if self.token_keys.is_some() && workers.iter().all(is_exact) {
+            return None; // they say it themselves
+        }
+        shared.index.lookup(&self.hashes, matches);
+        let now = Instant::now();
+        let usable = workers.iter().filter(|worker| worker.is_routable(now));
+        Some(usable.map(|worker| matches.blocks(worker.slot)).max().unwrap_or(0))
+    }
+
     /// Looks its blocks up, by what was sent where and by the workers' own word.
     pub(super) fn look_up(&self, shared: &Shared, matches: &mut Matches, token_matches: &mut Vec<Matches>) {
         shared.index.lookup(&self.hashes, matches);
@@ -145,7 +172,7 @@ pub(super) struct Choice {
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    matches: Matches,
+    pub(super) matches: Matches,
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
@@ -193,6 +220,7 @@ pub(super) fn plan(
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
+            hints: Hinted::new(),
             tenant: tenant.name.clone(),
             route,
             is_traced: false,
@@ -234,6 +262,7 @@ pub(super) fn plan(
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
+        hints: Hinted::new(),
         tenant: tenant.name.clone(),
         route,
         is_traced: false,
@@ -280,6 +309,9 @@ pub(super) fn choose(
     let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
+        if let Some(state) = shared.state.as_ref().filter(|_| match_kind != MatchKind::Exact) {
+            state.sent(flight.worker(), &plan.hashes, matches.blocks(decision.slot));
+        }
         prediction = plan.token_keys.as_ref().and_then(|keys| {
             let held = keys.match_of(flight.worker(), token_matches)?.blocks;
             shared.predictions.predict(decision.slot, keys.of_worker(flight.worker())?, held)
@@ -289,6 +321,10 @@ pub(super) fn choose(
             match match_kind {
                 MatchKind::Exact => metrics.matches_exact.inc(),
                 MatchKind::Approximate => metrics.matches_approximate.inc(),
+                MatchKind::Hint => {
+                    metrics.matches_approximate.inc();
+                    shared.metrics.shared.hints_used.inc();
+                }
             }
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));

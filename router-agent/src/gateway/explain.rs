@@ -63,7 +63,8 @@ pub struct Part {
     pub worker: Arc<Worker>,
     /// What it was compared by, whether it may be chosen or not.
     pub score: Score,
-    /// Whether its matched tokens are its own word (`exact`) or what was sent there (`approximate`).
+    /// Whether its matched tokens are its own word (`exact`), what was sent there (`approximate`), or what another gateway has
+    /// sent there (`hint`).
     pub match_kind: &'static str,
     /// Why it cannot be chosen; none: it can.
     pub excluded: Option<&'static str>,
@@ -82,6 +83,8 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     if let Some((_, tokens)) = &tokens {
         plan.suppose_tokens(shared, tokens);
     }
+    let known = plan.known_blocks(shared, &mut Matches::new());
+    plan.ask_others(shared, known).await;
     let bounds = Bounds::of(&config.limits);
     let wanted = Wanted { model: plan.model, only: plan.only, tried: &[], bounds };
     let Verdict { policy, cost_unit, decision, workers } = decide(shared, &plan, &wanted);

@@ -65,6 +65,8 @@ impl Planned {
         if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
             plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
         }
+        let known = plan.known_blocks(shared, &mut context.scratch.borrow_mut().matches);
+        plan.ask_others(shared, known).await;
         let plan = &*plan;
         let (began, trace) = (Instant::now(), trace.as_ref());
         Tries { context, config, route, outgoing, plan, planning, request_id, bid, began, trace }.run().await

@@ -15,7 +15,7 @@ use router_common::cores::SteeringCounts;
 
 use super::{
     CacheMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies,
-    QueueMetrics, RecordMetrics, RelayMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics,
+    QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics,
     WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
@@ -92,6 +92,8 @@ pub struct Metrics {
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
+    /// What gateways share.
+    pub shared: SharedMetrics,
     /// API keys.
     pub tenants: TenantFamilies,
     /// By model.
@@ -389,6 +391,7 @@ impl Metrics {
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
+            shared: SharedMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
             models: ModelFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
@@ -471,6 +474,7 @@ impl Metrics {
         self.worker_prefill_rate.with_label_values(&[name]).set(rate);
         self.worker_decode_slope.with_label_values(&[name]).set(worker.speed.decode_slope_s());
         self.faults.refresh(worker);
+        self.shared.set_peer_load(name, worker.peers.in_flight(), worker.peers.queued_prefill_tokens());
         let health = worker.health();
         for state in Health::ALL {
             let is = i64::from(state == health);
