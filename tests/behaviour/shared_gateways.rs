@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use warmpath_tests::{Gateway, Redis, eventually, request};
 
-/// A configuration that shares through `redis`, and says `more`.
+/// A configuration that shares through `redis`, with a deadline that holds on a busy machine, and says `more`.
 pub(crate) fn config(redis: &Redis, more: &str) -> NamedTempFile {
-    write(&format!("shared: {{urls: ['{}']}}\n{more}", redis.url()))
+    write(&format!("shared: {{urls: ['{}'], hints: {{deadline: 1s}}}}\n{more}", redis.url()))
 }
 
 /// A file with this configuration.

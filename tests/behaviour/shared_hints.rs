@@ -6,7 +6,8 @@ use crate::shared_gateways::{config, explain, gateway, metric_is, write};
 
 /// Several thousand bytes that begin differently for every topic.
 fn prompt(topic: usize, turns: usize) -> String {
-    (0..turns).map(|turn| format!("Topic {topic}, turn {turn}: {}\n", "words and words ".repeat(60))).collect()
+    let turn = |turn| format!("Topic {topic}, turn {turn}: {}\n", "words and words ".repeat(60));
+    (0..turns).map(turn).collect::<Vec<_>>().concat()
 }
 
 fn worker(reply: &Reply) -> String {
@@ -50,7 +51,10 @@ async fn a_prefix_that_another_gateway_has_sent_is_found() {
         assert!(matched > 0);
         // Known here from now on.
         let again = b.chat(&prompt(topic, 5)).await;
-        assert_eq!((worker(&again).as_str(), again.header("x-warmpath-match")), (home.as_str(), "approximate"));
+        assert_eq!(
+            (worker(&again).as_str(), again.header("x-warmpath-match")),
+            (home.as_str(), "approximate")
+        );
     }
     metric_is(&b, "warmpath_shared_hints_used_total", 12.0).await;
     // Everything in Redis ends by itself.

@@ -137,7 +137,8 @@ async fn a_server_without_memory_is_called_full_and_load_is_shared_all_the_same(
     }
     assert!(uses(&a, "hint_write", "dropped").await + uses(&a, "hint_write", "full").await >= 1.0);
     let held = a.stream("held", 100_000).await;
-    metric_is(&b, &format!("warmpath_worker_peer_in_flight_requests{{worker=\"{}\"}}", sims[0].addr()), 1.0).await;
+    metric_is(&b, &format!("warmpath_worker_peer_in_flight_requests{{worker=\"{}\"}}", sims[0].addr()), 1.0)
+        .await;
     redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     is_in_state(&a, "up").await;
     drop(held);

@@ -7,6 +7,9 @@ use warmpath_tests::{Authority, Redis, binary, eventually, sims, urls};
 
 use crate::shared_gateways::{config, explain, gateway, metric_is, write};
 
+/// A deadline that holds on a busy machine.
+const PATIENT: &str = "hints: {deadline: 1s}";
+
 async fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(binary()).args(arguments).output().await;
     let Output { status, stdout, stderr } = output.unwrap();
@@ -38,9 +41,11 @@ async fn is_shared(configuration: &str) {
 
 #[tokio::test]
 async fn a_password_is_shown_and_a_wrong_one_is_named() {
-    let Some(redis) = Redis::with("shared servers", &["--requirepass", "s3cret-of-redis"]).await else { return };
+    let Some(redis) = Redis::with("shared servers", &["--requirepass", "s3cret-of-redis"]).await else {
+        return;
+    };
     let url = redis.url();
-    is_shared(&format!("shared: {{urls: ['{url}'], password: s3cret-of-redis}}\n")).await;
+    is_shared(&format!("shared: {{urls: ['{url}'], password: s3cret-of-redis, {PATIENT}}}\n")).await;
     let sims = sims(1).await;
     for wrong in ["password: wr0ng-one", "timeout: 1s"] {
         let file = write(&format!("workers: ['{}']\nshared: {{urls: ['{url}'], {wrong}}}\n", urls(&sims)[0]));
@@ -87,7 +92,7 @@ async fn over_tls_the_server_is_who_the_authority_says() {
     };
     let Some(redis) = Redis::on_port("shared servers", arguments).await else { return };
     let url = format!("rediss://localhost:{}", redis.address().expect("a port").port());
-    is_shared(&format!("shared: {{urls: ['{url}'], ca: '{}'}}\n", text(&ca))).await;
+    is_shared(&format!("shared: {{urls: ['{url}'], ca: '{}', {PATIENT}}}\n", text(&ca))).await;
     let sims = sims(1).await;
     let stranger = other.path("ca.pem");
     let config = write(&format!(
@@ -146,7 +151,7 @@ async fn a_cluster_of_three_is_shared_like_one_server() {
         .await;
     }
     let seeds: Vec<_> = nodes[..2].iter().map(|node| format!("'{}'", node.url())).collect();
-    is_shared(&format!("shared: {{urls: [{}], cluster: on}}\n", seeds.join(", "))).await;
+    is_shared(&format!("shared: {{urls: [{}], cluster: on, {PATIENT}}}\n", seeds.join(", "))).await;
     let mut holders = 0;
     for node in &nodes {
         holders += i32::from(node.ask(&["KEYS", "warmpath:p:*"]).await.contains("warmpath:p:"));

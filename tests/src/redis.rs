@@ -44,10 +44,7 @@ impl Redis {
     }
 
     /// On a free port of the loopback; `arguments` are given it and a directory of the server's own.
-    pub async fn on_port(
-        test: &str,
-        arguments: impl FnOnce(u16, &Path) -> Vec<String>,
-    ) -> Option<Self> {
+    pub async fn on_port(test: &str, arguments: impl FnOnce(u16, &Path) -> Vec<String>) -> Option<Self> {
         let directory = TempDir::new().expect("a directory");
         // Given back before the server takes it: another test that binds no port by number cannot be in its way.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
@@ -65,7 +62,9 @@ impl Redis {
         let child = match spawn(directory.path(), &arguments) {
             Ok(child) => child,
             Err(error) => {
-                eprintln!("skipped: {test}: redis-server cannot be started (apt-get install redis-server): {error}");
+                eprintln!(
+                    "skipped: {test}: redis-server cannot be started (apt-get install redis-server): {error}"
+                );
                 return None;
             }
         };

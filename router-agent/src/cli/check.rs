@@ -83,10 +83,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CheckError> {
     let metrics = Metrics::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let workers = runtime.block_on(survey(&config, &metrics));
-    let shared = match config.shared.urls.is_empty() {
-        true => None,
-        false => Some(runtime.block_on(crate::shared::probe(&config.shared))),
-    };
+    let is_shared = !config.shared.urls.is_empty();
+    let shared = is_shared.then(|| runtime.block_on(crate::shared::probe(&config.shared)));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&workers).expect("strings and numbers serialise"));
     } else {

@@ -24,6 +24,9 @@ pub enum RedisUrl {
     Unix(PathBuf),
 }
 
+/// What is right.
+const FORMS: &str = "expected redis://HOST:PORT, rediss://HOST:PORT (with /DB behind it) or unix:///PATH";
+
 impl RedisUrl {
     /// Over TLS.
     pub fn is_tls(&self) -> bool {
@@ -45,7 +48,6 @@ impl FromStr for RedisUrl {
             // What is in front of the host may be a password.
             message: format!("{:?}: {message}", text.rsplit('@').next().unwrap_or_default()),
         };
-        const FORMS: &str = "expected redis://HOST:PORT, rediss://HOST:PORT (with /DB behind it) or unix:///PATH";
         let (scheme, rest) = text.split_once("://").ok_or_else(|| wrong(FORMS))?;
         let is_tls = match scheme {
             "redis" | "valkey" => false,
@@ -54,7 +56,9 @@ impl FromStr for RedisUrl {
             _ => return Err(wrong(FORMS)),
         };
         if rest.contains('@') {
-            return Err(wrong("a user and a password do not belong here: username, and password or password_file"));
+            return Err(wrong(
+                "a user and a password do not belong here: username, and password or password_file",
+            ));
         }
         let uri: Uri = format!("http://{rest}").parse().map_err(|_| wrong(FORMS))?;
         let authority = uri.authority().ok_or_else(|| wrong(FORMS))?;

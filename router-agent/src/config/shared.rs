@@ -75,11 +75,7 @@ impl Default for SharedState {
             timeout: Duration::from_millis(250),
             load_interval: Duration::from_millis(50),
             peer_ttl: Duration::from_secs(1),
-            hints: Hints {
-                is_on: true,
-                deadline: Duration::from_millis(2),
-                ttl: Duration::from_mins(10),
-            },
+            hints: Hints { is_on: true, deadline: Duration::from_millis(2), ttl: Duration::from_mins(10) },
         }
     }
 }
@@ -113,15 +109,23 @@ impl SharedState {
             if let Some(url) = self.urls.iter().find(|url| !url.may_be_of_a_cluster()) {
                 return value(
                     "shared.urls",
-                    format!("{url}: a cluster's nodes are redis://HOST:PORT or rediss://HOST:PORT, database 0"),
+                    format!(
+                        "{url}: a cluster's nodes are redis://HOST:PORT or rediss://HOST:PORT, database 0"
+                    ),
                 );
             }
             if self.urls.iter().any(|url| url.is_tls() != self.urls[0].is_tls()) {
-                return value("shared.urls", "all nodes of a cluster are redis://, or all are rediss://".to_owned());
+                return value(
+                    "shared.urls",
+                    "all nodes of a cluster are redis://, or all are rediss://".to_owned(),
+                );
             }
         }
         if self.username.is_some() && self.password.is_none() {
-            return value("shared.username", "a user needs a password, too: password or password_file".to_owned());
+            return value(
+                "shared.username",
+                "a user needs a password, too: password or password_file".to_owned(),
+            );
         }
         let is_plain = |text: &str| {
             (1..=64).contains(&text.len())
@@ -130,7 +134,10 @@ impl SharedState {
         if !is_plain(&self.key_prefix) {
             return value(
                 "shared.key_prefix",
-                format!("{:?}: 1 to 64 printable characters without spaces, braces and quotes", self.key_prefix),
+                format!(
+                    "{:?}: 1 to 64 printable characters without spaces, braces and quotes",
+                    self.key_prefix
+                ),
             );
         }
         if let Some(name) = self.gateway.as_ref().filter(|name| !is_plain(name)) {

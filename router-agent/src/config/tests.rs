@@ -134,7 +134,10 @@ fn every_key_has_its_effect() {
         }
     );
     let shared = &config.shared;
-    assert_eq!(shared.urls.iter().map(ToString::to_string).collect::<Vec<_>>(), ["rediss://a:1", "rediss://b:6379"]);
+    assert_eq!(
+        shared.urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["rediss://a:1", "rediss://b:6379"]
+    );
     assert_eq!(shared.password.as_ref().map(Hidden::reveal), Some("p4ss"));
     assert!(!format!("{shared:?}").contains("p4ss"));
     assert_eq!(

@@ -14,8 +14,8 @@ use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, PeerLoad, Pulse, Record, Rest, Standing, WorkerSpeed,
-    standing::StandingCell,
+    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, PeerLoad, Pulse, Record, Rest, Standing,
+    WorkerSpeed, standing::StandingCell,
 };
 use crate::{
     config::{WorkerConfig, WorkerKvEvents, WorkerUrl},

@@ -51,9 +51,7 @@ impl Known<'_> {
             matched_blocks: matched.blocks,
             in_flight: worker.in_flight_of_all(),
             pending: load.pending().saturating_add(peers.pending()),
-            queued_prefill_tokens: load
-                .queued_prefill_tokens()
-                .saturating_add(peers.queued_prefill_tokens()),
+            queued_prefill_tokens: load.queued_prefill_tokens().saturating_add(peers.queued_prefill_tokens()),
             running: engine.running.load(Relaxed),
             waiting: engine.waiting.load(Relaxed),
             in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),

@@ -83,9 +83,8 @@ pub(super) struct Dialer {
 impl Dialer {
     /// Reads the certificate that is configured.
     pub(super) fn new(settings: &Settings) -> Result<Self, Fault> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|error| Fault::Ca { path: path.clone(), error })
-        };
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|error| Fault::Ca { path: path.clone(), error });
         let certificates = settings.ca.as_ref().map(read).transpose()?;
         let node = |url: &RedisUrl| node(url, settings);
         let nodes = settings.urls.iter().map(node).collect::<Result<_, _>>()?;
@@ -112,9 +111,8 @@ impl Dialer {
             if self.certificates.is_some() {
                 builder = builder.certs(self.tls());
             }
-            let timeouts = ClusterConfig::new()
-                .set_connection_timeout(self.timeout)
-                .set_response_timeout(self.timeout);
+            let timeouts =
+                ClusterConfig::new().set_connection_timeout(self.timeout).set_response_timeout(self.timeout);
             Connection::Cluster(builder.build()?.get_pending_async_connection_with_config(timeouts))
         } else {
             let config = ConnectionManagerConfig::new()
@@ -137,9 +135,8 @@ fn node(url: &RedisUrl, settings: &Settings) -> Result<ConnectionInfo, RedisErro
             (ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }, *db)
         }
     };
-    let mut us = RedisConnectionInfo::default()
-        .set_db(db.into())
-        .set_lib_name("warmpath", env!("CARGO_PKG_VERSION"));
+    let mut us =
+        RedisConnectionInfo::default().set_db(db.into()).set_lib_name("warmpath", env!("CARGO_PKG_VERSION"));
     if let Some(username) = &settings.username {
         us = us.set_username(username);
     }

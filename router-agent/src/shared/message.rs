@@ -55,11 +55,21 @@ impl Message {
         let workers = fleet.workers();
         let loads = workers.iter().filter_map(|worker| {
             let load = &worker.load;
-            let says =
-                WorkerLoad(worker.address_text.to_string(), load.in_flight(), load.pending(), load.queued_prefill_tokens());
+            let says = WorkerLoad(
+                worker.address_text.to_string(),
+                load.in_flight(),
+                load.pending(),
+                load.queued_prefill_tokens(),
+            );
             (says.load() != LoadOfPeers::default()).then_some(says)
         });
-        Self { version: VERSION, gateway: gateway.to_owned(), process, is_last: false, workers: loads.collect() }
+        Self {
+            version: VERSION,
+            gateway: gateway.to_owned(),
+            process,
+            is_last: false,
+            workers: loads.collect(),
+        }
     }
 
     /// That there is nothing more to be said.

@@ -41,7 +41,8 @@ pub async fn probe(settings: &config::SharedState) -> Result<Probed, Fault> {
     info.arg("server").arg("memory");
     let text = link.run(vec![info]).await.ok().and_then(|mut answers| said(answers.pop()?));
     let text = text.unwrap_or_default();
-    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let version = field("valkey_version").map(|version| format!("Valkey {version}"));
     let version = version.or_else(|| field("redis_version").map(|version| format!("Redis {version}")));
     let is_bounded = field("maxmemory").is_some_and(|bytes| bytes != "0");

@@ -15,8 +15,8 @@ use router_common::cores::SteeringCounts;
 
 use super::{
     CacheMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies,
-    QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics,
-    WorkerFaultMetrics,
+    QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics,
+    TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,

@@ -1,6 +1,9 @@
 //! `cargo xtask bench replay|relay|guard|chaos|memory [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
 //! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md and docs/reliability.md explain it.
 //!
+//! `cargo xtask bench gateways [ARGS]`: the replay with 1, 2, 4 and 8 gateways, which share through Redis or do not;
+//! docs/shared-state.md has the figures.
+//!
 //! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
 //! what the peers depend on; docs/routing.md has the figures.
 //!
@@ -28,6 +31,11 @@ pub(crate) struct Args {
 enum Benchmark {
     /// Replay a request trace against simulated workers under each policy (`-- --help` lists the options)
     Replay {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// The same with several gateways, which share what they know or do not (`-- --help` lists the options)
+    Gateways {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -69,12 +77,11 @@ enum Benchmark {
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.benchmark {
-        Benchmark::Replay { args } => bench(
-            "replay",
-            args,
-            &["router-agent", "vllm-sim", "warmpath-bench"],
-            "the replay had errors or invalid trials (see above)",
-        ),
+        Benchmark::Replay { args } => replay(args),
+        Benchmark::Gateways { args } => {
+            let ours = ["--contenders", GATEWAYS, "--load", "80"].map(str::to_owned);
+            replay(&[&ours[..], args].concat())
+        }
         Benchmark::Relay { args } => bench(
             "relay",
             args,
@@ -104,6 +111,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Benchmark::Steering => in_process("steering"),
         Benchmark::Tokenize => in_process("tokenize"),
     }
+}
+
+/// Who is compared by `bench gateways`.
+const GATEWAYS: &str = "warm*1,warm*2,warm*2+redis,warm*4,warm*4+redis,warm*8,warm*8+redis";
+
+fn replay(args: &[String]) -> Result<()> {
+    bench(
+        "replay",
+        args,
+        &["router-agent", "vllm-sim", "warmpath-bench"],
+        "the replay had errors or invalid trials (see above)",
+    )
 }
 
 /// A benchmark of router-agent's own.

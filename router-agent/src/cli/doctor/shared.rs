@@ -31,8 +31,7 @@ mod tests {
 
     #[test]
     fn a_server_that_may_run_full_or_is_not_there_has_its_remedy() {
-        let good =
-            Probed { version: None, round_trip: Duration::from_micros(90), may_run_full: false };
+        let good = Probed { version: None, round_trip: Duration::from_micros(90), may_run_full: false };
         assert_eq!(judge(&Ok(good.clone())).state, State::Ok);
         for bad in [Ok(Probed { may_run_full: true, ..good }), Err(Fault::Late(Duration::from_secs(1)))] {
             let line = judge(&bad);

@@ -24,7 +24,8 @@ mod tests {
     #[test]
     fn marks_depend_on_the_depth_only_and_lie_an_eighth_apart() {
         let hashes: Vec<u64> = (1..=100_000).collect();
-        let all: Vec<u32> = of(&hashes).map(|(blocks, hash)| u32::try_from(hash).unwrap().min(blocks)).collect();
+        let all: Vec<u32> =
+            of(&hashes).map(|(blocks, hash)| u32::try_from(hash).unwrap().min(blocks)).collect();
         assert_eq!(all[..12], [8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22]);
         assert!(all.windows(2).all(|pair| (pair[1] - pair[0]) * 8 <= pair[0]), "{all:?}");
         assert!(all.len() <= 8 * 14, "{}", all.len());

@@ -28,9 +28,10 @@ pub(in crate::shared) async fn write(state: Arc<SharedState>, link: CurrentLink)
         ticks.tick().await;
         let notes = std::mem::take(&mut *hints.notes.lock());
         let mut written = HashSet::new();
-        let of_all = notes.waiting.iter().flat_map(|(worker, hashes)| {
-            hashes.iter().map(move |hash| (*hash, &*worker.address_text))
-        });
+        let of_all = notes
+            .waiting
+            .iter()
+            .flat_map(|(worker, hashes)| hashes.iter().map(move |hash| (*hash, &*worker.address_text)));
         let pairs: Vec<_> = of_all.filter(|pair| written.insert(*pair)).collect();
         for batch in pairs.chunks(BATCH) {
             let outcome = if state.condition() == SharedCondition::Up {
@@ -53,8 +54,7 @@ fn note(state: &SharedState, hash: u64, worker: &str) -> [Cmd; 3] {
         command.arg(&key);
         command
     };
-    let (mut add, mut trim, mut expire) =
-        (command("ZADD"), command("ZREMRANGEBYRANK"), command("EXPIRE"));
+    let (mut add, mut trim, mut expire) = (command("ZADD"), command("ZREMRANGEBYRANK"), command("EXPIRE"));
     add.arg(now_s()).arg(worker);
     trim.arg(0).arg(-HOLDERS_MAX - 1);
     expire.arg(state.settings.hints.ttl.as_secs());
