@@ -218,6 +218,8 @@ pub const SHARED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 pub const SHARED_HINTS_WAITING: usize = 65_536;
 /// Requests that wait for hints at the same time; one more goes on without.
 pub const SHARED_HINT_READS_MAX: usize = 1_024;
+/// Requests that wait for a lease of their tenant's limit; one more goes by this gateway's own share.
+pub const SHARED_LEASES_MAX: usize = 1_024;
 
 /// Bytes of a log filter that the admin port is given.
 pub const LOG_FILTER_BYTES_MAX: usize = 1024;

@@ -47,6 +47,7 @@ mod secrets;
 mod shaping;
 mod shared_gateways;
 mod shared_hints;
+mod shared_limits;
 mod shared_load;
 mod shared_outages;
 mod shared_servers;

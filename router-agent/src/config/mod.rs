@@ -68,7 +68,7 @@ pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
 pub use secret::Hidden;
 pub(crate) use secret::admin_token_of_environment;
-pub use shared::{Hints, Part, SharedState};
+pub use shared::{Hints, Part, SharedLimits, SharedState};
 pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};

@@ -49,6 +49,17 @@ pub struct SharedState {
     pub peer_ttl: Duration,
     /// Prefixes that other gateways have sent.
     pub hints: Hints,
+    /// Tenants' limits.
+    pub limits: SharedLimits,
+}
+
+/// Limits that gateways keep together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedLimits {
+    /// Whether they do.
+    pub is_on: bool,
+    /// How long a request waits for a lease.
+    pub deadline: Duration,
 }
 
 /// Prefix hints.
@@ -76,6 +87,7 @@ impl Default for SharedState {
             load_interval: Duration::from_millis(50),
             peer_ttl: Duration::from_secs(1),
             hints: Hints { is_on: true, deadline: Duration::from_millis(2), ttl: Duration::from_mins(10) },
+            limits: SharedLimits { is_on: true, deadline: Duration::from_millis(20) },
         }
     }
 }
@@ -151,6 +163,7 @@ impl SharedState {
         in_range("shared.load_interval", self.load_interval, ms(10), ms(1_000))?;
         in_range("shared.peer_ttl", self.peer_ttl, 4 * self.load_interval, ms(60_000))?;
         in_range("shared.hints.deadline", self.hints.deadline, ms(1), ms(1_000))?;
+        in_range("shared.limits.deadline", self.limits.deadline, ms(1), ms(1_000))?;
         in_range("shared.hints.ttl", self.hints.ttl, ms(1_000), Duration::from_hours(24 * 7))?;
         Ok(())
     }
@@ -171,6 +184,7 @@ impl SharedState {
             load_interval,
             peer_ttl,
             hints,
+            limits,
         } = self;
         let part = |is_on: bool| if is_on { Part::On } else { Part::Off };
         json!({
@@ -189,6 +203,7 @@ impl SharedState {
                 "deadline": time(hints.deadline),
                 "ttl": time(hints.ttl),
             },
+            "limits": { "mode": part(limits.is_on), "deadline": time(limits.deadline) },
         })
     }
 }
@@ -228,6 +243,19 @@ pub(super) struct SharedFile {
     peer_ttl: Option<Duration>,
     /// Which worker has which prefix, as far as other gateways have sent it there.
     hints: HintsFile,
+    /// Limits of API keys (`requests_per_second`, `tokens_per_minute`), which all gateways keep together.
+    limits: SharedLimitsFile,
+}
+
+#[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct SharedLimitsFile {
+    /// Whether they are kept together; each gateway has its own where not.
+    mode: Option<Part>,
+    /// How long a request waits where nothing is left here; then it goes by this gateway's own share.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<schema::DurationText>")]
+    deadline: Option<Duration>,
 }
 
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
@@ -271,6 +299,8 @@ impl SharedFile {
         set(&mut shared.hints.is_on, self.hints.mode.map(|part| part == Part::On));
         set(&mut shared.hints.deadline, self.hints.deadline);
         set(&mut shared.hints.ttl, self.hints.ttl);
+        set(&mut shared.limits.is_on, self.limits.mode.map(|part| part == Part::On));
+        set(&mut shared.limits.deadline, self.limits.deadline);
         Ok(())
     }
 }

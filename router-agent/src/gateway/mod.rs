@@ -29,6 +29,7 @@ mod http2;
 mod identify;
 mod known;
 mod last_words;
+mod lease;
 mod listen;
 mod lmcache;
 mod model;

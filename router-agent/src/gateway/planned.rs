@@ -13,6 +13,7 @@ use super::{
     admission::Bid,
     bodies::Held,
     choose::Plan,
+    lease::within_limits,
     outgoing::Outgoing,
     route::Route,
     snapshot::Snapshot,
@@ -54,7 +55,9 @@ impl Planned {
             trace.step(Phase::Tokenize, tokenizing);
         }
         let admission = account.admission().expect("only requests that were let in are answered");
-        admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
+        let prompt_tokens = plan.prompt_tokens();
+        let charge = |source, now| admission.charge_prompt(prompt_tokens, source, now);
+        within_limits(shared, charge).await?;
         let tenant = admission.tenant();
         let bid = Bid {
             tenant: tenant.name.clone(),

@@ -40,6 +40,7 @@ use crate::{
     config,
     kernel::{self, Relays},
     routing::Decision,
+    tenants::Admission,
     traces::Phase,
     upstream,
 };
@@ -97,13 +98,7 @@ pub(super) async fn handle(
     let config = context.config();
     let (parts, body) = request.into_parts();
     let trace = context.shared.tracer.begin(&parts.headers).map(|trace| (trace, Instant::now()));
-    let admitted = conformance::check(&parts)
-        .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
-        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)))
-        .and_then(|(wishes, admission)| {
-            let allowed = admission.tenant().overrides(config.overrides);
-            Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
-        });
+    let admitted = admit(context, &config, &parts).await;
     let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
     headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
@@ -201,6 +196,19 @@ pub(super) async fn handle(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// What the head says, and whether its sender may ask now.
+async fn admit(
+    context: &ThreadContext,
+    config: &Snapshot,
+    parts: &Parts,
+) -> Result<(Wishes, Overrides, Admission), GatewayError> {
+    conformance::check(parts)?;
+    let wishes = Wishes::read(&parts.headers, Instant::now())?;
+    let admission = identify(&context.shared, parts).await?;
+    let allowed = admission.tenant().overrides(config.overrides);
+    Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
 }
 
 /// Who has the answer.

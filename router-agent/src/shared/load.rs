@@ -4,7 +4,7 @@
 //! says comes back to itself, which tells a channel that is quiet from one that is dead.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     fleet::Fleet,
-    telemetry::{SharedOutcome, SharedUse},
+    telemetry::{SharedCondition, SharedOutcome, SharedUse},
 };
 
 /// An unchanged load is said again after so many intervals.
@@ -140,4 +140,8 @@ async fn listen(
 fn settle(peers: &Peers, state: &SharedState, fleet: &Fleet) {
     peers.apply(fleet);
     state.metrics.shared.peers.set(peers.count() as i64);
+    // Who falls silent because the server has is still there, and has its share of the limits.
+    if state.condition() == SharedCondition::Up {
+        state.peers.store(peers.count(), Relaxed);
+    }
 }

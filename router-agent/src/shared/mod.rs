@@ -7,7 +7,8 @@
 //! ```text
 //! data threads ──loads (atomics)──▶ say ──PUBLISH──▶ ┌───────┐ ──▶ hear ──sums (atomics)──▶ decisions
 //!      │                                             │ Redis │
-//!      └──hints: asks, and what was sent──▶ hints ──▶ └───────┘        heartbeat: is it there?
+//!      ├──hints: asks, and what was sent──▶ hints ──▶ │       │        heartbeat: is it there?
+//!      └──leases of tenants' limits ───────▶ limits ─▶ └───────┘
 //! ```
 //!
 //! All of it is on one thread of its own. Data threads read atomics, leave things in bounded queues, and wait for an answer
@@ -15,6 +16,7 @@
 
 mod heartbeat;
 mod hints;
+mod limits;
 mod link;
 mod load;
 mod message;
@@ -25,7 +27,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed},
     },
     thread::JoinHandle,
 };
@@ -38,7 +40,8 @@ use tokio::{
 };
 
 use self::{
-    hints::{Ask, Hints},
+    hints::Hints,
+    limits::Limits,
     link::{CurrentLink, Dialer},
 };
 use crate::{
@@ -49,9 +52,17 @@ use crate::{
 
 pub use self::{
     hints::Hinted,
+    limits::Lent,
     link::Fault,
     probe::{Probed, probe},
 };
+
+/// What data threads ask.
+#[derive(Debug)]
+struct Asked {
+    hints: Option<mpsc::Receiver<hints::Ask>>,
+    leases: Option<mpsc::Receiver<limits::Ask>>,
+}
 
 /// What data threads have of the shared state. One for all.
 #[derive(Debug)]
@@ -64,8 +75,12 @@ pub struct SharedState {
     condition: AtomicU8,
     /// None where there are none.
     hints: Option<Hints>,
+    /// None where each gateway has its own.
+    limits: Option<Limits>,
     /// Of the thread, until it is started.
-    asked: Mutex<Option<mpsc::Receiver<Ask>>>,
+    asked: Mutex<Asked>,
+    /// Gateways besides this one, as last heard while the server was there.
+    peers: AtomicUsize,
     dialer: Dialer,
     metrics: Arc<Metrics>,
 }
@@ -78,13 +93,16 @@ impl SharedState {
             return Ok(None);
         }
         metrics.shared.set_condition(SharedCondition::Down);
-        let (hints, asked) = settings.hints.is_on.then(Hints::new).unzip();
+        let (hints, asked_hints) = settings.hints.is_on.then(Hints::new).unzip();
+        let (limits, asked_leases) = settings.limits.is_on.then(Limits::new).unzip();
         Ok(Some(Arc::new(Self {
             gateway: gateway_name(config),
             process: fastrand::u64(..),
             condition: AtomicU8::new(SharedCondition::Down as u8),
             hints,
-            asked: Mutex::new(asked),
+            limits,
+            asked: Mutex::new(Asked { hints: asked_hints, leases: asked_leases }),
+            peers: AtomicUsize::new(0),
             dialer: Dialer::new(settings)?,
             settings: settings.clone(),
             metrics,
@@ -123,11 +141,21 @@ impl SharedState {
         tasks.spawn(heartbeat::beat(self.clone(), self.dialer.clone(), link.clone()));
         tasks.spawn(load::say(self.clone(), fleet.clone(), link.clone()));
         tasks.spawn(load::hear(self.clone(), fleet.clone(), self.dialer.clone()));
-        if let Some(asked) = self.asked.lock().take() {
+        let mut asked = self.asked.lock();
+        if let Some(asked) = asked.hints.take() {
             tasks.spawn(hints::write(self.clone(), link.clone()));
             tasks.spawn(hints::answer(self.clone(), fleet.clone(), link.clone(), asked));
         }
+        if let Some(asked) = asked.leases.take() {
+            tasks.spawn(limits::answer(self.clone(), link.clone(), asked));
+        }
+        drop(asked);
         tasks
+    }
+
+    /// Gateways that share, this one included.
+    fn gateways(&self) -> f64 {
+        (self.peers.load(Relaxed) + 1) as f64
     }
 
     /// How the server stands.

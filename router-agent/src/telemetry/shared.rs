@@ -51,14 +51,17 @@ pub enum SharedUse {
     HintRead,
     /// Hints of what was sent.
     HintWrite,
+    /// Leases of tenants' limits.
+    Limits,
 }
 
 impl SharedUse {
-    const ALL: [(Self, &str); 4] = [
+    const ALL: [(Self, &str); 5] = [
         (Self::Heartbeat, "heartbeat"),
         (Self::Load, "load"),
         (Self::HintRead, "hint_read"),
         (Self::HintWrite, "hint_write"),
+        (Self::Limits, "limits"),
     ];
 }
 
@@ -107,7 +110,7 @@ impl HintOutcome {
 #[derive(Debug)]
 pub struct SharedMetrics {
     condition: [IntGauge; 5],
-    commands: [[IntCounter; 5]; 4],
+    commands: [[IntCounter; 5]; 5],
     /// Of commands that were answered.
     pub round_trip: Histogram,
     /// Other gateways that are heard.
