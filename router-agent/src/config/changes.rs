@@ -52,6 +52,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         workers,
         sim_workers: _, // no key
         routing,
+        disaggregation,
         threads,
         splice,
         relay,
@@ -88,6 +89,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("admin", admin, &mut new.admin);
     changes.live("workers", workers, &new.workers);
     changes.live("routing", routing, &new.routing);
+    changes.live("disaggregation", disaggregation, &new.disaggregation);
     changes.fixed("threads", threads, &mut new.threads);
     changes.fixed("splice", splice, &mut new.splice);
     changes.live("relay", relay, &new.relay);

@@ -10,6 +10,7 @@ mod cidr;
 mod decisions;
 mod defaults;
 mod digest;
+mod disaggregation;
 mod error;
 mod faults;
 mod file;
@@ -52,6 +53,7 @@ pub use cidr::{Cidr, CidrError};
 pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
+pub use disaggregation::{Disaggregation, WorkerRole};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
@@ -165,6 +167,8 @@ pub struct WorkerConfig {
     pub url: WorkerUrl,
     /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
     pub name: String,
+    /// What of a request it does.
+    pub role: WorkerRole,
     /// Where its KV events are.
     pub kv_events: WorkerKvEvents,
     /// Its own key, as it is sent: `Bearer …`. Clients' keys are for this gateway.
@@ -197,6 +201,8 @@ pub struct Config {
     pub sim_workers: usize,
     /// How a worker is chosen.
     pub routing: Routing,
+    /// Prefill apart from decode.
+    pub disaggregation: Disaggregation,
     /// Data threads.
     pub threads: usize,
     /// Whether the kernel may move response bodies.
@@ -269,6 +275,7 @@ impl Default for Config {
             workers: Vec::new(),
             sim_workers: 0,
             routing: Routing::default(),
+            disaggregation: Disaggregation::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
             relay: Relay {
@@ -386,6 +393,7 @@ impl Config {
         faults::validate(&self.health, &self.breaker, &self.outliers)?;
         self.guard.validate()?;
         self.routing.validate()?;
+        self.disaggregation.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;

@@ -24,6 +24,7 @@ pub fn shown(config: &Config) -> Value {
         workers,
         sim_workers: _, // no key
         routing,
+        disaggregation,
         threads,
         splice,
         relay,
@@ -61,6 +62,10 @@ pub fn shown(config: &Config) -> Value {
         "admin": admin,
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
         "routing": of_routing(routing),
+        "disaggregation": {
+            "mode": if disaggregation.is_on { "auto" } else { "off" },
+            "tokens_min": disaggregation.tokens_min.map_or_else(|| json!("auto"), Value::from),
+        },
         "threads": threads,
         "splice": splice,
         "relay": {
@@ -157,10 +162,11 @@ pub fn shown(config: &Config) -> Value {
 }
 
 fn worker(worker: &WorkerConfig) -> Value {
-    let WorkerConfig { url, name, kv_events, authorization, tls } = worker;
+    let WorkerConfig { url, name, role, kv_events, authorization, tls } = worker;
     json!({
         "url": url.to_string(),
         "name": name,
+        "role": role,
         "kv_events": match kv_events {
             WorkerKvEvents::Auto => json!("auto"),
             WorkerKvEvents::Off => json!("off"),

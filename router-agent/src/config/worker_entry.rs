@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::{
-    ConfigError, WorkerConfig, WorkerUrl, kv_events,
+    ConfigError, WorkerConfig, WorkerRole, WorkerUrl, kv_events,
     secret::{Hidden, Place},
     tls,
 };
@@ -15,7 +15,7 @@ use crate::tls::WorkerTls;
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(
     untagged,
-    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events`, `api_key` and `tls`"
+    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `role`, `kv_events`, `api_key` and `tls`"
 )]
 pub(super) enum Worker {
     Url(String),
@@ -29,6 +29,8 @@ pub(super) struct WorkerEntry {
     url: String,
     /// What it is called in headers, metrics and maps; `HOST:PORT` where not set.
     name: Option<String>,
+    /// What of a request it does: `both`, `prefill` or `decode`.
+    role: Option<WorkerRole>,
     /// Where its KV events are: `auto` (it is asked), `off`, or its endpoints.
     kv_events: Option<kv_events::Written>,
     /// vLLM's `--api-key`: the key, or `${VARIABLE}`.
@@ -57,6 +59,7 @@ impl TryFrom<WorkerEntry> for WorkerConfig {
         let url = parse_url(&entry.url)?;
         let tls = tls::WorkerWritten::resolve(entry.tls, &url)?;
         Ok(Self {
+            role: entry.role.unwrap_or_default(),
             kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
             authorization: key.map(|key| key.bearer()),
             ..named(url, tls, entry.name)?
@@ -111,5 +114,6 @@ fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result
             ),
         });
     }
-    Ok(WorkerConfig { url, name, kv_events: super::WorkerKvEvents::default(), authorization: None, tls })
+    let (role, kv_events) = (WorkerRole::default(), super::WorkerKvEvents::default());
+    Ok(WorkerConfig { url, name, role, kv_events, authorization: None, tls })
 }

@@ -18,7 +18,7 @@ use super::{
     WorkerSpeed, standing::StandingCell,
 };
 use crate::{
-    config::{WorkerConfig, WorkerKvEvents, WorkerUrl},
+    config::{WorkerConfig, WorkerKvEvents, WorkerRole, WorkerUrl},
     index::WorkerSlot,
     routing::Adapter,
     telemetry::WorkerMetrics,
@@ -121,6 +121,8 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     health: AtomicU8,
     standing: StandingCell,
+    /// A [`WorkerRole`].
+    role: AtomicU8,
     is_cut_off: AtomicBool,
     emptied_s: AtomicU64,
     kv_events: ArcSwap<WorkerKvEvents>,
@@ -190,6 +192,7 @@ impl Worker {
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
             standing: StandingCell::default(),
+            role: AtomicU8::new(config.role as u8),
             is_cut_off: AtomicBool::new(false),
             emptied_s: AtomicU64::new(0),
             kv_events: ArcSwap::from_pointee(kv_events),
@@ -239,6 +242,22 @@ impl Worker {
     /// See [`Worker::standing`].
     pub fn set_standing(&self, standing: Standing) {
         self.standing.set(standing);
+    }
+
+    /// What of a request it does.
+    pub fn role(&self) -> WorkerRole {
+        const PREFILL: u8 = WorkerRole::Prefill as u8;
+        const DECODE: u8 = WorkerRole::Decode as u8;
+        match self.role.load(Relaxed) {
+            PREFILL => WorkerRole::Prefill,
+            DECODE => WorkerRole::Decode,
+            _ => WorkerRole::Both,
+        }
+    }
+
+    /// A reload says otherwise; [`super::Fleet::announce`] tells the others.
+    pub fn set_role(&self, role: WorkerRole) {
+        self.role.store(role as u8, Relaxed);
     }
 
     /// Whether it was dismissed: what is in flight on it is cut off.

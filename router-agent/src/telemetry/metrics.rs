@@ -14,9 +14,9 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    CacheMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics, ModelFamilies,
-    QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics,
-    TraceMetrics, WorkerFaultMetrics,
+    CacheMetrics, DisaggregationMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics,
+    LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies,
+    TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -86,6 +86,8 @@ pub struct Metrics {
     pub cache: Arc<CacheMetrics>,
     /// Services that see requests before they are routed.
     pub hooks: HookMetrics,
+    /// Prefill apart from decode.
+    pub disaggregation: DisaggregationMetrics,
     /// The LMCache controller.
     pub lmcache: LmcacheMetrics,
     /// What workers say of their KV caches.
@@ -388,6 +390,7 @@ impl Metrics {
             guard: GuardMetrics::new(&make)?,
             cache: Arc::new(CacheMetrics::new(&make)?),
             hooks: HookMetrics::new(&make)?,
+            disaggregation: DisaggregationMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,

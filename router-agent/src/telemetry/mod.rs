@@ -2,6 +2,7 @@
 
 mod by_worker;
 mod cache;
+mod disaggregation;
 mod exemplars;
 mod faults;
 mod guard;
@@ -23,6 +24,7 @@ mod tokenize;
 mod traces;
 
 pub use cache::{CacheMetrics, CacheOutcome};
+pub use disaggregation::{DisaggregationMetrics, HandoffOutcome};
 pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
