@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, KvState, Reservation, Worker},
+    fleet::{Flight, Reservation},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
@@ -35,7 +35,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
-    hashes: Vec<u64>,
+    pub(super) hashes: Vec<u64>,
     /// Bytes of a block.
     pub(super) block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
@@ -119,30 +119,6 @@ impl Plan {
             self.bytes_per_token = self.size.bytes as f64 / tokens.len() as f64;
         }
         self.token_keys = TokenKeys::new(shared, &self.identity, tokens);
-    }
-
-    /// Asks the other gateways for its prefix, of which a worker is known here to have `best` blocks at most. Returns at once
-    /// where nothing is shared, or that is known well enough.
-    pub(super) async fn ask_others(&mut self, shared: &Shared, best: Option<u32>) {
-        if let Some((state, best)) = shared.state.as_ref().zip(best) {
-            self.hints = state.hints(&self.hashes, best).await;
-        }
-    }
-
-    /// The most of its blocks that were sent to one worker; none where nobody else would know better.
-    pub(super) fn known_blocks(&self, shared: &Shared, matches: &mut Matches) -> Option<u32> {
-        if shared.state.is_none() || !self.by_prefix || self.only.is_some() {
-            return None;
-        }
-        let workers = shared.fleet.workers();
-        let is_exact = |worker: &Arc<Worker>| worker.kv_cache.state() == KvState::Exact;
-        if self.token_keys.is_some() && workers.iter().all(is_exact) {
-            return None; // they say it themselves
-        }
-        shared.index.lookup(&self.hashes, matches);
-        let now = Instant::now();
-        let usable = workers.iter().filter(|worker| worker.is_routable(now));
-        Some(usable.map(|worker| matches.blocks(worker.slot)).max().unwrap_or(0))
     }
 
     /// Looks its blocks up, by what was sent where and by the workers' own word.

@@ -35,6 +35,7 @@ mod listen;
 mod lmcache;
 mod model;
 mod models;
+mod others;
 mod outgoing;
 mod overrides;
 mod panics;
