@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use warmpath_tests::{Gateway, Redis, Signal, eventually, get, sims, urls};
+use warmpath_tests::{Gateway, Redis, Signal, eventually, get, request, sims, urls};
 
 use crate::shared_gateways::{config, gateway, metric_is, write};
 
@@ -142,4 +142,47 @@ async fn a_server_without_memory_is_called_full_and_load_is_shared_all_the_same(
     redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
     is_in_state(&a, "up").await;
     drop(held);
+}
+
+/// SHA-256 of "sk-of-the-tests".
+const DIGEST: &str = "64892c5c164b1573f6b9b49bde79206797e83d5ae8eb9d886384fdbc0f60c045";
+
+#[tokio::test]
+async fn a_lease_that_does_not_come_is_waited_for_within_its_deadline() {
+    let Some(redis) = Redis::start("shared outages").await else { return };
+    let sims = sims(1).await;
+    // It is thought to be up for as long as a command may take.
+    let config = write(&format!(
+        "keys: [{{name: team, sha256: {DIGEST}, requests_per_second: 1000, burst: 5}}]\n\
+         shared: {{urls: ['{}'], timeout: 10s, limits: {{deadline: 1s}}}}\n",
+        redis.url()
+    ));
+    let gateway = gateway(&urls(&sims), &config, &[]).await;
+    is_in_state(&gateway, "up").await;
+    redis.signal(Signal::STOP);
+    let began = Instant::now();
+    let headers = [("content-type", "application/json"), ("authorization", "Bearer sk-of-the-tests")];
+    let body = r#"{"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}"#;
+    let path = "/v1/chat/completions";
+    let reply = request(gateway.address, "POST", path, &headers, body.to_owned()).await;
+    assert_eq!(reply.status, 200, "it goes by its own share: {}", reply.text());
+    assert!(began.elapsed() >= Duration::from_secs(1), "it was waited for");
+    assert!(uses(&gateway, "limits", "late").await >= 1.0);
+    redis.signal(Signal::CONT);
+}
+
+#[tokio::test]
+async fn a_load_is_told_at_its_interval() {
+    let Some(redis) = Redis::start("shared outages").await else { return };
+    let sims = sims(1).await;
+    let start = async |times: &str| {
+        let config = write(&format!("shared: {{urls: ['{}'], {times}}}\n", redis.url()));
+        gateway(&urls(&sims), &config, &[]).await
+    };
+    // An unchanged load is told each fourth time: after 4 s, and after 40 ms.
+    let seldom = start("load_interval: 1s, peer_ttl: 60s").await;
+    let often = start("load_interval: 10ms, peer_ttl: 60s").await;
+    let told = async |gateway: &Gateway| uses(gateway, "load", "ok").await;
+    eventually("a hundred messages", || async { (told(&often).await >= 100.0).then_some(()) }).await;
+    assert!(told(&seldom).await * 4.0 < told(&often).await);
 }

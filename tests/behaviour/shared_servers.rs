@@ -3,7 +3,7 @@
 use std::{path::Path, process::Output};
 
 use tokio::process::Command;
-use warmpath_tests::{Authority, Redis, binary, eventually, sims, urls};
+use warmpath_tests::{Authority, Redis, Signal, binary, eventually, sims, urls};
 
 use crate::shared_gateways::{config, explain, gateway, metric_is, write};
 
@@ -54,6 +54,45 @@ async fn a_password_is_shown_and_a_wrong_one_is_named() {
         assert!(said.contains("shared state: "), "{said}");
         assert!(!said.contains("wr0ng-one"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn names_and_times_are_as_configured_and_a_user_sees_its_own_keys_only() {
+    let Some(redis) = Redis::start("shared servers").await else { return };
+    let said = redis.ask(&["ACL", "SETUSER", "warm", "on", ">of-warm", "~edge:*", "&edge:*", "+@all"]).await;
+    assert!(said.contains("+OK"), "{said}");
+    let sims = sims(1).await;
+    let password = write("of-warm\n");
+    let config = write(&format!(
+        "shared: {{urls: ['{}'], username: warm, password_file: '{}', key_prefix: 'edge:', gateway: edge-1,\n\
+         \x20 hints: {{ttl: 77s}}, peer_ttl: 60s}}\n",
+        redis.url(),
+        text(password.path())
+    ));
+    let gateway = gateway(&urls(&sims), &config, &[]).await;
+    metric_is(&gateway, "warmpath_shared_state{state=\"up\"}", 1.0).await;
+    gateway.chat(&"A prompt of some length. ".repeat(100)).await;
+    let keys = eventually("hints", || async {
+        let keys = redis.ask(&["KEYS", "*"]).await;
+        keys.contains("edge:p:").then_some(keys)
+    })
+    .await;
+    let keys: Vec<_> = keys.lines().filter(|line| line.contains(':')).collect();
+    assert!(keys.contains(&"edge:gateway:edge-1"), "{keys:?}");
+    assert!(keys.iter().all(|key| key.starts_with("edge:")), "{keys:?}");
+    let hint = keys.iter().find(|key| key.starts_with("edge:p:")).expect("a hint");
+    let ttl = redis.ask(&["TTL", hint]).await;
+    let seconds: i64 = ttl.trim().trim_start_matches(':').parse().expect("seconds");
+    assert!((1..=77).contains(&seconds), "{seconds}");
+    // A gateway of which nothing is heard for `peer_ttl`, and no shorter, is thought to be there.
+    let mut other = crate::shared_gateways::gateway(&urls(&sims), &config, &[]).await;
+    metric_is(&gateway, "warmpath_shared_peers", 1.0).await;
+    other.signal(Signal::KILL);
+    other.ended().await;
+    let beats = "warmpath_shared_commands_total{result=\"ok\",use=\"load\"}";
+    let now = gateway.metric(beats).await;
+    eventually("more messages", || async { (gateway.metric(beats).await > now + 10.0).then_some(()) }).await;
+    metric_is(&gateway, "warmpath_shared_peers", 1.0).await;
 }
 
 #[tokio::test]
