@@ -50,6 +50,11 @@ enum Benchmark {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Several gateways that follow the KV events of the same workers: until all know the same (`-- --help` lists the options)
+    Converge {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Cost of size: fleets of up to 1,024 workers, KV events, 50 million pairs in the index (`-- --help` lists the options)
     Scale {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -111,6 +116,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args,
             &["router-agent", "warmpath-bench"],
             "a client was not treated as it must be (see above)",
+        ),
+        Benchmark::Converge { args } => bench(
+            "converge",
+            args,
+            &["router-agent", "vllm-sim", "warmpath-bench"],
+            "requests failed (see above)",
         ),
         Benchmark::Scale { args } => bench(
             "scale",
