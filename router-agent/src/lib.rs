@@ -15,6 +15,7 @@
 //! | [`index`] | which worker holds which prefix |
 //! | [`routing`] | how to choose: candidates in, one worker and the reason out |
 //! | [`fleet`] | the workers: health, circuit breaker, load in flight |
+//! | [`shared`] | what several gateways tell each other through Redis |
 //! | [`kv_events`] | what workers say of their KV caches |
 //! | [`tls`] | certificates and keys from files |
 //! | [`records`] | what was decided and why, for whoever asks later |
@@ -67,6 +68,8 @@ pub mod replay;
 pub mod routing;
 #[forbid(unsafe_code)]
 pub mod shaping;
+#[forbid(unsafe_code)]
+pub mod shared;
 #[forbid(unsafe_code)]
 pub mod telemetry;
 #[forbid(unsafe_code)]

@@ -228,6 +228,18 @@ pub const GUARD_RULE_SERIES_MAX: usize = 1_000;
 pub const GUARD_SYN_RATE: u32 = 1_000;
 /// New connections that a source may open at once after a pause.
 pub const GUARD_SYN_BURST: u32 = 2_000;
+/// Nodes of a Redis cluster that are named in the configuration; the others are learned from them.
+pub const SHARED_URLS_MAX: usize = 64;
+/// Gateways whose load is added up; what one more says is not heard.
+pub const SHARED_PEERS_MAX: usize = 256;
+/// Bytes of a message about a gateway's load: 1,024 workers with long URLs.
+pub const SHARED_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// Prefixes that wait to be written as hints, which is done every load interval; one more is dropped.
+pub const SHARED_HINTS_WAITING: usize = 65_536;
+/// Requests that wait for hints at the same time; one more goes on without.
+pub const SHARED_HINT_READS_MAX: usize = 1_024;
+/// Requests that wait for a lease of their tenant's limit; one more goes by this gateway's own share.
+pub const SHARED_LEASES_MAX: usize = 1_024;
 
 /// Bytes of a log filter that the admin port is given.
 pub const LOG_FILTER_BYTES_MAX: usize = 1024;

@@ -13,6 +13,7 @@ mod client;
 mod gateway;
 pub mod network;
 mod python;
+mod redis;
 pub mod stress;
 
 use std::{future::Future, time::Duration};
@@ -21,6 +22,7 @@ pub use certificates::{Authority, Pair, TlsClient};
 pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
 pub use gateway::{Gateway, Signal, binary};
 pub use python::python_with;
+pub use redis::Redis;
 pub use vllm_sim::{Sim, SimConfig, SimHandle};
 
 /// How long a condition is awaited before a test gives up on it.

@@ -84,7 +84,8 @@ struct PartView {
     excluded: Option<&'static str>,
     /// Tokens of the prompt that it is believed to have cached.
     matched_tokens: u32,
-    /// Whether that is its own word (`exact`) or what was sent there (`approximate`).
+    /// Whether that is its own word (`exact`), what was sent there (`approximate`), or what another gateway has sent there
+    /// (`hint`).
     match_kind: &'static str,
     /// What it would have to prefill.
     new_tokens: u32,

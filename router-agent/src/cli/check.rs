@@ -19,7 +19,8 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     warmpath check /etc/warmpath/warmpath.yaml\n  \
     warmpath check warmpath.yaml --offline     # the file only, e.g. in a build\n\n\
-Exit code: 0 if everything is right, 1 if the file is wrong or a worker cannot take requests.")]
+Exit code: 0 if everything is right, 1 if the file is wrong, a worker cannot take requests, or the server of the shared state \
+    does not answer.")]
 pub struct CheckArgs {
     /// The configuration.
     file: PathBuf,
@@ -53,6 +54,9 @@ pub enum CheckError {
         /// Of how many.
         workers: usize,
     },
+    /// Redis or Valkey, which is configured and cannot be used.
+    #[error("shared state: {0}")]
+    Shared(#[from] crate::shared::Fault),
     /// A defect of this program: two metrics with one name.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -79,14 +83,19 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CheckError> {
     let metrics = Metrics::new()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let workers = runtime.block_on(survey(&config, &metrics));
+    let is_shared = !config.shared.urls.is_empty();
+    let shared = is_shared.then(|| runtime.block_on(crate::shared::probe(&config.shared)));
     if args.json {
         println!("{}", serde_json::to_string_pretty(&workers).expect("strings and numbers serialise"));
     } else {
         println!("{} is right: {}\n", args.file.display(), summary(&config));
         print!("{}", table(&workers));
+        if let Some(Ok(probed)) = &shared {
+            println!("\nshared state: {probed}");
+        }
     }
     match workers.iter().filter(|worker| worker.fault.is_some()).count() {
-        0 => Ok(()),
+        0 => Ok(shared.transpose().map(drop)?),
         faulty => Err(CheckError::Workers { faulty, workers: workers.len() }),
     }
 }

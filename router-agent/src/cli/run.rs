@@ -18,12 +18,13 @@ use crate::{
     config::{self, Config, Front, Live, Splice},
     descriptors,
     fleet::{self, Fleet},
-    gateway::{self, CacheView, DataThread, KernelSide, Phase, Shared},
+    gateway::{self, CacheView, DataThread, KernelSide, Phase, Services, Shared},
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
     lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd, thrift},
     privileges::{self, Account},
+    shared::SharedState,
     telemetry::{LogFilter, Metrics, RelayPath},
     tls::{self, ServerTls},
     tokenize::Tokenizers,
@@ -82,8 +83,7 @@ pub(super) async fn serve(
         CacheView { indices: indices.clone(), predictions },
         metrics.clone(),
         KernelSide { relays: kernel.relays(), flows, decisions: kernel.take_decisions(), connections_max },
-        tokenizers,
-        tls.clone(),
+        Services { tokenizers, tls: tls.clone(), state: SharedState::new(&config, metrics.clone())? },
     ));
 
     let sockets = doors.sockets().map_err(system("cannot keep a handle on the listening sockets"))?;
@@ -104,6 +104,12 @@ pub(super) async fn serve(
     // What needs privileges is open. A thread that is started from here on has none.
     let rights = privileges::drop(|| kernel.can_use_maps())?;
     let succession = Succession::start(&config.instance, sockets);
+    let _shared_state = match &shared.state {
+        Some(state) => {
+            Some(state.start(&shared.fleet).map_err(system("cannot start the thread of the shared state"))?)
+        }
+        None => None,
+    };
     let _traces = shared.tracer.start().map_err(system("cannot start the thread of traces"))?;
     let _decision_log =
         shared.records.log().start().map_err(system("cannot start the thread of the decision log"))?;

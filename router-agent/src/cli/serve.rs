@@ -106,6 +106,9 @@ pub enum ServeError {
     /// Privileges cannot be given up.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    /// The shared state cannot be as it is configured.
+    #[error("shared state: {0}")]
+    Shared(#[from] crate::shared::Fault),
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),

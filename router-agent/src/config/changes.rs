@@ -84,6 +84,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         decisions,
         decision_log,
         traces,
+        shared,
     } = running;
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
@@ -130,6 +131,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("decisions", decisions, &new.decisions);
     changes.live("decision_log", decision_log, &new.decision_log);
     changes.live("traces", traces, &new.traces);
+    changes.fixed("shared", shared, &mut new.shared);
     changes.fixed("tokenizers", tokenizers, &mut new.tokenizers);
     changes
 }

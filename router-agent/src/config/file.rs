@@ -112,6 +112,8 @@ pub struct File {
     decision_log: DecisionLogFile,
     /// OpenTelemetry traces: docs/traces.md.
     traces: super::traces::TracesFile,
+    /// What several gateways tell each other through Redis or Valkey: docs/shared-state.md.
+    shared: super::shared::SharedFile,
 }
 
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
@@ -270,6 +272,7 @@ impl File {
         self.decisions.apply(&mut config.decisions);
         self.decision_log.apply(&mut config.decision_log);
         self.traces.apply(&mut config.traces)?;
+        self.shared.apply(&mut config.shared)?;
         if let Some(interfaces) = self.guard.interfaces {
             config.guard.interfaces =
                 interfaces.iter().map(|interface| interface.parse()).collect::<Result<_, _>>()?;

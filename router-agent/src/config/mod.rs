@@ -23,9 +23,11 @@ mod live;
 mod overrides;
 mod pattern;
 mod place;
+mod redis_url;
 mod routing;
 pub mod schema;
 mod secret;
+mod shared;
 mod shown;
 mod tls;
 mod tokenizers;
@@ -63,9 +65,12 @@ pub use kv_events::{KvEndpoints, KvEvents, WorkerKvEvents};
 pub use live::Live;
 pub use overrides::Overrides;
 pub use pattern::ModelPattern;
+pub use redis_url::RedisUrl;
 pub(crate) use routing::parse_policy;
 pub use routing::{Lmcache, Routing};
+pub use secret::Hidden;
 pub(crate) use secret::admin_token_of_environment;
+pub use shared::{Hints, Part, SharedLimits, SharedState};
 pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
@@ -270,6 +275,8 @@ pub struct Config {
     pub decision_log: DecisionLog,
     /// Traces.
     pub traces: Traces,
+    /// What gateways tell each other.
+    pub shared: SharedState,
 }
 
 impl Default for Config {
@@ -322,6 +329,7 @@ impl Default for Config {
             decisions: Decisions::default(),
             decision_log: DecisionLog::default(),
             traces: Traces::default(),
+            shared: SharedState::default(),
         }
     }
 }
@@ -415,6 +423,7 @@ impl Config {
         self.decisions.validate()?;
         self.decision_log.validate()?;
         self.traces.validate()?;
+        self.shared.validate()?;
         if self.scrape_interval.is_zero() {
             return value("scrape_interval", "0s: must be longer than zero".to_owned());
         }

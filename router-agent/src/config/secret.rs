@@ -20,7 +20,7 @@ pub(super) struct Place {
 /// A string that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
-pub(super) struct Hidden(pub(super) String);
+pub struct Hidden(pub(super) String);
 
 impl std::fmt::Debug for Hidden {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -63,6 +63,11 @@ impl Hidden {
     /// Whether this names a place and is no secret itself.
     pub(super) fn is_elsewhere(&self) -> bool {
         variable(&self.0).is_some()
+    }
+
+    /// The secret itself.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
     }
 
     /// All that is kept of one that is to be shown to us.

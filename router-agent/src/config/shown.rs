@@ -52,12 +52,13 @@ pub fn shown(config: &Config) -> Value {
         decisions,
         decision_log,
         traces,
+        shared,
         aliases,
         hooks,
         overrides,
         cache,
     } = config;
-    let value = json!({
+    let mut value = json!({
         "listen": listen,
         "admin": admin,
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
@@ -157,6 +158,7 @@ pub fn shown(config: &Config) -> Value {
             "ttl": time(cache.ttl),
         },
     });
+    value["shared"] = shared.shown(); // one key more is too much for the macro
     without_nulls(value)
 }
 
@@ -356,11 +358,11 @@ fn ranges(ranges: &[Cidr]) -> Vec<String> {
     ranges.iter().map(ToString::to_string).collect()
 }
 
-fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
+pub(super) fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
     secret.map(|_| MASK)
 }
 
-fn time(time: Duration) -> String {
+pub(super) fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 

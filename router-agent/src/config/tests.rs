@@ -28,6 +28,8 @@ fn every_key_has_its_effect() {
          cache: {mode: all, max_bytes: 1MiB, max_entry: 8KiB, ttl: 1s}\n\
          decisions: {keep: 5, max_bytes: 2MiB}\n\
          traces: {endpoint: 'http://c:4318', protocol: http, sample: 0.5, service_name: edge, headers: {x-key: k3y}}\n\
+         shared: {urls: ['rediss://a:1', 'rediss://b'], cluster: on, username: u, password: p4ss, ca: /ca.pem, key_prefix: 'x:', gateway: gw1,\n\
+         \x20 timeout: 1s, load_interval: 20ms, peer_ttl: 2s, hints: {mode: off, deadline: 3ms, ttl: 4s}, limits: {mode: off, deadline: 5ms}}\n\
          decision_log: {path: /var/log/d.jsonl, rotate_bytes: 1MiB, keep: 2, prompts: hashes, sample: 0.5}\n\
          tokenizers: {default: worker, models: {a/b: off, c: {local: /models/c}}, threads: 4, queue: 5, deadline: 6ms, cache: 7MiB}\n",
     )
@@ -131,6 +133,30 @@ fn every_key_has_its_effect() {
             headers: [(http::HeaderName::from_static("x-key"), HeaderValue::from_static("k3y"))]
                 .into_iter()
                 .collect(),
+        }
+    );
+    let shared = &config.shared;
+    assert_eq!(
+        shared.urls.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["rediss://a:1", "rediss://b:6379"]
+    );
+    assert_eq!(shared.password.as_ref().map(Hidden::reveal), Some("p4ss"));
+    assert!(!format!("{shared:?}").contains("p4ss"));
+    assert_eq!(
+        *shared,
+        SharedState {
+            urls: shared.urls.clone(),
+            is_cluster: true,
+            username: Some("u".to_owned()),
+            password: shared.password.clone(),
+            ca: Some("/ca.pem".into()),
+            key_prefix: "x:".to_owned(),
+            gateway: Some("gw1".to_owned()),
+            timeout: ms(1000),
+            load_interval: ms(20),
+            peer_ttl: ms(2000),
+            hints: Hints { is_on: false, deadline: ms(3), ttl: ms(4000) },
+            limits: SharedLimits { is_on: false, deadline: ms(5) },
         }
     );
     let cache = Cache { mode: CacheMode::All, bytes_max: 1 << 20, entry_bytes_max: 8 << 10, ttl: ms(1000) };

@@ -197,7 +197,7 @@ async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, histor
             list_models(worker, settings.health.timeout).await;
             if worker.health() != Health::Healthy && history.passes >= settings.health.healthy_after {
                 if std::mem::take(&mut history.refused) {
-                    index.clear(worker.slot);
+                    forget_prefixes(worker, index);
                 }
                 tracing::info!(worker = %worker.name, "worker is healthy");
                 worker.set_health(Health::Healthy);
@@ -213,6 +213,12 @@ async fn check(worker: &Worker, index: &PrefixIndex, settings: &Settings, histor
             }
         }
     }
+}
+
+/// Its cache is empty: what was sent there before counts for nothing.
+fn forget_prefixes(worker: &Worker, index: &PrefixIndex) {
+    worker.emptied_now();
+    index.clear(worker.slot);
 }
 
 /// One health check: 200 within the time, or why not.
@@ -261,7 +267,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     let engine = &worker.engine;
     engine.running.store(scrape.running.unwrap_or(0.0) as u32, Relaxed);
     engine.waiting.store(scrape.waiting.unwrap_or(0.0) as u32, Relaxed);
-    engine.in_flight_at_scrape.store(worker.load.in_flight(), Relaxed);
+    engine.in_flight_at_scrape.store(worker.in_flight_of_all(), Relaxed);
     engine.kv_usage_permille.store((scrape.kv_usage.unwrap_or(0.0) * 1000.0) as u32, Relaxed);
     let adapters = scrape.adapters.iter().map(|(name, state)| (model_key(name), *state)).collect();
     engine.adapters.store(Some(Arc::new(adapters)));
@@ -273,7 +279,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     if let Some(start) = scrape.process_start {
         if history.process_start.is_some_and(|known| known.to_bits() != start.to_bits()) {
             tracing::info!(worker = %worker.name, "worker was restarted: its prefixes are forgotten");
-            index.clear(worker.slot);
+            forget_prefixes(worker, index);
         }
         history.process_start = Some(start);
         history.refused = false;
@@ -282,7 +288,7 @@ async fn scrape(worker: &Worker, index: &PrefixIndex, settings: &Settings, histo
     let was_emptied = scrape.kv.is_asleep || history.emptied.is_some_and(|known| emptied > known);
     // Whoever follows its events knows better what has been stored since.
     if was_emptied && !worker.kv_cache.state().is_sound() {
-        index.clear(worker.slot);
+        forget_prefixes(worker, index);
     }
     history.emptied = Some(emptied);
     worker.kv_cache.scraped(scrape.kv);

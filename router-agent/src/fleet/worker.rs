@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,8 +14,8 @@ use http::HeaderValue;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, Pulse, Record, Rest, Standing, WorkerSpeed,
-    standing::StandingCell,
+    Breaker, FleetSpeed, KvCache, Liveness, Load, Models, PeerLoad, Pulse, Record, Rest, Standing,
+    WorkerSpeed, standing::StandingCell,
 };
 use crate::{
     config::{WorkerConfig, WorkerKvEvents, WorkerRole, WorkerUrl},
@@ -58,7 +58,8 @@ pub struct Engine {
     pub running: AtomicU32,
     /// `vllm:num_requests_waiting`, summed over engines.
     pub waiting: AtomicU32,
-    /// What this gateway had in flight there when the two were read: the rest is other people's.
+    /// What was in flight there from this gateway, and from others by their word, when the two were read: the rest is
+    /// other people's.
     pub in_flight_at_scrape: AtomicU32,
     /// `vllm:kv_cache_usage_perc` × 1000, the fullest engine.
     pub kv_usage_permille: AtomicU32,
@@ -94,10 +95,14 @@ pub struct Worker {
     pub url: WorkerUrl,
     /// `name`, ready for `x-warmpath-worker`.
     pub name_header: HeaderValue,
+    /// `url` as text: by it gateways know a worker among each other, whatever each of them calls it.
+    pub address_text: Box<str>,
     /// `host:port`, ready for `Host`.
     pub host_header: HeaderValue,
     /// What this gateway has in flight on it.
     pub load: Load,
+    /// What other gateways have.
+    pub peers: PeerLoad,
     /// Its circuit breaker.
     pub breaker: Breaker,
     /// How it does beside the others.
@@ -119,6 +124,7 @@ pub struct Worker {
     /// A [`WorkerRole`].
     role: AtomicU8,
     is_cut_off: AtomicBool,
+    emptied_s: AtomicU64,
     kv_events: ArcSwap<WorkerKvEvents>,
     access: ArcSwap<Access>,
     address: ArcSwapOption<SocketAddr>,
@@ -170,8 +176,10 @@ impl Worker {
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
+            address_text: url.to_string().into(),
             url,
             load: Load::default(),
+            peers: PeerLoad::default(),
             breaker,
             record: Record::default(),
             rest: Rest::default(),
@@ -186,6 +194,7 @@ impl Worker {
             standing: StandingCell::default(),
             role: AtomicU8::new(config.role as u8),
             is_cut_off: AtomicBool::new(false),
+            emptied_s: AtomicU64::new(0),
             kv_events: ArcSwap::from_pointee(kv_events),
             access: ArcSwap::from_pointee(Access::of(config)),
             address: ArcSwapOption::empty(),
@@ -218,6 +227,11 @@ impl Worker {
     /// Whether others are asked, as long as there are any: it is an outlier, or wants to be left alone.
     pub fn is_left_out(&self, now: Instant) -> bool {
         self.record.is_ejected() || self.rest.holds(now)
+    }
+
+    /// Requests in flight on it, of this gateway and, by their word, of all others.
+    pub fn in_flight_of_all(&self) -> u32 {
+        self.load.in_flight().saturating_add(self.peers.in_flight())
     }
 
     /// Whether it is given requests.
@@ -253,6 +267,17 @@ impl Worker {
 
     pub(super) fn cut_off(&self) {
         self.is_cut_off.store(true, Relaxed);
+    }
+
+    /// When its cache was last seen to have been emptied, seconds since 1970; 0: never, as far as this gateway knows.
+    pub fn emptied_s(&self) -> u64 {
+        self.emptied_s.load(Relaxed)
+    }
+
+    /// Its cache is empty from now on.
+    pub fn emptied_now(&self) {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.emptied_s.store(since.map_or(0, |since| since.as_secs()), Relaxed);
     }
 
     /// What it wants to be shown, and what it has to show.

@@ -26,6 +26,7 @@ use crate::{
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
     routing::{self, Ask, Candidate, Decision, Policy, Settings},
+    shared::Hinted,
     telemetry::ModelMetrics,
     tenants::Tenant,
 };
@@ -34,7 +35,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Plan {
     /// Block hashes of the prompt; empty for requests without one.
-    hashes: Vec<u64>,
+    pub(super) hashes: Vec<u64>,
     /// Bytes of a block.
     pub(super) block_bytes: usize,
     /// The same by tokens, where they are known: for workers whose KV events are followed.
@@ -65,6 +66,8 @@ pub(super) struct Plan {
     ask_tokens: AskTokens,
     /// What the LMCache controller knows of the prompt, in place of the index.
     pub(super) lmcache: Option<Matched>,
+    /// Leading blocks of the prompt that other gateways have sent to a worker.
+    pub(super) hints: Hinted,
     /// Whose request it is, and of which kind: for its record.
     tenant: Arc<str>,
     route: Route,
@@ -147,7 +150,7 @@ pub(super) struct Choice {
 /// Buffers that a thread's decisions share, so that deciding allocates nothing.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    matches: Matches,
+    pub(super) matches: Matches,
     /// By key space.
     token_matches: Vec<Matches>,
     candidates: Vec<Candidate>,
@@ -211,6 +214,7 @@ pub(super) fn plan(
             priority: None,
             ask_tokens: AskTokens::Nothing,
             lmcache: None,
+            hints: Hinted::new(),
             tenant: tenant.name.clone(),
             route,
             is_traced: false,
@@ -253,6 +257,7 @@ pub(super) fn plan(
         priority: request.priority,
         ask_tokens: AskTokens::of(shared, kind, &request),
         lmcache: None,
+        hints: Hinted::new(),
         tenant: tenant.name.clone(),
         route,
         is_traced: false,
@@ -300,6 +305,9 @@ pub(super) fn choose(
     let mut prediction = None;
     if plan.by_prefix {
         shared.index.insert(decision.slot, &plan.hashes);
+        if let Some(state) = shared.state.as_ref().filter(|_| match_kind != MatchKind::Exact) {
+            state.sent(flight.worker(), &plan.hashes, matches.blocks(decision.slot));
+        }
         prediction = plan.token_keys.as_ref().and_then(|keys| {
             let held = keys.match_of(flight.worker(), token_matches)?.blocks;
             shared.predictions.predict(decision.slot, keys.of_worker(flight.worker())?, held)
@@ -309,6 +317,10 @@ pub(super) fn choose(
             match match_kind {
                 MatchKind::Exact => metrics.matches_exact.inc(),
                 MatchKind::Approximate => metrics.matches_approximate.inc(),
+                MatchKind::Hint => {
+                    metrics.matches_approximate.inc();
+                    shared.metrics.shared.hints_used.inc();
+                }
             }
             shared.metrics.prompt_tokens.inc_by(u64::from(plan.prompt_tokens));
             shared.metrics.matched_tokens.inc_by(u64::from(decision.matched_tokens));

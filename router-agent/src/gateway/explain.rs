@@ -79,7 +79,8 @@ pub struct Part {
     pub worker: Arc<Worker>,
     /// What it was compared by, whether it may be chosen or not.
     pub score: Score,
-    /// Whether its matched tokens are its own word (`exact`) or what was sent there (`approximate`).
+    /// Whether its matched tokens are its own word (`exact`), what was sent there (`approximate`), or what another gateway has
+    /// sent there (`hint`).
     pub match_kind: &'static str,
     /// Why it cannot be chosen; none: it can.
     pub excluded: Option<&'static str>,
@@ -103,6 +104,8 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     {
         plan.lmcache = controller.look(shared, tokens).await;
     }
+    let known = plan.known_blocks(shared, &mut Matches::new());
+    plan.ask_others(shared, known).await;
     let bounds = Bounds::of(&config.limits);
     let wanted = |stage| Wanted {
         stage,

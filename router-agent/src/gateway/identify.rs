@@ -1,19 +1,19 @@
 //! Who asks: the first step of a request's way, before a byte of its body is read.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 
-use super::{GatewayError, route};
-use crate::tenants::{Admission, Standings, Tenants};
+use super::{GatewayError, Shared, lease::within_limits, route};
+use crate::tenants::{Admission, Standings};
 
 /// Finds the tenant and counts its request in. A refusal has cost a look at the head and nothing else.
-pub(super) fn identify(tenants: &Tenants, parts: &Parts) -> Result<Admission, GatewayError> {
-    let tenant = tenants.identify(&parts.headers)?;
+pub(super) async fn identify(shared: &Shared, parts: &Parts) -> Result<Admission, GatewayError> {
+    let tenant = shared.tenants.identify(&parts.headers)?;
     if !tenant.all_paths && !route::is_api(parts.uri.path()) {
         return Err(GatewayError::PathNotAllowed);
     }
-    Ok(tenant.admit(Instant::now())?)
+    Ok(within_limits(shared, |source, now| tenant.admit(source, now)).await?)
 }
 
 const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");

@@ -24,7 +24,8 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
+    /// By the worker's own word, if that is all there is to know; else by what was sent there, by this gateway or by others,
+    /// if that is more.
     pub(super) fn matched(&self, worker: &Worker) -> TokenMatch {
         let Self { plan, matches, token_matches, .. } = *self;
         let blocks = matches.blocks(worker.slot);
@@ -33,8 +34,11 @@ impl Known<'_> {
             return TokenMatch { kind: MatchKind::Approximate, blocks, tokens };
         }
         let sent = || {
+            let hint = plan.hints.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, blocks)| *blocks);
+            let (kind, blocks) =
+                if hint > blocks { (MatchKind::Hint, hint) } else { (MatchKind::Approximate, blocks) };
             let tokens = plan.size.tokens_of_blocks(blocks, plan.block_bytes, plan.bytes_per_token);
-            TokenMatch { kind: MatchKind::Approximate, blocks, tokens }
+            TokenMatch { kind, blocks, tokens }
         };
         match plan.token_keys.as_ref().and_then(|keys| keys.match_of(worker, token_matches)) {
             Some(own) if own.kind == MatchKind::Exact => own,
@@ -51,7 +55,7 @@ impl Known<'_> {
 
     /// The worker as the policies see it.
     pub(super) fn candidate(&self, worker: &Worker) -> Candidate {
-        let Worker { slot, load, engine, .. } = worker;
+        let Worker { slot, load, peers, engine, .. } = worker;
         let mut matched = self.matched(worker);
         if self.stage == Stage::Decode {
             (matched.tokens, matched.blocks) = (0, 0);
@@ -60,9 +64,9 @@ impl Known<'_> {
             slot: *slot,
             matched_tokens: matched.tokens,
             matched_blocks: matched.blocks,
-            in_flight: load.in_flight(),
-            pending: load.pending(),
-            queued_prefill_tokens: load.queued_prefill_tokens(),
+            in_flight: worker.in_flight_of_all(),
+            pending: load.pending().saturating_add(peers.pending()),
+            queued_prefill_tokens: load.queued_prefill_tokens().saturating_add(peers.queued_prefill_tokens()),
             running: engine.running.load(Relaxed),
             waiting: engine.waiting.load(Relaxed),
             in_flight_at_scrape: engine.in_flight_at_scrape.load(Relaxed),

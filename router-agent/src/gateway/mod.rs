@@ -32,10 +32,12 @@ mod identify;
 mod idlers;
 mod known;
 mod last_words;
+mod lease;
 mod listen;
 mod lmcache;
 mod model;
 mod models;
+mod others;
 mod outgoing;
 mod overrides;
 mod panics;
@@ -81,6 +83,7 @@ use crate::{
     kv_events::{Indices, Predictions},
     records::Recorder,
     routing::{Policy, Reason, Router, Settings},
+    shared::SharedState,
     telemetry::Metrics,
     tenants::Tenants,
     tls::ServerTls,
@@ -131,6 +134,16 @@ pub struct CacheView {
     pub predictions: Predictions,
 }
 
+/// What requests are served with besides workers.
+pub struct Services {
+    /// Where token ids come from.
+    pub tokenizers: Tokenizers,
+    /// The data port's certificate, if it has one.
+    pub tls: Option<Arc<ServerTls>>,
+    /// What other gateways know, if they share it.
+    pub state: Option<Arc<SharedState>>,
+}
+
 /// What all data threads share.
 pub struct Shared {
     /// The configuration in force. A request on a data thread has its own snapshot of it.
@@ -155,6 +168,8 @@ pub struct Shared {
     pub tenants: Tenants,
     /// The data port's certificate, if it has one.
     pub tls: Option<Arc<ServerTls>>,
+    /// What other gateways know; none where nothing is shared.
+    pub state: Option<Arc<SharedState>>,
     bytes_per_token: BytesPerToken,
     /// Where decisions are published, if the kernel has the map.
     decisions_map: Option<Decisions>,
@@ -198,9 +213,9 @@ impl Shared {
         caches: CacheView,
         metrics: Arc<Metrics>,
         kernel: KernelSide,
-        tokenizers: Tokenizers,
-        tls: Option<Arc<ServerTls>>,
+        services: Services,
     ) -> Self {
+        let Services { tokenizers, tls, state } = services;
         let KernelSide { relays, flows, decisions: decisions_map, connections_max } = kernel;
         let router = |settings| Router::new(settings, fastrand::u64(..));
         let started = config.get();
@@ -219,6 +234,7 @@ impl Shared {
             pulses: Arc::new(Pulses::new(started.threads)),
             retries: RetryBudget::new(started.limits.retry_share),
             tls,
+            state,
             tenants: Tenants::new(&started.keys, metrics.clone()),
             config,
             fleet,

@@ -13,6 +13,7 @@ use super::{
     admission::Bid,
     bodies::{Collected, Held},
     choose::{self, Plan},
+    lease::within_limits,
     outgoing::Outgoing,
     overrides::Overrides,
     route::Route,
@@ -100,7 +101,9 @@ impl Planned {
             trace.step(Phase::Tokenize, tokenizing);
         }
         let admission = account.admission().expect("only requests that were let in are answered");
-        admission.charge_prompt(plan.prompt_tokens(), Instant::now())?;
+        let prompt_tokens = plan.prompt_tokens();
+        let charge = |source, now| admission.charge_prompt(prompt_tokens, source, now);
+        within_limits(shared, charge).await?;
         let tenant = admission.tenant();
         let bid = Bid {
             tenant: tenant.name.clone(),
@@ -111,6 +114,8 @@ impl Planned {
         if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
             plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
         }
+        let known = plan.known_blocks(shared, &mut context.scratch.borrow_mut().matches);
+        plan.ask_others(shared, known).await;
         Ok(bid)
     }
 }

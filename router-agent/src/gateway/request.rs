@@ -96,7 +96,10 @@ pub(super) async fn handle(
     let config = context.config();
     let (parts, body) = request.into_parts();
     let trace = context.shared.tracer.begin(&parts.headers).map(|trace| (trace, Instant::now()));
-    let admitted = conformance::check(&parts).and_then(|()| admit(context, &config, &parts));
+    let admitted = match conformance::check(&parts) {
+        Ok(()) => admit(context, &config, &parts).await,
+        Err(error) => Err(error),
+    };
     let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
     headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
@@ -191,13 +194,13 @@ pub(super) async fn handle(
 }
 
 /// What a head says for itself: what its sender wishes and decides, and whether it may ask at all.
-pub(super) fn admit(
+pub(super) async fn admit(
     context: &ThreadContext,
     config: &Config,
     parts: &Parts,
 ) -> Result<(Wishes, Overrides, Admission), GatewayError> {
     let wishes = Wishes::read(&parts.headers, Instant::now())?;
-    let admission = identify(&context.shared.tenants, parts)?;
+    let admission = identify(&context.shared, parts).await?;
     let allowed = admission.tenant().overrides(config.overrides);
     Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
 }

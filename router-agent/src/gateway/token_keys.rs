@@ -32,6 +32,8 @@ pub(super) enum MatchKind {
     Exact,
     /// What was sent there, or part of its events.
     Approximate,
+    /// What another gateway has sent there.
+    Hint,
 }
 
 impl MatchKind {
@@ -40,6 +42,7 @@ impl MatchKind {
         match self {
             Self::Exact => "exact",
             Self::Approximate => "approximate",
+            Self::Hint => "hint",
         }
     }
 }

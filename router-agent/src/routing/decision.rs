@@ -32,11 +32,11 @@ pub struct Candidate {
     pub matched_tokens: u32,
     /// The same in blocks.
     pub matched_blocks: u32,
-    /// Requests that this gateway has sent there and that have not ended.
+    /// Requests that have been sent there and have not ended: by this gateway, and by those that tell it theirs.
     pub in_flight: u32,
     /// Of these, requests whose first body byte has not come.
     pub pending: u32,
-    /// Prefill tokens sent there by this gateway for requests whose first body byte has not come.
+    /// Prefill tokens sent there, by the same, for requests whose first body byte has not come.
     pub queued_prefill_tokens: u64,
     /// `vllm:num_requests_running` at the last scrape; 0 if there was none.
     pub running: u32,
@@ -74,8 +74,8 @@ impl Candidate {
         }
     }
 
-    /// Requests that the worker has now: ours, which are exact, and those of others (another gateway, a client of
-    /// its own), which are what the last scrape showed beyond ours. With `in_flight_at_scrape` left equal to
+    /// Requests that the worker has now: ours, which are exact, and those of others (a gateway that tells nothing, a
+    /// client of its own), which are what the last scrape showed beyond ours. With `in_flight_at_scrape` left equal to
     /// `in_flight` this is the larger of the two counts.
     pub fn batch(&self) -> u32 {
         let scraped = self.running.saturating_add(self.waiting);

@@ -15,8 +15,8 @@ use router_common::cores::SteeringCounts;
 
 use super::{
     CacheMetrics, DisaggregationMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics,
-    LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, TenantFamilies, TlsMetrics,
-    TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
+    LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies,
+    TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -94,6 +94,8 @@ pub struct Metrics {
     pub kv_events: KvEventMetrics,
     /// Where token ids come from.
     pub tokenize: TokenizeMetrics,
+    /// What gateways share.
+    pub shared: SharedMetrics,
     /// API keys.
     pub tenants: TenantFamilies,
     /// By model.
@@ -392,6 +394,7 @@ impl Metrics {
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,
+            shared: SharedMetrics::new(&make)?,
             tenants: TenantFamilies::new(&make)?,
             models: ModelFamilies::new(&make)?,
             tls: TlsMetrics::new(&make)?,
@@ -474,6 +477,7 @@ impl Metrics {
         self.worker_prefill_rate.with_label_values(&[name]).set(rate);
         self.worker_decode_slope.with_label_values(&[name]).set(worker.speed.decode_slope_s());
         self.faults.refresh(worker);
+        self.shared.set_peer_load(name, worker.peers.in_flight(), worker.peers.queued_prefill_tokens());
         let health = worker.health();
         for state in Health::ALL {
             let is = i64::from(state == health);

@@ -1,4 +1,7 @@
 //! A token bucket that may go into debt: what an answer costs is known only when it is there.
+//!
+//! It is filled by time, or by leases: where several gateways share their limits there is one bucket for all of them
+//! ([`crate::shared`]), and what this one holds was taken out of that.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,32 @@ pub(super) struct Rate {
     /// What comes in.
     pub(super) per_second: f64,
 }
+
+/// What a bucket is filled by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Source {
+    /// Time: this share of the rate.
+    Time { share: f64 },
+    /// Leases of the bucket that all gateways have together.
+    Leases,
+}
+
+impl Source {
+    /// Of a gateway that is alone.
+    pub const ALONE: Self = Self::Time { share: 1.0 };
+}
+
+/// There is less than was to be taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Short {
+    /// By so much.
+    pub(super) missing: f64,
+    /// When there will be enough. None: never, it is more than a full bucket.
+    pub(super) after: Option<Duration>,
+}
+
+/// How long a lease may be used: what a gateway does not need by then is lost, and comes back with time.
+const LEASE_TTL: Duration = Duration::from_secs(1);
 
 /// How a bucket stands, as the `x-ratelimit-…` headers tell it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,24 +63,40 @@ pub(super) struct Bucket {
 struct Level {
     amount: f64,
     at: Instant,
+    source: Source,
+    /// When the last lease came.
+    leased: Instant,
+    /// What the bucket of all gateways held then.
+    elsewhere: f64,
 }
 
 impl Bucket {
     /// A full one.
     pub(super) fn new(now: Instant) -> Self {
-        Self { level: Mutex::new(Level { amount: f64::INFINITY, at: now }) }
+        let (amount, source) = (f64::INFINITY, Source::ALONE);
+        Self { level: Mutex::new(Level { amount, at: now, source, leased: now, elsewhere: 0.0 }) }
     }
 
-    /// Takes `amount`, if there is so much; else says when there will be. None: never, it is more than a full bucket.
-    pub(super) fn take(&self, rate: Rate, amount: f64, now: Instant) -> Result<(), Option<Duration>> {
+    /// Takes `amount`, if there is so much; else says when there will be.
+    pub(super) fn take(&self, rate: Rate, amount: f64, source: Source, now: Instant) -> Result<(), Short> {
         let mut level = self.level.lock();
+        level.turn_to(source);
         level.fill(rate, now);
         if level.amount >= amount {
             level.amount -= amount;
             return Ok(());
         }
-        let fits = amount <= rate.capacity;
-        Err(fits.then(|| seconds((amount - level.amount) / rate.per_second)))
+        let (fits, missing) = (amount <= rate.capacity, amount - level.amount);
+        Err(Short { missing, after: fits.then(|| seconds(missing / rate.per_second)) })
+    }
+
+    /// A lease has come, which leaves `elsewhere` in the bucket of all gateways.
+    pub(super) fn grant(&self, amount: f64, elsewhere: f64, now: Instant) {
+        let mut level = self.level.lock();
+        if level.source == Source::Leases {
+            level.amount += amount;
+            (level.leased, level.elsewhere) = (now, elsewhere);
+        }
     }
 
     /// Takes `amount` whether it is there or not; a negative one is given back.
@@ -64,19 +109,38 @@ impl Bucket {
     pub(super) fn standing(&self, rate: Rate, now: Instant) -> Standing {
         let mut level = self.level.lock();
         level.fill(rate, now);
+        let left = match level.source {
+            Source::Time { .. } => level.amount,
+            Source::Leases => level.amount + level.elsewhere,
+        };
         Standing {
             limit: rate.capacity as u64,
-            remaining: level.amount.max(0.0) as u64,
-            reset: seconds((rate.capacity - level.amount) / rate.per_second),
+            remaining: left.max(0.0) as u64,
+            reset: seconds((rate.capacity - left) / rate.per_second),
         }
     }
 }
 
 impl Level {
+    /// Goes on with another source. A debt stays; what came by time is not to be spent beside leases.
+    fn turn_to(&mut self, source: Source) {
+        if source == Source::Leases && self.source != Source::Leases {
+            self.amount = self.amount.min(0.0);
+        }
+        self.source = source;
+    }
+
     fn fill(&mut self, rate: Rate, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = self.at.max(now);
-        self.amount = (self.amount + elapsed * rate.per_second).min(rate.capacity);
+        match self.source {
+            Source::Time { share } => self.amount += elapsed * rate.per_second * share,
+            Source::Leases if now.saturating_duration_since(self.leased) > LEASE_TTL => {
+                self.amount = self.amount.min(0.0);
+            }
+            Source::Leases => {}
+        }
+        self.amount = self.amount.min(rate.capacity);
     }
 }
 
@@ -99,10 +163,11 @@ mod tests {
     fn it_starts_full_and_says_when_there_will_be_enough() {
         let start = Instant::now();
         let bucket = Bucket::new(start);
-        assert_eq!(bucket.take(RATE, 10.0, start), Ok(()));
-        assert_eq!(bucket.take(RATE, 3.0, start), Err(Some(Duration::from_millis(1500))));
-        assert_eq!(bucket.take(RATE, 3.0, start + Duration::from_millis(1500)), Ok(()));
-        assert_eq!(bucket.take(RATE, 10.5, start), Err(None), "more than it ever holds");
+        let take = |amount, at| bucket.take(RATE, amount, Source::ALONE, at).map_err(|short| short.after);
+        assert_eq!(take(10.0, start), Ok(()));
+        assert_eq!(take(3.0, start), Err(Some(Duration::from_millis(1500))));
+        assert_eq!(take(3.0, start + Duration::from_millis(1500)), Ok(()));
+        assert_eq!(take(10.5, start), Err(None), "more than it ever holds");
         assert_eq!(remaining(&bucket, start + Duration::from_hours(1)), 10, "and no more than it holds");
     }
 
@@ -112,11 +177,41 @@ mod tests {
         let bucket = Bucket::new(start);
         bucket.settle(RATE, 14.0, start);
         assert_eq!(remaining(&bucket, start), 0);
-        assert_eq!(bucket.take(RATE, 1.0, start), Err(Some(Duration::from_millis(2500))));
+        let short = bucket.take(RATE, 1.0, Source::ALONE, start).unwrap_err();
+        assert_eq!(short.after, Some(Duration::from_millis(2500)));
         bucket.settle(RATE, -9.0, start);
         assert_eq!(remaining(&bucket, start), 5);
         bucket.settle(RATE, -100.0, start);
         assert_eq!(remaining(&bucket, start), 10);
+    }
+
+    #[test]
+    fn leases_are_all_that_there_is_and_are_used_within_a_second() {
+        let start = Instant::now();
+        let bucket = Bucket::new(start);
+        let take = |at| bucket.take(RATE, 1.0, Source::Leases, at).map_err(|short| short.missing);
+        assert_eq!(take(start), Err(1.0), "what came by time is not counted");
+        bucket.grant(2.0, 7.0, start);
+        assert_eq!(bucket.standing(RATE, start).remaining, 9);
+        assert_eq!((take(start), take(start), take(start)), (Ok(()), Ok(()), Err(1.0)));
+        assert_eq!(take(start + Duration::from_hours(1)), Err(1.0), "and nothing comes by time");
+        bucket.grant(5.0, 0.0, start);
+        assert_eq!(take(start + LEASE_TTL), Ok(()));
+        assert_eq!(take(start + LEASE_TTL * 2), Err(1.0), "the rest of the lease is lost");
+        bucket.settle(RATE, 4.0, start);
+        assert_eq!(take(start), Err(5.0), "a debt is paid by the next lease");
+    }
+
+    #[test]
+    fn several_gateways_that_lose_each_other_have_a_share_each() {
+        let start = Instant::now();
+        let bucket = Bucket::new(start);
+        assert!(bucket.take(RATE, 1.0, Source::Leases, start).is_err());
+        let half = Source::Time { share: 0.5 };
+        let take = |at| bucket.take(RATE, 1.0, half, at).is_ok();
+        assert!(!take(start));
+        assert!(take(start + Duration::from_secs(1)), "one of two each second");
+        assert!(!take(start + Duration::from_millis(1_500)));
     }
 
     #[test]
@@ -127,6 +222,7 @@ mod tests {
         assert_eq!(bucket.standing(smaller, start).remaining, 4);
         let never = Rate { capacity: 1.0, per_second: 1e-300 };
         bucket.settle(never, 1.0, start);
-        assert_eq!(bucket.take(never, 1.0, start), Err(Some(Duration::MAX)), "it does not overflow");
+        let short = bucket.take(never, 1.0, Source::ALONE, start).unwrap_err();
+        assert_eq!(short.after, Some(Duration::MAX), "it does not overflow");
     }
 }

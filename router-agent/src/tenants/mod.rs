@@ -5,7 +5,7 @@
 //! own. Without keys in the configuration everyone is one tenant, [`DEFAULT`], without limits, and clients' keys pass to the
 //! workers as they are.
 //!
-//! Limits are per tenant and gateway: requests per second (a token bucket with a burst), requests at the same time, and
+//! Limits are per tenant, and per gateway unless several of them share their limits ([`crate::shared`]): requests per second (a token bucket with a burst), requests at the same time, and
 //! tokens per minute (a token bucket of one minute). The prompt's tokens are taken when they are known, before a worker is
 //! chosen; the answer's when it has ended, by the worker's `usage` where that could be read, else by its events, one token
 //! each. So the bucket may go into debt, by no more than the answers under way; then the next request waits. A request that
@@ -31,8 +31,8 @@ use crate::{
 };
 
 pub use self::{
-    bucket::Standing,
-    tenant::{Admission, Limit, OverLimit, Standings, Tenant},
+    bucket::{Source, Standing},
+    tenant::{Admission, Lease, Limit, OverLimit, Standings, Tenant},
 };
 
 /// The tenant that everyone is where no keys are configured.

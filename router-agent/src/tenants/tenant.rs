@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::bucket::{Bucket, Rate, Standing};
+use super::bucket::{Bucket, Rate, Short, Source, Standing};
 use crate::{
     config::{AllowedModels, BodyDefault, CacheMode, KeyConfig, Overrides},
     routing::Policy,
@@ -95,6 +95,19 @@ pub struct OverLimit {
     pub requested: Option<u32>,
     /// When it would be taken. None: never, it asks for more than the limit at once.
     pub retry_after: Option<Duration>,
+    /// What the bucket of all gateways would have to give; none where that is not asked.
+    pub lease: Option<Lease>,
+}
+
+/// What a request needs of the bucket that all gateways have together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Lease {
+    /// At least.
+    pub missing: f64,
+    /// What a full bucket holds.
+    pub capacity: f64,
+    /// What comes in.
+    pub per_second: f64,
 }
 
 fn asked(requested: Option<u32>) -> String {
@@ -228,20 +241,31 @@ impl Tenant {
         &self.used.metrics
     }
 
-    /// Counts a request in, if its limits allow one more.
-    pub fn admit(self: &Arc<Self>, now: Instant) -> Result<Admission, OverLimit> {
+    /// A lease has come from the bucket of all gateways, which has `left`.
+    pub fn grant(&self, kind: Limit, amount: f64, left: f64, now: Instant) {
+        match kind {
+            Limit::Requests => self.used.requests.grant(amount, left, now),
+            Limit::Tokens => self.used.tokens.grant(amount, left, now),
+            Limit::Concurrent => {}
+        }
+    }
+
+    /// Counts a request in, if its limits allow one more. `source`: of its buckets.
+    pub fn admit(self: &Arc<Self>, source: Source, now: Instant) -> Result<Admission, OverLimit> {
         let Used { requests, in_flight, metrics, .. } = &*self.used;
         let limit = self.concurrent.unwrap_or(u32::MAX);
         let one_more = |count: u32| (count < limit).then_some(count + 1);
         if in_flight.fetch_update(Relaxed, Relaxed, one_more).is_err() {
-            return Err(self.over(Limit::Concurrent, f64::from(limit), None, Some(CONCURRENT_RETRY)));
+            let after = Some(CONCURRENT_RETRY);
+            return Err(self.over(Limit::Concurrent, f64::from(limit), None, (after, None)));
         }
         metrics.in_flight.inc();
         // From here on its drop counts the request out.
         let admission = Admission { tenant: self.clone(), charged: 0, used: None };
         if let Some(rate) = self.requests {
-            let over = |after| self.over(Limit::Requests, rate.per_second, None, after);
-            requests.take(rate, 1.0, now).map_err(over)?;
+            let over =
+                |short| self.over(Limit::Requests, rate.per_second, None, asked_for(short, rate, source));
+            requests.take(rate, 1.0, source, now).map_err(over)?;
         }
         metrics.admitted.inc();
         Ok(admission)
@@ -252,11 +276,28 @@ impl Tenant {
         kind: Limit,
         limit: f64,
         requested: Option<u32>,
-        after: Option<Duration>,
+        (retry_after, lease): (Option<Duration>, Option<Lease>),
     ) -> OverLimit {
-        self.used.metrics.refused(kind).inc();
-        OverLimit { tenant: self.clone(), kind, limit, requested, retry_after: after }
+        let over = OverLimit { tenant: self.clone(), kind, limit, requested, retry_after, lease };
+        if lease.is_none() {
+            over.count();
+        }
+        over
     }
+}
+
+impl OverLimit {
+    /// It is refused. One that may still get a lease counts when it has got none.
+    pub fn count(&self) {
+        self.tenant.used.metrics.refused(self.kind).inc();
+    }
+}
+
+/// When it will be taken, and what would have to be leased.
+fn asked_for(short: Short, rate: Rate, source: Source) -> (Option<Duration>, Option<Lease>) {
+    let Rate { capacity, per_second } = rate;
+    let may_lease = source == Source::Leases && short.after.is_some();
+    (short.after, may_lease.then_some(Lease { missing: short.missing, capacity, per_second }))
 }
 
 /// A request that was counted in. Dropping it counts it out and settles its tokens: the prompt's and, as far as they are
@@ -276,12 +317,16 @@ impl Admission {
     }
 
     /// Takes the prompt's tokens out of the minute's, if they are there. The answer's are taken when they are known.
-    pub fn charge_prompt(&mut self, tokens: u32, now: Instant) -> Result<(), OverLimit> {
+    /// `source`: of the bucket.
+    pub fn charge_prompt(&mut self, tokens: u32, source: Source, now: Instant) -> Result<(), OverLimit> {
         let Tenant { tokens: rate, used, .. } = &*self.tenant;
         if let Some(rate) = *rate {
-            let over = |after| self.tenant.over(Limit::Tokens, rate.capacity, Some(tokens), after);
+            let over = |short| {
+                let asked = asked_for(short, rate, source);
+                self.tenant.over(Limit::Tokens, rate.capacity, Some(tokens), asked)
+            };
             // Even no tokens have to wait while there is a debt.
-            used.tokens.take(rate, f64::from(tokens.max(1)), now).map_err(over)?;
+            used.tokens.take(rate, f64::from(tokens.max(1)), source, now).map_err(over)?;
             used.tokens.settle(rate, f64::from(tokens) - f64::from(tokens.max(1)), now);
         }
         self.charged = tokens.into();

@@ -99,12 +99,12 @@ fn models_are_allowed_by_name_and_by_their_beginning() {
 fn no_more_requests_at_once_than_allowed_and_each_gives_its_place_back() {
     let (_tenants, tenant) = tenant(|key| key.concurrent = Some(2));
     let now = Instant::now();
-    let first = tenant.admit(now).unwrap();
-    let _second = tenant.admit(now).unwrap();
-    let over = tenant.admit(now).unwrap_err();
+    let first = tenant.admit(Source::ALONE, now).unwrap();
+    let _second = tenant.admit(Source::ALONE, now).unwrap();
+    let over = tenant.admit(Source::ALONE, now).unwrap_err();
     assert_eq!((over.kind, over.retry_after), (Limit::Concurrent, Some(Duration::from_secs(1))));
     drop(first);
-    assert!(tenant.admit(now).is_ok());
+    assert!(tenant.admit(Source::ALONE, now).is_ok());
 }
 
 #[test]
@@ -116,40 +116,43 @@ fn requests_per_second_with_a_burst() {
     });
     let now = Instant::now();
     for _ in 0..3 {
-        tenant.admit(now).unwrap();
+        tenant.admit(Source::ALONE, now).unwrap();
     }
-    let over = tenant.admit(now).unwrap_err();
+    let over = tenant.admit(Source::ALONE, now).unwrap_err();
     assert_eq!((over.kind, over.retry_after), (Limit::Requests, Some(Duration::from_millis(500))));
     assert!(over.to_string().contains("requests_per_second: limit 2. Please try again in 0.500s"), "{over}");
     let standing = over.tenant.standings(now).requests.unwrap();
     assert_eq!((standing.limit, standing.remaining), (3, 0));
-    assert!(tenant.admit(now + Duration::from_millis(500)).is_ok(), "who was refused holds no place");
+    assert!(
+        tenant.admit(Source::ALONE, now + Duration::from_millis(500)).is_ok(),
+        "who was refused holds no place"
+    );
 }
 
 #[test]
 fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
     let (_tenants, tenant) = tenant(|key| key.tokens_per_minute = Some(600));
     let now = Instant::now();
-    let mut admission = tenant.admit(now).unwrap();
-    admission.charge_prompt(100, now).unwrap();
+    let mut admission = tenant.admit(Source::ALONE, now).unwrap();
+    admission.charge_prompt(100, Source::ALONE, now).unwrap();
     assert_eq!(level(&tenant, now), 500);
     admission.generated(50);
     drop(admission);
     assert_eq!(level(&tenant, now), 450);
 
     // The worker's own word, where there is one; it may be less than what was estimated.
-    let mut admission = tenant.admit(now).unwrap();
-    admission.charge_prompt(400, now).unwrap();
+    let mut admission = tenant.admit(Source::ALONE, now).unwrap();
+    admission.charge_prompt(400, Source::ALONE, now).unwrap();
     admission.used(150);
     drop(admission);
     assert_eq!(level(&tenant, now), 300);
 
     // An answer may be longer than what is left: then others wait.
-    let mut admission = tenant.admit(now).unwrap();
-    admission.charge_prompt(200, now).unwrap();
+    let mut admission = tenant.admit(Source::ALONE, now).unwrap();
+    admission.charge_prompt(200, Source::ALONE, now).unwrap();
     admission.generated(200);
     drop(admission);
-    let over = tenant.admit(now).unwrap().charge_prompt(0, now).unwrap_err();
+    let over = tenant.admit(Source::ALONE, now).unwrap().charge_prompt(0, Source::ALONE, now).unwrap_err();
     assert_eq!((over.kind, level(&tenant, now)), (Limit::Tokens, 0));
     assert!(over.retry_after.unwrap() > Duration::from_secs(9), "100 tokens of debt at 10 a second");
 }
@@ -158,17 +161,17 @@ fn the_prompt_is_charged_at_once_and_the_answer_at_its_end() {
 fn a_request_that_nobody_answered_costs_no_tokens_and_one_that_its_client_left_does() {
     let (_tenants, tenant) = tenant(|key| key.tokens_per_minute = Some(600));
     let now = Instant::now();
-    let mut admission = tenant.admit(now).unwrap();
-    admission.charge_prompt(600, now).unwrap();
+    let mut admission = tenant.admit(Source::ALONE, now).unwrap();
+    admission.charge_prompt(600, Source::ALONE, now).unwrap();
     assert_eq!(level(&tenant, now), 0);
     admission.unserved();
     drop(admission);
     assert_eq!(level(&tenant, now), 600);
-    let mut admission = tenant.admit(now).unwrap();
-    admission.charge_prompt(50, now).unwrap();
+    let mut admission = tenant.admit(Source::ALONE, now).unwrap();
+    admission.charge_prompt(50, Source::ALONE, now).unwrap();
     drop(admission);
     assert_eq!(level(&tenant, now), 550);
-    let over = tenant.admit(now).unwrap().charge_prompt(601, now).unwrap_err();
+    let over = tenant.admit(Source::ALONE, now).unwrap().charge_prompt(601, Source::ALONE, now).unwrap_err();
     assert_eq!(over.retry_after, None, "a minute has not that many");
     assert!(over.to_string().contains("requested 601") && over.to_string().contains("too large"), "{over}");
 }
@@ -179,13 +182,13 @@ fn a_reload_keeps_what_was_used_and_lets_in_who_is_listed_now() {
     let tenants = tenants(&[limited(1), key("b", "sk-other")]);
     let head = head("x-api-key", KEY);
     let now = Instant::now();
-    let held = tenants.identify(&head).unwrap().admit(now).unwrap();
+    let held = tenants.identify(&head).unwrap().admit(Source::ALONE, now).unwrap();
     tenants.replace(&[limited(2)]);
     let tenant = tenants.identify(&head).unwrap();
-    let second = tenant.admit(now).unwrap();
-    assert!(tenant.admit(now).is_err(), "the request from before the reload counts");
+    let second = tenant.admit(Source::ALONE, now).unwrap();
+    assert!(tenant.admit(Source::ALONE, now).is_err(), "the request from before the reload counts");
     drop((held, second));
-    assert!(tenant.admit(now).is_ok());
+    assert!(tenant.admit(Source::ALONE, now).is_ok());
     assert!(tenants.identify(&self::head("x-api-key", "sk-other")).is_err());
 
     // A second key of the same tenant, as while a key is replaced.

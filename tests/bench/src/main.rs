@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod chaos;
+mod converge;
 mod document;
 mod gateway;
 mod guard;
@@ -40,6 +41,8 @@ enum Command {
     Memory(memory::Args),
     /// What size costs: workers, KV events, blocks
     Scale(scale::Args),
+    /// Several gateways that follow the KV events of the same workers
+    Converge(converge::Args),
     /// Cost per packet of the XDP guard, and a SYN flood with and without it
     Guard(guard::Args),
 }
@@ -51,6 +54,7 @@ fn main() -> std::process::ExitCode {
         Command::Part(part) => relay::run_part(&part),
         Command::Chaos(args) => chaos::run(&args),
         Command::Memory(args) => memory::run(&args),
+        Command::Converge(args) => converge::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Guard(args) => guard::run(&args),
     };

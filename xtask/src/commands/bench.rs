@@ -2,6 +2,9 @@
 //! runs it. All measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md, docs/reliability.md
 //! and docs/scale.md explain it.
 //!
+//! `cargo xtask bench gateways [ARGS]`: the replay with 1, 2, 4 and 8 gateways, which share through Redis or do not;
+//! docs/shared-state.md has the figures.
+//!
 //! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
 //! what the peers depend on; docs/routing.md has the figures.
 //!
@@ -32,6 +35,11 @@ enum Benchmark {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The same with several gateways, which share what they know or do not (`-- --help` lists the options)
+    Gateways {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Workers that fail in every way under load, and what comes of it (`-- --help` lists the options)
     Chaos {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -39,6 +47,11 @@ enum Benchmark {
     },
     /// Memory of the gateway under clients that are slow, idle, too many, or send too much (`-- --help` lists the options)
     Memory {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Several gateways that follow the KV events of the same workers: until all know the same (`-- --help` lists the options)
+    Converge {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -75,12 +88,11 @@ enum Benchmark {
 /// Runs from the root of the workspace.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.benchmark {
-        Benchmark::Replay { args } => bench(
-            "replay",
-            args,
-            &["router-agent", "vllm-sim", "warmpath-bench"],
-            "the replay had errors or invalid trials (see above)",
-        ),
+        Benchmark::Replay { args } => replay(args),
+        Benchmark::Gateways { args } => {
+            let ours = ["--contenders", GATEWAYS, "--load", "80"].map(str::to_owned);
+            replay(&[&ours[..], args].concat())
+        }
         Benchmark::Relay { args } => bench(
             "relay",
             args,
@@ -105,6 +117,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             &["router-agent", "warmpath-bench"],
             "a client was not treated as it must be (see above)",
         ),
+        Benchmark::Converge { args } => bench(
+            "converge",
+            args,
+            &["router-agent", "vllm-sim", "warmpath-bench"],
+            "requests failed (see above)",
+        ),
         Benchmark::Scale { args } => bench(
             "scale",
             args,
@@ -116,6 +134,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Benchmark::Steering => in_process("steering"),
         Benchmark::Tokenize => in_process("tokenize"),
     }
+}
+
+/// Who is compared by `bench gateways`.
+const GATEWAYS: &str = "warm*1,warm*2,warm*2+redis,warm*4,warm*4+redis,warm*8,warm*8+redis";
+
+fn replay(args: &[String]) -> Result<()> {
+    bench(
+        "replay",
+        args,
+        &["router-agent", "vllm-sim", "warmpath-bench"],
+        "the replay had errors or invalid trials (see above)",
+    )
 }
 
 /// A benchmark of router-agent's own.

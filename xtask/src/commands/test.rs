@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change is merged. All steps run, whatever fails on the
 //! way, and the failed ones are named at the end.
 //!
-//! Installs what it misses (rustfmt, clippy, the kernel object's tool-chain) and says so. The kernel tests need
+//! Installs what it misses (rustfmt, clippy, the kernel object's tool-chain, redis-server) and says so. The kernel tests need
 //! root; without it they say what they skipped.
 
 use std::time::Instant;
@@ -37,6 +37,7 @@ const STEPS: [Step; 8] = [
 
 pub(crate) fn main() -> anyhow::Result<()> {
     ensure_components();
+    ensure_redis();
     bpffs::ensure_mounted();
     let mut failed = Vec::new();
     for (name, step) in STEPS {
@@ -85,5 +86,17 @@ fn ensure_components() {
         if let Err(error) = output(command("rustup").args(["component", "add", component])) {
             println!("{error:#}");
         }
+    }
+}
+
+/// For the tests of shared state, which say `skipped` without it.
+fn ensure_redis() {
+    if output(command("redis-server").arg("--version")).is_ok() {
+        return;
+    }
+    println!("installing redis-server (apt-get install redis-server)");
+    let install = ["install", "--yes", "--no-install-recommends", "redis-server"];
+    if let Err(error) = output(command("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(install)) {
+        println!("{error:#}");
     }
 }

@@ -4,6 +4,7 @@
 //! requests that would fail.
 
 mod host;
+mod shared;
 mod workers;
 
 use std::{io, path::PathBuf};
@@ -101,6 +102,10 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), DoctorError> {
         let metrics = Metrics::new()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         findings.extend(workers::judge(&runtime.block_on(survey(&config, &metrics))));
+    }
+    if !config.shared.urls.is_empty() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        findings.push(shared::judge(&runtime.block_on(crate::shared::probe(&config.shared))));
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings).expect("strings serialise"));

@@ -142,7 +142,7 @@ impl Exchange<'_> {
         };
         let whom = (self.peer, self.is_tls);
         let (asking, admitted) =
-            Asking::begin(self.context, &self.config, whom, parts, self.among.as_deref());
+            Asking::begin(self.context, &self.config, whom, parts, self.among.as_deref()).await;
         if let Err(error) = admitted {
             return self.refuse(asking, &error, answers).await;
         }

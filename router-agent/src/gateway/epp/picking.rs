@@ -72,7 +72,7 @@ pub(super) struct Picked {
 
 impl Asking {
     /// Of a head. `among`: where the data plane lets it go. An error still has the request's account.
-    pub(super) fn begin(
+    pub(super) async fn begin(
         context: &Rc<ThreadContext>,
         config: &Snapshot,
         (peer, is_tls): (SocketAddr, bool),
@@ -81,7 +81,7 @@ impl Asking {
     ) -> (Self, Result<(), GatewayError>) {
         let shared = &context.shared;
         let route = Route::of(&parts.method, parts.uri.path());
-        let admitted = request::admit(context, config, &parts);
+        let admitted = request::admit(context, config, &parts).await;
         let trace = shared.tracer.begin(&parts.headers);
         let mut account = RequestAccount::new(shared.clone(), route, trace);
         let has_key = admitted.as_ref().is_ok_and(|(.., admission)| admission.tenant().has_key);

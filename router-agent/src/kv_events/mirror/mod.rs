@@ -191,6 +191,7 @@ impl Mirror {
         if self.physical == 0 {
             self.clear_all();
         } else {
+            self.worker.emptied_now();
             self.indices.bytes.clear(self.worker.slot); // what was sent cannot be told apart by rank
         }
     }
@@ -201,6 +202,7 @@ impl Mirror {
         self.names.clear();
         self.physical = 0;
         self.group = None;
+        self.worker.emptied_now();
         self.indices.tokens.clear(self.worker.slot);
         self.indices.bytes.clear(self.worker.slot);
     }

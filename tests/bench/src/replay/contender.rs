@@ -1,7 +1,8 @@
 //! Who stands in front of the workers: our gateway under one policy, or another router, or nobody.
 //!
-//! A contender is written `NAME[@BINARY][/HANDICAP]`:
+//! A contender is written `NAME[@BINARY][*GATEWAYS[+redis]][/HANDICAP]`:
 //!
+//! - `GATEWAYS`: so many of Warmpath, which take turns; with `+redis` they share what they know through a Redis of theirs.
 //! - `NAME`: a policy of Warmpath, or `nginx`, `sglang-router`, `vllm-router`, `smg`, or `no_gateway` (the generator goes
 //!   round robin over the workers itself).
 //! - `BINARY`: one of `--binary NAME=PATH`, another build of Warmpath to compare with.
@@ -14,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use super::provenance::{Program, sha256};
-use super::{Args, nginx, wheel};
+use super::{Args, gateways::Gateways, nginx, wheel};
 use crate::processes::{Process, free_ports, output, sibling};
 
 const NO_GATEWAY: &str = "no_gateway";
@@ -31,7 +32,7 @@ pub(super) struct Contender {
 enum Kind {
     NoGateway,
     Direct(SocketAddr),
-    Warmpath { policy: String, binary: PathBuf },
+    Warmpath { policy: String, binary: PathBuf, gateways: Gateways },
     Nginx,
     Wheel(&'static wheel::Wheel),
 }
@@ -68,7 +69,8 @@ impl Handicap {
 /// A running router, or none, and where requests go.
 pub(super) struct Router {
     pub(super) addresses: Vec<SocketAddr>,
-    pub(super) process: Option<Process>,
+    /// All that it takes.
+    pub(super) processes: Vec<Process>,
 }
 
 impl Contender {
@@ -77,6 +79,7 @@ impl Contender {
             Some((rest, handicap)) => (rest, Handicap::parse(handicap)?),
             None => (label, Handicap::None),
         };
+        let (rest, gateways) = Gateways::parse(rest)?;
         let (name, binary) = match rest.split_once('@') {
             Some((name, binary)) => (name, Some(binary)),
             None => (rest, None),
@@ -93,12 +96,12 @@ impl Contender {
                         known.with_context(|| format!("no --binary {name}=PATH was given"))?.1.clone()
                     }
                 };
-                Kind::Warmpath { policy: policy.to_owned(), binary }
+                Kind::Warmpath { policy: policy.to_owned(), binary, gateways }
             }
         };
         ensure!(
-            binary.is_none() || matches!(kind, Kind::Warmpath { .. }),
-            "`{label}`: only a policy of Warmpath can have another binary"
+            (binary.is_none() && gateways == Gateways::default()) || matches!(kind, Kind::Warmpath { .. }),
+            "`{label}`: only a policy of Warmpath can have another binary, or several gateways"
         );
         Ok(Self { label: label.to_owned(), handicap, kind })
     }
@@ -122,7 +125,10 @@ impl Contender {
     pub(super) fn prepare(&self, args: &Args) -> Result<Option<Program>> {
         let (version, sha256) = match &self.kind {
             Kind::NoGateway | Kind::Direct(_) => return Ok(None),
-            Kind::Warmpath { binary, .. } => (output(binary, &["--version"])?, Some(sha256(binary)?)),
+            Kind::Warmpath { binary, gateways, .. } => {
+                gateways.prepare()?;
+                (output(binary, &["--version"])?, Some(sha256(binary)?))
+            }
             Kind::Nginx => (nginx::version(&args.nginx)?, None),
             Kind::Wheel(wheel) => {
                 wheel.install(&args.peers)?;
@@ -135,21 +141,17 @@ impl Contender {
 
     /// Starts it in front of `workers` and waits until it says that it serves them. `log` has no extension.
     pub(super) fn start(&self, args: &Args, workers: &[SocketAddr], log: &Path) -> Result<Router> {
+        if let Kind::Warmpath { policy, binary, gateways } = &self.kind {
+            return gateways.start(binary, policy, &args.gateway_arg, workers, log);
+        }
         let port = free_ports(2)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port + 1));
         let log_file = log.with_extension("log");
         let (program, arguments, ready) = match &self.kind {
-            Kind::NoGateway => return Ok(Router { addresses: workers.to_vec(), process: None }),
-            Kind::Direct(address) => return Ok(Router { addresses: vec![*address], process: None }),
-            Kind::Warmpath { policy, binary } => {
-                let mut serve: Vec<String> = ["serve", "--policy", policy].map(str::to_owned).into();
-                serve.extend(["--listen".to_owned(), address.to_string()]);
-                serve.extend(["--admin".to_owned(), admin.to_string()]);
-                serve.extend(workers.iter().flat_map(|w| ["--worker".to_owned(), format!("http://{w}")]));
-                serve.extend(args.gateway_arg.iter().cloned());
-                (binary.clone(), serve, "/v1/models")
-            }
+            Kind::NoGateway => return Ok(Router { addresses: workers.to_vec(), processes: Vec::new() }),
+            Kind::Direct(address) => return Ok(Router { addresses: vec![*address], processes: Vec::new() }),
+            Kind::Warmpath { .. } => unreachable!("started above"),
             Kind::Nginx => {
                 let prefix = log.with_extension("nginx");
                 nginx::write_config(&prefix, address, workers)?;
@@ -169,7 +171,7 @@ impl Contender {
         if let Kind::Wheel(wheel) = &self.kind {
             wheel.await_workers(address, workers.len())?;
         }
-        Ok(Router { addresses: vec![address], process: Some(process) })
+        Ok(Router { addresses: vec![address], processes: vec![process] })
     }
 }
 
@@ -186,7 +188,7 @@ mod tests {
         assert!(matches!(parse("smg").unwrap().kind, Kind::Wheel(wheel) if wheel.name == "smg"));
         let old = parse("warm@old/prefill+10").unwrap();
         assert_eq!(old.handicap, Handicap::Prefill { percent: 10.0 });
-        assert!(matches!(old.kind, Kind::Warmpath { policy, binary }
+        assert!(matches!(old.kind, Kind::Warmpath { policy, binary, .. }
             if policy == "warm" && binary == Path::new("/old/warmpath")));
         let hold = parse("nginx/hold+100").unwrap();
         assert_eq!(hold.handicap.hold(), Duration::from_millis(100));

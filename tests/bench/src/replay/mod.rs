@@ -8,6 +8,7 @@
 mod capacity;
 mod contender;
 mod fleet;
+mod gateways;
 mod nginx;
 mod provenance;
 mod report;
@@ -75,8 +76,9 @@ pub(crate) struct Args {
     /// Of the first repeat: arrival jitter and the workers' noise
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Who is compared: NAME[@BINARY][/HANDICAP]. NAME is a policy of Warmpath, or nginx, sglang-router, vllm-router,
-    /// smg, or no_gateway (round robin by the generator); HANDICAP is again, prefill+PERCENT or hold+MILLISECONDS. The
+    /// Who is compared: NAME[@BINARY][*GATEWAYS[+redis]][/HANDICAP]. NAME is a policy of Warmpath, or nginx, sglang-router, vllm-router,
+    /// smg, or no_gateway (round robin by the generator); GATEWAYS of Warmpath take turns, with +redis they share what they
+    /// know; HANDICAP is again, prefill+PERCENT or hold+MILLISECONDS. The
     /// first one is compared with each of the others
     #[arg(
         long,
@@ -238,7 +240,8 @@ impl Replay<'_> {
 
     fn trial(&self, contender: &Contender, load: usize, repeat: u64) -> Result<Trial> {
         let (args, seed) = (self.args, self.args.seed + repeat);
-        let log = args.log_dir.join(format!("{}-{load}-{repeat}", contender.label.replace('/', "-")));
+        let log =
+            args.log_dir.join(format!("{}-{load}-{repeat}", contender.label.replace(['/', '*', '+'], "-")));
         let fleet = if contender.is_direct() {
             None
         } else {
@@ -255,7 +258,7 @@ impl Replay<'_> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let cpu = || CpuTimes {
             generator: cpu_of("self"),
-            router: router.process.as_ref().map(Process::cpu),
+            router: (!router.processes.is_empty()).then(|| router.processes.iter().map(Process::cpu).sum()),
             workers: fleet.as_ref().map(Fleet::cpu),
             host: host_cpu(),
         };

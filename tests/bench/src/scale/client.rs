@@ -11,14 +11,14 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 /// What came of them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
-    pub(super) seconds: f64,
+pub(crate) struct Load {
+    pub(crate) seconds: f64,
     /// Answers other than 200.
-    pub(super) failed: usize,
+    pub(crate) failed: usize,
 }
 
 /// Sends `bodies` to `path` over so many connections.
-pub(super) async fn send(
+pub(crate) async fn send(
     gateway: SocketAddr,
     path: &'static str,
     connections: usize,

@@ -69,7 +69,7 @@ pub(super) async fn measure(args: &Args) -> Result<Events> {
     let per_worker = args.prompts * BLOCKS / usize::from(count) * 2;
     let blocks = per_worker.max(4096).to_string();
     let more = [&publish[..], &["--num-gpu-blocks", &blocks, "--kv-events-buffer-steps", "100000"]].concat();
-    let (_workers, urls) = workers(count, &more, args)?;
+    let (_workers, urls) = workers(count, &more, &args.logs)?;
     let gateway = Gateway::start(
         "scale-events",
         &format!("{}routing: {{policy: round_robin}}\n", listed(&urls)),

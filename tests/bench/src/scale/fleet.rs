@@ -1,6 +1,9 @@
 //! A gateway in front of so many workers: what it costs without requests, and what one costs.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -33,11 +36,11 @@ pub(super) struct Fleet {
 }
 
 /// Starts `count` workers that answer at once, with `more` arguments; and their URLs.
-pub(super) fn workers(count: u16, more: &[&str], args: &Args) -> Result<(Process, Vec<String>)> {
+pub(crate) fn workers(count: u16, more: &[&str], logs: &Path) -> Result<(Process, Vec<String>)> {
     let mut sim = vec!["--port".to_owned(), "0".to_owned(), "--count".to_owned(), count.to_string()];
     let quick = ["--prefill-tokens-per-s", "1e9", "--itl-base-ms", "0.01", "--itl-slope-ms", "0"];
     sim.extend(quick.iter().chain(more).map(|arg| (*arg).to_owned()));
-    let log = args.logs.join("workers.log");
+    let log = logs.join("workers.log");
     let process = Process::start(&sibling("vllm-sim")?, &sim, log.clone())?;
     let started = Instant::now();
     loop {
@@ -61,12 +64,12 @@ pub(super) fn workers(count: u16, more: &[&str], args: &Args) -> Result<(Process
 }
 
 /// `workers:` of a configuration.
-pub(super) fn listed(urls: &[String]) -> String {
+pub(crate) fn listed(urls: &[String]) -> String {
     format!("workers: [{}]\n", urls.join(", "))
 }
 
 pub(super) async fn measure(count: u16, args: &Args) -> Result<Fleet> {
-    let (_workers, urls) = workers(count, &[], args)?;
+    let (_workers, urls) = workers(count, &[], &args.logs)?;
     let started = Instant::now();
     let gateway = Gateway::start("scale", &listed(&urls), &args.logs)?;
     let healthy = || {

@@ -1,9 +1,9 @@
 //! What size costs: a gateway in front of 8 to 1,024 workers, the rate of KV events that it follows, and the prefix index
 //! with 50 million pairs of block and worker.
 
-mod client;
+pub(crate) mod client;
 mod events;
-mod fleet;
+pub(crate) mod fleet;
 mod index;
 mod report;
 
