@@ -10,7 +10,9 @@
 
 mod certificates;
 mod client;
+mod dns;
 mod gateway;
+pub mod kubernetes;
 pub mod network;
 mod python;
 pub mod stress;
@@ -19,6 +21,7 @@ use std::{future::Future, time::Duration};
 
 pub use certificates::{Authority, Pair, TlsClient};
 pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
+pub use dns::DnsServer;
 pub use gateway::{Gateway, Signal, binary};
 pub use python::python_with;
 pub use vllm_sim::{Sim, SimConfig, SimHandle};

@@ -100,6 +100,9 @@ pub enum ServeError {
     /// Privileges cannot be given up.
     #[error(transparent)]
     Privileges(#[from] PrivilegeError),
+    /// A successor would have nobody to send requests to.
+    #[error("no source of workers has named one yet: the gateway that runs goes on")]
+    NoWorkersYet,
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),

@@ -50,6 +50,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         listen,
         admin,
         workers,
+        discovery,
         sim_workers: _, // no key
         routing,
         threads,
@@ -86,6 +87,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
     changes.live("workers", workers, &new.workers);
+    changes.live("discovery", discovery, &new.discovery);
     changes.live("routing", routing, &new.routing);
     changes.fixed("threads", threads, &mut new.threads);
     changes.fixed("splice", splice, &mut new.splice);

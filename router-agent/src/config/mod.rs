@@ -10,6 +10,7 @@ mod cidr;
 mod decisions;
 mod defaults;
 mod digest;
+mod discovery;
 mod error;
 mod faults;
 mod file;
@@ -26,6 +27,7 @@ mod routing;
 pub mod schema;
 mod secret;
 mod shown;
+mod shown_discovery;
 mod tls;
 mod tokenizers;
 mod traces;
@@ -50,6 +52,9 @@ pub use cidr::{Cidr, CidrError};
 pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
+pub use discovery::{
+    Discovery, DnsSource, KubernetesObjects, KubernetesPort, KubernetesSource, Source, WorkerTemplate,
+};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
@@ -68,7 +73,7 @@ pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use traces::{TraceProtocol, Traces};
-pub(crate) use worker_entry::{parse_worker, worker_config};
+pub(crate) use worker_entry::{check_models, parse_worker, parse_workers, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -166,6 +171,10 @@ pub struct WorkerConfig {
     pub authorization: Option<HeaderValue>,
     /// How it is known over TLS; none over plain HTTP.
     pub tls: Option<WorkerTls>,
+    /// The models that it serves; empty: it is asked.
+    pub models: Vec<String>,
+    /// Tells it from another one that had the same name and address before, as a pod's UID does; none where nobody says.
+    pub incarnation: Option<String>,
 }
 
 /// The prefix index.
@@ -188,6 +197,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// The fleet.
     pub workers: Vec<WorkerConfig>,
+    /// Workers that are not listed.
+    pub discovery: Discovery,
     /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
     pub sim_workers: usize,
     /// How a worker is chosen.
@@ -260,6 +271,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: Vec::new(),
+            discovery: Discovery::default(),
             sim_workers: 0,
             routing: Routing::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -315,7 +327,7 @@ impl Config {
     /// Checks what the types cannot say.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let value = |key, message: String| Err(ConfigError::Value { key, message });
-        if self.workers.is_empty() && self.sim_workers == 0 {
+        if self.workers.is_empty() && self.sim_workers == 0 && self.discovery.sources.is_empty() {
             return Err(ConfigError::NoWorkers);
         }
         if self.workers.len() > bounds::WORKERS_MAX {
@@ -378,6 +390,7 @@ impl Config {
         faults::validate(&self.health, &self.breaker, &self.outliers)?;
         self.guard.validate()?;
         self.routing.validate()?;
+        self.discovery.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;

@@ -22,6 +22,7 @@ pub fn shown(config: &Config) -> Value {
         listen,
         admin,
         workers,
+        discovery,
         sim_workers: _, // no key
         routing,
         threads,
@@ -59,6 +60,7 @@ pub fn shown(config: &Config) -> Value {
         "listen": listen,
         "admin": admin,
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
+        "discovery": super::shown_discovery::shown(discovery),
         "routing": of_routing(routing),
         "threads": threads,
         "splice": splice,
@@ -155,18 +157,24 @@ pub fn shown(config: &Config) -> Value {
 }
 
 fn worker(worker: &WorkerConfig) -> Value {
-    let WorkerConfig { url, name, kv_events, authorization, tls } = worker;
+    // Nobody writes an incarnation.
+    let WorkerConfig { url, name, kv_events: events, authorization, tls, models, incarnation: _ } = worker;
     json!({
         "url": url.to_string(),
         "name": name,
-        "kv_events": match kv_events {
-            WorkerKvEvents::Auto => json!("auto"),
-            WorkerKvEvents::Off => json!("off"),
-            WorkerKvEvents::At(endpoints) => json!(endpoints),
-        },
+        "kv_events": kv_events(events),
         "api_key": masked(authorization.as_ref()),
         "tls": tls.as_ref().map(|tls| json!({ "ca": tls.ca(), "server_name": tls.name() })),
+        "models": (!models.is_empty()).then_some(models),
     })
+}
+
+pub(super) fn kv_events(kv_events: &WorkerKvEvents) -> Value {
+    match kv_events {
+        WorkerKvEvents::Auto => json!("auto"),
+        WorkerKvEvents::Off => json!("off"),
+        WorkerKvEvents::At(endpoints) => json!(endpoints),
+    }
 }
 
 fn of_routing(routing: &Routing) -> Value {
@@ -349,11 +357,11 @@ fn ranges(ranges: &[Cidr]) -> Vec<String> {
     ranges.iter().map(ToString::to_string).collect()
 }
 
-fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
+pub(super) fn masked<T>(secret: Option<&T>) -> Option<&'static str> {
     secret.map(|_| MASK)
 }
 
-fn time(time: Duration) -> String {
+pub(super) fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }
 
@@ -387,7 +395,11 @@ mod tests {
             routing: { policy: session, session: { bound: 2.5 }, weighted: { pick: weighted_random } }\n\
             timeouts: { first_byte: 1500ms }\nlimits: { worker_concurrency: 7 }\n\
             guard: { deny: [10.0.0.0/8], interfaces: ['lo:generic'] }\n\
-            tokenizers: { default: worker, models: { m: { local: /models/m } } }\ntrusted_proxies: [10.0.0.7]\n";
+            tokenizers: { default: worker, models: { m: { local: /models/m } } }\ntrusted_proxies: [10.0.0.7]\n\
+            discovery:\n  gone_after: 2s\n  files: [/w.yaml]\n  dns: [{ name: _http._tcp.v, servers: ['10.0.0.2'] }]\n\
+            \x20 kubernetes:\n  - { service: v, namespace: n, port: 8000, worker: { kv_events: { endpoint: 'tcp://*:5557' } } }\n\
+            \x20 - { pods: 'app=v', namespace: '*', port: http, context: c, kubeconfig: /k, worker: { models: [m] } }\n\
+            \x20 - { inference_pool: p }\n";
         for yaml in [EXAMPLE, more] {
             let config = configured(yaml);
             assert_eq!(configured(&shown(&config).to_string()), config);

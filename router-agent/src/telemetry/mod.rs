@@ -2,6 +2,7 @@
 
 mod by_worker;
 mod cache;
+mod discovery;
 mod exemplars;
 mod faults;
 mod guard;
@@ -22,6 +23,7 @@ mod tokenize;
 mod traces;
 
 pub use cache::{CacheMetrics, CacheOutcome};
+pub use discovery::{DiscoveryMetrics, SourceMetrics};
 pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};
