@@ -127,6 +127,8 @@ fn records_in_memory() {
             asked_model: Some(&model),
             model: Some(&model),
             route: "chat",
+            stage: "whole",
+            prefilled_by: None,
             attempt: 1,
             ask,
             match_kind: "approximate",

@@ -60,8 +60,10 @@ pub const CACHE_SHARDS: usize = 4;
 pub const CACHE_ENTRIES_MIN: usize = 2 * CACHE_SHARDS;
 /// Older entries of the response cache are not used.
 pub const CACHE_TTL: Duration = Duration::from_mins(10);
-/// Bytes that an answer too long for the cache is read ahead of the fastest of those who share it.
+/// Bytes that an answer too long for the cache is read ahead of those who share it, where an entry may not have more.
 pub const CACHE_WINDOW_BYTES: u64 = 64 * 1024;
+/// How long a reader that is as far behind holds up the others who share an answer; then it is left behind.
+pub const CACHE_PATIENCE: Duration = Duration::from_secs(2);
 /// Entries of `hooks`.
 pub const HOOKS_MAX: usize = 16;
 /// How long a request waits for a hook's answer.
@@ -85,7 +87,7 @@ pub const TENANT_SERIES_MAX: usize = 1_000;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
-pub const WORKERS_MAX: usize = 256;
+pub const WORKERS_MAX: usize = 1_024;
 /// Sources of workers under `discovery`.
 pub const DISCOVERY_SOURCES_MAX: usize = 32;
 /// Workers that one source may name, those included that are not ready; the rest of an answer is not read.
@@ -139,6 +141,14 @@ pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of the LMCache controller's answers; more is no answer.
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Uncached tokens of prompts that are always prefilled where they are decoded.
+pub const HANDOFF_TOKENS_MIN: u32 = 128;
+/// The same while it is not learned what handing over takes.
+pub const HANDOFF_TOKENS: u32 = 1024;
+/// Longer ones are always handed over: else what that takes would not be learned again.
+pub const HANDOFF_TOKENS_MAX: u32 = 8192;
+/// Bytes of the answer to a prefill stage: one token, and where the KV blocks of the prompt are.
+pub const PREFILL_ANSWER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of a worker's `/v1/models` answer (one model: 0.5 KB); more is no list.
 pub const MODELS_BYTES_MAX: usize = 1024 * 1024;
 /// A worker that has requests may be silent for this long before it is asked for a token, however it is as a rule.

@@ -111,6 +111,10 @@ async fn what_is_refused_is_told_in_one_line_with_what_would_help() {
     assert!(unreachable.contains("is it running?") && unreachable.contains("127.0.0.1:1"), "{unreachable}");
     assert!(site.fails(&["workers", "list", "--admin", "ftp://x"]).await.contains("http://"));
     assert!(
+        site.fails(&["workers", "--admin", "ftp://x", "list"]).await.contains("http://"),
+        "before it, too"
+    );
+    assert!(
         site.fails(&["workers", "list", "--token-file", "/no/such/file"]).await.contains("/no/such/file")
     );
     assert!(site.fails(&["top"]).await.contains("terminal"));

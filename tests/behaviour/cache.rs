@@ -339,14 +339,18 @@ async fn a_slow_reader_slows_nobody_who_shares_its_stream_and_is_not_cut_in_sile
     let (gateway, _file) =
         start(&sims, "cache: {mode: deterministic, max_bytes: 32MiB, max_entry: 4MiB}\n").await;
     // More than the kernel keeps for a socket: events are long with all these alternatives in them.
-    let body = chat("long", 40_000, &json!({"stream": true, "logprobs": true, "top_logprobs": 20}));
+    // A long prompt: both are there before its first token is.
+    let body =
+        chat(&"long ".repeat(8_000), 40_000, &json!({"stream": true, "logprobs": true, "top_logprobs": 20}));
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let socket = socket.connect(gateway.address).await.unwrap();
-    let mut slow = open_over(socket, gateway.address, "POST", CHAT, &[JSON], body.to_string()).await;
+    let slow = open_over(socket, gateway.address, "POST", CHAT, &[JSON], body.to_string());
+    let (mut slow, mut fast) = tokio::join!(slow, stream(&gateway, &body));
+    let mut outcomes = [&slow, &fast].map(|stream| stream.header("x-warmpath-cache"));
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["miss", "shared"]);
     slow.next().await.unwrap().unwrap();
-    let mut fast = stream(&gateway, &body).await;
-    assert_eq!(fast.header("x-warmpath-cache"), "shared");
     let (text, whole) = fast.rest().await;
     assert!(whole && text.ends_with("data: [DONE]\n\n"));
     assert!(

@@ -346,3 +346,17 @@ async fn the_log_is_rotated_by_size() {
         assert!(!lines(&file(suffix)).is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_share_of_the_decisions_is_in_the_log() {
+    let sims = sims(1).await;
+    let site = Site::new("sample: 0.5");
+    let mut gateway = site.start(&urls(&sims)).await;
+    for number in 0..60 {
+        send(&gateway, &number.to_string(), &chat("x")).await;
+    }
+    gateway.signal(Signal::TERM);
+    gateway.ended().await;
+    let logged = lines(&site.log()).len();
+    assert!((5..55).contains(&logged), "{logged} of 60"); // beyond that is one in 10^9
+}

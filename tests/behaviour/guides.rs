@@ -6,7 +6,8 @@ use std::{
     process::Command,
 };
 
-use warmpath_tests::{Gateway, binary, random, sims, urls};
+use vllm_sim::KvEventsConfig;
+use warmpath_tests::{Gateway, SimConfig, binary, eventually, get, random, sim, urls};
 
 /// A fenced block.
 struct Block {
@@ -50,16 +51,32 @@ fn blocks(page: &str) -> Vec<Block> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_of_the_guides_do_what_they_say() {
-    let sims = sims(4).await;
+    let kv_events = KvEventsConfig {
+        endpoint: "tcp://*:0".to_owned(),
+        replay_endpoint: Some("tcp://*:0".to_owned()),
+        ..KvEventsConfig::default()
+    };
+    let mut sims = Vec::new();
+    for seed in 0..4 {
+        let kv_events = Some(kv_events.clone());
+        sims.push(sim(SimConfig { seed, kv_events, ..SimConfig::default() }).await);
+    }
     let workers = urls(&sims);
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("warmpath.yaml");
     let entries: Vec<_> =
         workers.iter().zip(0..).map(|(url, n)| format!("  - {{url: \"{url}\", name: gpu{n}}}\n")).collect();
-    fs::write(&config, format!("workers:\n{}", entries.concat())).unwrap();
+    let tokenizers = "tokenizers: {default: worker}";
+    fs::write(&config, format!("{tokenizers}\nworkers:\n{}", entries.concat())).unwrap();
     let instance = format!("guides-{:08x}", random());
     let args = ["--config", config.to_str().unwrap(), "--instance", &instance];
     let gateway = Gateway::start(&[], &args).await;
+    eventually("the caches are known", || async {
+        let metrics = get(gateway.admin, "/metrics").await.text();
+        let is_exact = |line: &&str| line.starts_with("warmpath_kv_events_state") && line.contains("exact");
+        (metrics.lines().filter(is_exact).filter(|line| line.ends_with(" 1")).count() == 4).then_some(())
+    })
+    .await;
     std::os::unix::fs::symlink(binary().canonicalize().unwrap(), directory.path().join("warmpath")).unwrap();
     let path = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
 
@@ -88,7 +105,7 @@ async fn the_commands_of_the_guides_do_what_they_say() {
             run += 1;
         }
     }
-    assert!(run >= 7, "{run} blocks were run");
+    assert!(run >= 9, "{run} blocks were run");
 }
 
 #[test]

@@ -129,8 +129,10 @@ async fn traces_of_every_form_are_sent_and_their_times_are_told_with_intervals()
         assert_eq!(drawn.matches("<circle").count() as u64, count, "a point for each request");
         fs::remove_file(&plot).unwrap();
     }
-    let args = ["--trace", text(&mooncake), "--against", &url, "--speed", "20", "--requests", "5"];
-    assert_eq!(report(&args, directory.path()).await.1["sent"], 5);
+    let pixels = directory.path().join("ttft.png");
+    let args = ["--trace", text(&mooncake), "--against", &url, "--speed", "20", "--requests", "5", "--plot"];
+    assert_eq!(report(&[&args[..], &[text(&pixels)]].concat(), directory.path()).await.1["sent"], 5);
+    assert!(fs::read(&pixels).unwrap().starts_with(b"\x89PNG\r\n"));
 }
 
 #[tokio::test]

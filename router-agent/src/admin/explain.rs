@@ -9,7 +9,10 @@ use super::{
     error::{ApiError, ApiResult, ErrorBody},
     extract::{Asked, Body},
 };
-use crate::gateway::{self, Explanation, Part, Question};
+use crate::{
+    gateway::{self, Apart, Explanation, Part, Question},
+    routing::Decision,
+};
 
 /// What would become of the request if it came now.
 #[derive(Debug, Serialize, ToSchema)]
@@ -30,6 +33,9 @@ pub(super) struct ExplanationView {
     /// Who would get it; not there: nobody can take it now, it would wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     winner: Option<Winner>,
+    /// Whether it would be prefilled on one worker and decoded on another; not there without workers whose role is `prefill`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disaggregation: Option<ApartView>,
     /// All workers: those that could get it by their cost, then those that could not.
     workers: Vec<PartView>,
 }
@@ -51,14 +57,28 @@ struct Winner {
     runner_up: Option<String>,
 }
 
+/// What speaks for and against prefilling the request apart.
+#[derive(Debug, Serialize, ToSchema)]
+struct ApartView {
+    /// Tokens of the prompt that no worker for whole requests has cached.
+    uncached_tokens: u32,
+    /// From so many on a prompt is prefilled apart.
+    min_tokens: u32,
+    /// Who would prefill it, while `winner` decodes; not there: `winner` does it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill: Option<Winner>,
+}
+
 /// One worker's part.
 #[derive(Debug, Serialize, ToSchema)]
 struct PartView {
     /// Its name.
     worker: String,
+    /// `both`, `prefill` or `decode`.
+    role: &'static str,
     /// Whether it would get the request.
     wins: bool,
-    /// Why it cannot get it: draining, leaving, unhealthy, hung, breaker_open, model_not_served, outlier, resting or no_room;
+    /// Why it cannot get it: draining, leaving, unhealthy, hung, breaker_open, model_not_served, role, outlier, resting or no_room;
     /// not there: it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     excluded: Option<&'static str>,
@@ -81,11 +101,19 @@ struct PartView {
 
 impl ExplanationView {
     fn of(explanation: Explanation) -> Self {
-        let Explanation { policy, cost_unit, route, prompt_tokens, tokens_from, decision, mut workers } =
-            explanation;
+        let Explanation {
+            policy,
+            cost_unit,
+            route,
+            prompt_tokens,
+            tokens_from,
+            decision,
+            apart,
+            mut workers,
+        } = explanation;
         let name =
             |slot| workers.iter().find(|part| part.worker.slot == slot).map(|part| part.worker.name.clone());
-        let winner = decision.and_then(|decision| {
+        let winner_of = |decision: Decision| {
             Some(Winner {
                 worker: name(decision.slot)?,
                 reason: decision.reason.label(),
@@ -93,8 +121,17 @@ impl ExplanationView {
                 time_to_first_token_seconds: decision.time_to_first_token_s,
                 runner_up: decision.runner_up.and_then(name),
             })
+        };
+        let winner = decision.and_then(winner_of);
+        let prefill = apart.as_ref().and_then(|apart| apart.prefill);
+        let disaggregation = apart.map(|Apart { uncached_tokens, tokens_min, prefill }| ApartView {
+            uncached_tokens,
+            min_tokens: tokens_min,
+            prefill: prefill.and_then(winner_of),
         });
-        let wins = |part: &Part| decision.is_some_and(|decision| decision.slot == part.worker.slot);
+        let wins = |part: &Part| {
+            [decision, prefill].into_iter().flatten().any(|decision| decision.slot == part.worker.slot)
+        };
         workers.sort_by_key(|part| (part.excluded.is_some(), !wins(part), part.score.cost));
         Self {
             policy: policy.name(),
@@ -103,6 +140,7 @@ impl ExplanationView {
             tokens_from,
             cost_unit,
             winner,
+            disaggregation,
             workers: workers.iter().map(|part| PartView::of(part, wins(part))).collect(),
         }
     }
@@ -113,6 +151,7 @@ impl PartView {
         let Part { worker, score, match_kind, excluded } = part;
         Self {
             worker: worker.name.clone(),
+            role: worker.role().label(),
             wins,
             excluded: *excluded,
             matched_tokens: score.matched_tokens,

@@ -29,6 +29,8 @@ pub(super) struct WorkerView {
     /// Where it listens.
     #[schema(example = "http://10.0.0.7:8000")]
     url: String,
+    /// `both`, `prefill` or `decode`.
+    role: &'static str,
     /// `unknown`, `healthy` or `unhealthy`, by its health checks.
     health: &'static str,
     /// `closed`, `open` or `half_open`.
@@ -102,6 +104,7 @@ impl WorkerView {
         Self {
             name: worker.name.clone(),
             url: worker.url.to_string(),
+            role: worker.role().label(),
             health: worker.health().label(),
             breaker: worker.breaker.state().label(),
             engine: worker.liveness.pulse().label(),
@@ -185,6 +188,9 @@ pub(super) struct NewWorker {
     /// 1 to 64 printable characters without spaces; `HOST:PORT` where left out.
     #[schema(required = false, example = "gpu7", max_length = 64)]
     name: Option<String>,
+    /// `both`, `prefill` or `decode`: what of a request it does (docs/disaggregation.md).
+    #[schema(required = false, example = "both")]
+    role: Option<String>,
     /// Of vLLM's `--api-key`; the key itself, not a place where it is.
     #[schema(required = false)]
     api_key: Option<String>,

@@ -3,8 +3,9 @@
 //! The [`Driver`] puts in what comes from the worker, each [`Reader`] takes it out at its own pace, from the first byte. As
 //! long as the answer is short enough to be kept, all of it is held and whoever comes may join. An answer that outgrows
 //! that, or comes when flights hold too much already, is held from its slowest reader on only and nobody joins any more:
-//! then the driver waits for the fastest reader, and a reader that is too far behind it is interrupted. So a flight holds
-//! no more than `entry_bytes_max` and a window, and a slow reader slows nobody but itself.
+//! then the driver waits for a reader that is too far behind, and after a while leaves it behind, if others are ahead of
+//! it. So a flight holds no more than `entry_bytes_max` (or a window, if that is more), and a slow reader does not hold up
+//! the others for long.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -130,9 +131,14 @@ impl Flight {
         Some(Reader { flight: self.clone(), number })
     }
 
+    /// Bytes that may be read ahead of a reader.
+    fn lag_max(&self) -> u64 {
+        CACHE_WINDOW_BYTES.max(self.bounds.entry_bytes_max as u64)
+    }
+
     /// Lets go what nobody needs any more.
     fn let_go(&self, state: &mut State) {
-        let freed = state.let_go(self.bounds.entry_bytes_max as u64);
+        let freed = state.let_go();
         self.held_by_all.fetch_sub(freed as usize, Relaxed);
     }
 }
@@ -148,23 +154,17 @@ impl State {
         self.readers.values_mut().filter_map(|place| place.waker.take()).for_each(Waker::wake);
     }
 
-    fn fastest(&self) -> u64 {
-        self.readers.values().map(|place| place.read).max().unwrap_or(self.came)
+    /// Where the slowest is of those who are waited for.
+    fn slowest(&self) -> Option<u64> {
+        self.readers.values().filter(|place| !place.is_too_slow).map(|place| place.read).min()
     }
 
-    /// Where all of it is not held, lets go what everybody has, and of those who are `lag_max` behind. Says how many bytes
-    /// that are.
-    fn let_go(&mut self, lag_max: u64) -> u64 {
+    /// Where all of it is not held, lets go what everybody has who is still waited for. Says how many bytes that are.
+    fn let_go(&mut self) -> u64 {
         if self.holds_all {
             return 0;
         }
-        let (came, fastest) = (self.came, self.fastest());
-        // The driver waits for the fastest, however little may be kept.
-        let is_behind = |place: &&mut Place| place.read < fastest && came - place.read > lag_max;
-        for place in self.readers.values_mut().filter(is_behind) {
-            place.is_too_slow = true;
-        }
-        let slowest = self.readers.values().filter(|place| !place.is_too_slow).map(|place| place.read).min();
+        let slowest = self.slowest();
         let mut freed = 0;
         while let Some((end, piece)) = self.pieces.front()
             && slowest.is_none_or(|slowest| *end <= slowest)
@@ -208,11 +208,28 @@ impl Driver {
     /// Ready when the next piece may be put in.
     pub fn poll_room(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.flight.state.lock();
-        if state.holds_all || state.came - state.fastest() < CACHE_WINDOW_BYTES {
+        let behind = state.slowest().map_or(0, |slowest| state.came - slowest);
+        if state.holds_all || behind < self.flight.lag_max() {
             return Poll::Ready(());
         }
         state.driver = Some(cx.waker().clone());
         Poll::Pending
+    }
+
+    /// There has been no room for too long: those who are as far behind as they may be are waited for no longer, unless
+    /// nobody is ahead of them.
+    pub fn leave_behind(&self) {
+        let mut state = self.flight.state.lock();
+        let (came, lag_max) = (state.came, self.flight.lag_max());
+        let fastest = state.readers.values().map(|place| place.read).max().unwrap_or(came);
+        let is_left = |place: &&mut Place| place.read < fastest && came - place.read >= lag_max;
+        for place in state.readers.values_mut().filter(is_left) {
+            place.is_too_slow = true;
+            if let Some(waker) = place.waker.take() {
+                waker.wake();
+            }
+        }
+        self.flight.let_go(&mut state);
     }
 
     /// The answer goes on with `piece`.

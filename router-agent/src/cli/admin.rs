@@ -32,13 +32,13 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 #[derive(Debug, Clone, Args)]
 pub struct AdminArgs {
     /// The gateway's admin port: ADDR:PORT, http://… or https://…
-    #[arg(long, value_name = "URL", env = "WARMPATH_ADMIN", default_value = "127.0.0.1:9090")]
+    #[arg(long, global = true, value_name = "URL", env = "WARMPATH_ADMIN", default_value = "127.0.0.1:9090")]
     admin: String,
     /// A file with the admin token [default: WARMPATH_ADMIN_TOKEN, if it is set].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// With https://, the authority of the port's certificate (PEM) [default: the system's].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     ca: Option<PathBuf>,
 }
 

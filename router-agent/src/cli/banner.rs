@@ -45,7 +45,7 @@ impl Banner<'_> {
         let clients = scheme(self.config.tls.is_some());
         println!("  clients   {clients}://{listen}   ({policy} policy, {threads} data threads)");
         println!(
-            "  admin     {}://{admin}   (/metrics /health /ready /workers /guard)",
+            "  admin     {}://{admin}   (a page for browsers; /metrics /ready /workers /openapi.json)",
             scheme(self.config.admin_tls.is_some())
         );
         let simulated = if self.simulated > 0 {

@@ -16,7 +16,7 @@ use crate::{
     config::{self, Config, ConfigError, WorkerUrl},
     replay::{
         live::{self, Settings},
-        plot::{self, PlotError},
+        plot::{PlotError, PlotFile, plot},
         trace::{self, TraceError},
         what_if::{WhatIfError, what_if},
     },
@@ -65,9 +65,9 @@ pub struct ReplayArgs {
     /// Write every figure to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Draw the times to first token into this file (SVG).
-    #[arg(long, value_name = "FILE", requires = "trace")]
-    plot: Option<PathBuf>,
+    /// Draw the times to first token into this file, by its name as SVG or PNG.
+    #[arg(long, value_name = "FILE.svg|FILE.png", requires = "trace")]
+    plot: Option<PlotFile>,
 }
 
 /// Why there is no report, or one with failures in it.
@@ -188,10 +188,10 @@ fn against(args: &ReplayArgs, file: &Path, url: &str) -> Result<(), ReplayError>
     let report = runtime.block_on(live::run(&trace, &settings));
     print!("{report}");
     write_json(args.json.as_ref(), &report)?;
-    if let Some(path) = &args.plot {
+    if let Some(PlotFile { path, format }) = &args.plot {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         let title = format!("{name} against {url}, {} requests, speed {}", report.completed, args.speed);
-        std::fs::write(path, plot::svg(&title, &report.records)?).map_err(at(path))?;
+        std::fs::write(path, plot(&title, &report.records, *format)?).map_err(at(path))?;
     }
     if report.is_complete() {
         Ok(())

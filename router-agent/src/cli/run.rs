@@ -365,7 +365,7 @@ async fn build_fleet(config: &Config, metrics: &Metrics) -> Fleet {
     let fleet = Fleet::default();
     let make = |worker: &config::WorkerConfig| fleet.make(worker, config.breaker, metrics);
     let workers: Vec<_> = config.workers.iter().filter_map(make).collect();
-    assert_eq!(workers.len(), config.workers.len(), "validated: at most 256 workers");
+    assert_eq!(workers.len(), config.workers.len(), "validated: no more than there are slots");
     fleet::check_all(&workers, config).await;
     for worker in &workers {
         fleet.admit(worker);

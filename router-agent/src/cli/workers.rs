@@ -33,6 +33,8 @@ Changes last over reloads, until the gateway is restarted: the file says what is
 pub struct WorkersArgs {
     #[command(subcommand)]
     action: Action,
+    #[command(flatten)]
+    admin: AdminArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,8 +44,6 @@ enum Action {
         /// As the admin API answers it.
         #[arg(long)]
         json: bool,
-        #[command(flatten)]
-        admin: AdminArgs,
     },
     /// Add a worker: it is asked for its health, and then it may be chosen.
     Add {
@@ -55,8 +55,6 @@ enum Action {
         /// A file with the key that it wants (vLLM's --api-key); `-` for standard input.
         #[arg(long, value_name = "FILE")]
         api_key_file: Option<PathBuf>,
-        #[command(flatten)]
-        admin: AdminArgs,
     },
     /// Give a worker no more requests; those in flight finish. It stays in the fleet.
     Drain {
@@ -65,15 +63,11 @@ enum Action {
         /// Return when nothing is in flight there, and show how far it is.
         #[arg(long)]
         wait: bool,
-        #[command(flatten)]
-        admin: AdminArgs,
     },
     /// Give a drained worker requests again.
     Undrain {
         /// Its name.
         name: String,
-        #[command(flatten)]
-        admin: AdminArgs,
     },
     /// Drain a worker, then take it out of the fleet.
     Remove {
@@ -88,8 +82,6 @@ enum Action {
         /// Return when it is gone.
         #[arg(long)]
         wait: bool,
-        #[command(flatten)]
-        admin: AdminArgs,
     },
 }
 
@@ -113,9 +105,10 @@ pub enum WorkersError {
 }
 
 pub(super) fn run(args: &WorkersArgs) -> Result<(), WorkersError> {
+    let client = AdminClient::new(&args.admin)?;
     match &args.action {
-        Action::List { json, admin } => list(&AdminClient::new(admin)?, *json),
-        Action::Add { url, name, api_key_file, admin } => {
+        Action::List { json } => list(&client, *json),
+        Action::Add { url, name, api_key_file } => {
             let key = api_key_file.as_deref().map(read_key).transpose()?;
             let mut entry = json!({ "url": url });
             for (member, value) in [("name", name.clone()), ("api_key", key)] {
@@ -123,22 +116,19 @@ pub(super) fn run(args: &WorkersArgs) -> Result<(), WorkersError> {
                     entry[member] = value.into();
                 }
             }
-            let client = AdminClient::new(admin)?;
             let worker = client.ask(Method::POST, "/workers", entry.to_string().into())?;
             say(&format!("{}: added, {}", text(&worker, "name"), state(&worker)))
         }
-        Action::Drain { name, wait, admin } => {
-            let client = AdminClient::new(admin)?;
+        Action::Drain { name, wait } => {
             let worker = client.ask(Method::POST, &path(name, "/drain"), Bytes::new())?;
             say(&format!("{name}: {}", state(&worker)))?;
             if *wait { wait_until(&client, name, state(&worker), is_drained) } else { Ok(()) }
         }
-        Action::Undrain { name, admin } => {
-            let worker = AdminClient::new(admin)?.ask(Method::POST, &path(name, "/undrain"), Bytes::new())?;
+        Action::Undrain { name } => {
+            let worker = client.ask(Method::POST, &path(name, "/undrain"), Bytes::new())?;
             say(&format!("{name}: {}", state(&worker)))
         }
-        Action::Remove { name, timeout, force, wait, admin } => {
-            let client = AdminClient::new(admin)?;
+        Action::Remove { name, timeout, force, wait } => {
             let query = match timeout {
                 Some(timeout) => {
                     format!("?timeout={}", encoded(&humantime::format_duration(*timeout).to_string()))

@@ -53,6 +53,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         discovery,
         sim_workers: _, // no key
         routing,
+        disaggregation,
         threads,
         splice,
         relay,
@@ -89,6 +90,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.live("workers", workers, &new.workers);
     changes.live("discovery", discovery, &new.discovery);
     changes.live("routing", routing, &new.routing);
+    changes.live("disaggregation", disaggregation, &new.disaggregation);
     changes.fixed("threads", threads, &mut new.threads);
     changes.fixed("splice", splice, &mut new.splice);
     changes.live("relay", relay, &new.relay);

@@ -6,7 +6,7 @@ use http::HeaderValue;
 use serde::Deserialize;
 
 use super::{
-    ConfigError, WorkerConfig, WorkerKvEvents, WorkerUrl,
+    ConfigError, WorkerConfig, WorkerKvEvents, WorkerRole, WorkerUrl,
     file::set,
     kv_events, schema,
     secret::{Hidden, Place},
@@ -103,6 +103,8 @@ pub enum KubernetesPort {
 /// What is said of every worker of a source that knows no more than addresses.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkerTemplate {
+    /// What of a request it does.
+    pub role: WorkerRole,
     /// Over TLS.
     pub is_tls: bool,
     /// Where its KV events are; `*` in an endpoint stands for the worker's address.
@@ -124,10 +126,10 @@ impl WorkerTemplate {
         name: Option<String>,
         incarnation: Option<String>,
     ) -> WorkerConfig {
-        let Self { is_tls, kv_events, authorization, tls, models } = self.clone();
+        let Self { role, is_tls, kv_events, authorization, tls, models } = self.clone();
         let url = WorkerUrl { host: host.to_owned(), port, is_tls };
         let name = name.filter(|name| is_worker_name(name)).unwrap_or_else(|| url.authority());
-        WorkerConfig { url, name, kv_events, authorization, tls, models, incarnation }
+        WorkerConfig { url, name, role, kv_events, authorization, tls, models, incarnation }
     }
 }
 
@@ -240,6 +242,8 @@ struct KubernetesWritten {
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct TemplateWritten {
+    /// `both`, `prefill` or `decode`: docs/disaggregation.md.
+    role: Option<WorkerRole>,
     /// `http` or `https`.
     scheme: Option<Scheme>,
     /// As in an entry of `workers`; `*` stands for the worker's address.
@@ -357,6 +361,7 @@ impl TemplateWritten {
         let models = self.models.unwrap_or_default();
         check_models(key, &models)?;
         Ok(WorkerTemplate {
+            role: self.role.unwrap_or_default(),
             is_tls,
             kv_events,
             authorization: api_key.map(|api_key| api_key.bearer()),

@@ -38,6 +38,8 @@ pub struct File {
     discovery: super::discovery::DiscoveryFile,
     /// Which worker: docs/routing.md.
     routing: super::routing::File,
+    /// Prefill on workers whose role is `prefill`, decode on the others: docs/disaggregation.md.
+    disaggregation: super::disaggregation::File,
     /// Data threads; one per core where not set.
     threads: Option<usize>,
     /// Whether the kernel may move response bodies; `off` overrules `relay`.
@@ -246,6 +248,7 @@ impl File {
         set(&mut config.timeouts.drain, self.drain_timeout);
         set(&mut config.timeouts.upgrade, self.upgrade_timeout);
         self.routing.apply(&mut config.routing)?;
+        self.disaggregation.apply(&mut config.disaggregation);
         if let Some(workers) = self.workers {
             config.workers = workers.into_iter().map(Worker::resolve).collect::<Result<_, _>>()?;
         }

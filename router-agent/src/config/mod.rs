@@ -10,6 +10,7 @@ mod cidr;
 mod decisions;
 mod defaults;
 mod digest;
+mod disaggregation;
 mod discovery;
 mod error;
 mod faults;
@@ -52,6 +53,7 @@ pub use cidr::{Cidr, CidrError};
 pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
+pub use disaggregation::{Disaggregation, WorkerRole};
 pub use discovery::{
     Discovery, DnsSource, KubernetesObjects, KubernetesPort, KubernetesSource, Source, WorkerTemplate,
 };
@@ -165,6 +167,8 @@ pub struct WorkerConfig {
     pub url: WorkerUrl,
     /// What it is called in headers, metrics and maps; `host:port` where nothing else is said.
     pub name: String,
+    /// What of a request it does.
+    pub role: WorkerRole,
     /// Where its KV events are.
     pub kv_events: WorkerKvEvents,
     /// Its own key, as it is sent: `Bearer …`. Clients' keys are for this gateway.
@@ -203,6 +207,8 @@ pub struct Config {
     pub sim_workers: usize,
     /// How a worker is chosen.
     pub routing: Routing,
+    /// Prefill apart from decode.
+    pub disaggregation: Disaggregation,
     /// Data threads.
     pub threads: usize,
     /// Whether the kernel may move response bodies.
@@ -274,6 +280,7 @@ impl Default for Config {
             discovery: Discovery::default(),
             sim_workers: 0,
             routing: Routing::default(),
+            disaggregation: Disaggregation::default(),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             splice: Splice::default(),
             relay: Relay {
@@ -390,6 +397,7 @@ impl Config {
         faults::validate(&self.health, &self.breaker, &self.outliers)?;
         self.guard.validate()?;
         self.routing.validate()?;
+        self.disaggregation.validate()?;
         self.discovery.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;

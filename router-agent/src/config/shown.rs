@@ -25,6 +25,7 @@ pub fn shown(config: &Config) -> Value {
         discovery,
         sim_workers: _, // no key
         routing,
+        disaggregation,
         threads,
         splice,
         relay,
@@ -56,12 +57,15 @@ pub fn shown(config: &Config) -> Value {
         overrides,
         cache,
     } = config;
-    let value = json!({
+    let mut value = json!({
         "listen": listen,
         "admin": admin,
         "workers": workers.iter().map(worker).collect::<Vec<_>>(),
-        "discovery": super::shown_discovery::shown(discovery),
         "routing": of_routing(routing),
+        "disaggregation": {
+            "mode": if disaggregation.is_on { "auto" } else { "off" },
+            "tokens_min": disaggregation.tokens_min.map_or_else(|| json!("auto"), Value::from),
+        },
         "threads": threads,
         "splice": splice,
         "relay": {
@@ -153,15 +157,19 @@ pub fn shown(config: &Config) -> Value {
             "ttl": time(cache.ttl),
         },
     });
+    // The macro has no room for one key more.
+    value["discovery"] = super::shown_discovery::shown(discovery);
     without_nulls(value)
 }
 
 fn worker(worker: &WorkerConfig) -> Value {
     // Nobody writes an incarnation.
-    let WorkerConfig { url, name, kv_events: events, authorization, tls, models, incarnation: _ } = worker;
+    let WorkerConfig { url, name, role, kv_events: events, authorization, tls, models, incarnation: _ } =
+        worker;
     json!({
         "url": url.to_string(),
         "name": name,
+        "role": role,
         "kv_events": kv_events(events),
         "api_key": masked(authorization.as_ref()),
         "tls": tls.as_ref().map(|tls| json!({ "ca": tls.ca(), "server_name": tls.name() })),

@@ -46,8 +46,9 @@ fn kubernetes(source: &KubernetesSource) -> Value {
 }
 
 fn template(template: &WorkerTemplate) -> Value {
-    let WorkerTemplate { is_tls, kv_events: events, authorization, tls, models } = template;
+    let WorkerTemplate { role, is_tls, kv_events: events, authorization, tls, models } = template;
     json!({
+        "role": role,
         "scheme": if *is_tls { "https" } else { "http" },
         "kv_events": kv_events(events),
         "api_key": masked(authorization.as_ref()),

@@ -14,8 +14,8 @@ fn apply(text: &str) -> Result<Config, ConfigError> {
 #[test]
 fn every_key_has_its_effect() {
     let config = apply(
-        "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1}\n\
-         routing: {policy: round_robin}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\nupgrade_timeout: 6s\n\
+        "listen: 0.0.0.0:80\nadmin: 127.0.0.1:81\nworkers:\n  - http://10.0.0.1:8000\n  - {url: 'http://[::1]:8001', name: gpu1, role: prefill}\n\
+         routing: {policy: round_robin}\ndisaggregation: {mode: off, tokens_min: 300}\nthreads: 3\nsplice: off\nlog_format: json\ninstance: blue\ndrain_timeout: 5s\nupgrade_timeout: 6s\n\
          scrape_interval: 250ms\nhealth: {interval: 1s, timeout: 300ms, unhealthy_after: 4, healthy_after: 2, silence: 6s, probe_timeout: 7s}\n\
          breaker: {failures: 7, window: 20s, volume: 8, error_share: 0.25, open_for: 9s}\n\
          outliers: {share_max: 0.25, volume: 3, errors: 0.5, slowness: 4, eject_for: 3s, eject_max: 30s}\nrelay: {bypass: on, splice: off, copy: off, min_bytes: 2KiB, sample: 0.5}\nindex: {block_bytes: 64, max_bytes: 32MiB, worker_capacity_tokens: 1000}\n\
@@ -39,6 +39,8 @@ fn every_key_has_its_effect() {
     assert_eq!(config.workers[1].name, "gpu1");
     assert_eq!(config.workers[1].url.authority(), "[::1]:8001");
     assert_eq!(config.routing.settings.policy.to_string(), "round_robin");
+    assert_eq!((config.workers[0].role, config.workers[1].role), (WorkerRole::Both, WorkerRole::Prefill));
+    assert_eq!(config.disaggregation, Disaggregation { is_on: false, tokens_min: Some(300) });
     assert_eq!((config.threads, config.splice, config.log_format), (3, Splice::Off, LogFormat::Json));
     assert_eq!(config.instance, "blue");
     assert_eq!(config.scrape_interval, ms(250));
@@ -205,7 +207,7 @@ fn discovery_has_its_effect_and_its_defaults() {
     let config = apply(
         "discovery:\n  gone_after: 1s\n  drain_timeout: 2s\n  files: [/w.yaml]\n  dns:\n\
          \x20   - {name: vllm, port: 8000, interval: 3s, servers: ['10.0.0.1', '[::1]:54'],\n\
-         \x20      worker: {scheme: https, tls: {server_name: v}, api_key: k3y, models: [m], kv_events: off}}\n\
+         \x20      worker: {scheme: https, tls: {server_name: v}, api_key: k3y, models: [m], kv_events: off, role: decode}}\n\
          \x20   - name: _http._tcp.vllm\n  kubernetes:\n    - {service: a, namespace: n, port: 80, kubeconfig: /k, context: c}\n\
          \x20   - {pods: 'app=b', namespace: '*', port: http}\n    - inference_pool: c\n",
     )
@@ -230,6 +232,7 @@ fn discovery_has_its_effect_and_its_defaults() {
     let worker = dns.worker.at("10.1.1.1", 8000, Some("gpu".to_owned()), None);
     assert_eq!((worker.url.to_string().as_str(), worker.name.as_str()), ("https://10.1.1.1:8000", "gpu"));
     assert_eq!((worker.models, worker.kv_events), (vec!["m".to_owned()], WorkerKvEvents::Off));
+    assert_eq!(worker.role, WorkerRole::Decode);
     assert!(worker.authorization.is_some_and(|key| key.is_sensitive()));
     assert_eq!(worker.tls.as_ref().map(|tls| tls.name().to_owned()).as_deref(), Some("v"));
     let KubernetesSource { port, kubeconfig, context, worker, .. } = service;
@@ -582,4 +585,19 @@ fn the_example_file_shows_the_defaults() {
     let names: Vec<String> = config.workers.drain(..).map(|worker| worker.name).collect();
     assert_eq!(names, ["127.0.0.1:8001", "gpu1"]);
     assert_eq!(config, Config::default());
+}
+
+#[test]
+fn what_is_prefilled_apart_is_a_number_or_learned() {
+    let of = |written: &str| {
+        apply(&format!("workers: ['http://a:1']\ndisaggregation: {{tokens_min: {written}}}\n"))
+    };
+    assert_eq!(of("auto").unwrap().disaggregation, Disaggregation::default());
+    assert_eq!(of("4096").unwrap().disaggregation.tokens_min, Some(4096));
+    let error = of("5").unwrap_err().to_string();
+    assert!(error.contains("disaggregation.tokens_min") && error.contains("128"), "{error}");
+    let error = of("many").unwrap_err().to_string();
+    assert!(error.contains("tokens_min") && error.contains("a number of tokens, or auto"), "{error}");
+    let error = apply("workers: [{url: 'http://a:1', role: both-of-them}]").unwrap_err().to_string();
+    assert!(error.contains("workers"), "{error}");
 }

@@ -8,7 +8,7 @@ use serde::{
 };
 
 use super::{
-    ConfigError, WorkerConfig, WorkerUrl, file, kv_events,
+    ConfigError, WorkerConfig, WorkerRole, WorkerUrl, file, kv_events,
     secret::{Hidden, Place},
     tls,
 };
@@ -36,7 +36,7 @@ impl<'de> Visitor<'de> for WorkerVisitor {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `kv_events`, `api_key`, `tls` and \
+            "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `role`, `kv_events`, `api_key`, `tls` and \
              `models`",
         )
     }
@@ -57,6 +57,8 @@ pub(super) struct WorkerEntry {
     url: String,
     /// What it is called in headers, metrics and maps; `HOST:PORT` where not set.
     name: Option<String>,
+    /// What of a request it does: `both`, `prefill` or `decode`.
+    role: Option<WorkerRole>,
     /// Where its KV events are: `auto` (it is asked), `off`, or its endpoints.
     kv_events: Option<kv_events::Written>,
     /// vLLM's `--api-key`: the key, or `${VARIABLE}`.
@@ -90,6 +92,7 @@ impl TryFrom<WorkerEntry> for WorkerConfig {
         check_models("workers.models", &models)?;
         Ok(Self {
             models,
+            role: entry.role.unwrap_or_default(),
             kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
             authorization: key.map(|key| key.bearer()),
             ..named(url, tls, entry.name)?
@@ -146,6 +149,7 @@ fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result
     Ok(WorkerConfig {
         url,
         name,
+        role: WorkerRole::default(),
         kv_events: super::WorkerKvEvents::default(),
         authorization: None,
         tls,

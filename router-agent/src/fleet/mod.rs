@@ -19,14 +19,24 @@ mod speed;
 mod standing;
 mod worker;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use self::slots::Slots;
-use crate::{config, index::WorkerSlot, telemetry::Metrics};
+use crate::{
+    config::{self, WorkerRole},
+    index::WorkerSlot,
+    telemetry::Metrics,
+};
 
 pub use breaker::{Breaker, BreakerState, Outcome, Role};
 pub use kv_cache::{KeySpace, KeySpaces, KvCache, KvFacts, KvState};
@@ -50,6 +60,8 @@ pub struct Fleet {
     workers: WorkerList,
     key_spaces: Arc<KeySpaces>,
     speed: Arc<FleetSpeed>,
+    /// There are workers for prefill stages.
+    has_prefill: AtomicBool,
     slots: Mutex<Slots>,
     changed: watch::Sender<()>,
     cut: watch::Sender<()>,
@@ -61,6 +73,7 @@ impl Default for Fleet {
             workers: Arc::default(),
             key_spaces: Arc::default(),
             speed: Arc::default(),
+            has_prefill: AtomicBool::new(false),
             slots: Mutex::default(),
             changed: watch::Sender::new(()),
             cut: watch::Sender::new(()),
@@ -109,7 +122,7 @@ impl Fleet {
     /// From now on the worker may be chosen.
     pub fn admit(&self, worker: &Arc<Worker>) {
         self.workers.rcu(|workers| [&workers[..], std::slice::from_ref(worker)].concat());
-        self.changed.send_replace(());
+        self.announce();
     }
 
     /// From now on it is no worker of this fleet; what is in flight on it is cut off.
@@ -118,13 +131,25 @@ impl Fleet {
             .rcu(|workers| workers.iter().filter(|other| other.id != worker.id).cloned().collect::<Vec<_>>());
         self.slots.lock().retire(worker.clone());
         worker.cut_off();
-        self.changed.send_replace(());
+        self.announce();
         self.cut.send_replace(());
     }
 
     /// Something of a worker is configured otherwise.
     pub fn announce(&self) {
+        let has_prefill = self.workers().iter().any(|worker| worker.role() == WorkerRole::Prefill);
+        self.has_prefill.store(has_prefill, Relaxed);
         self.changed.send_replace(());
+    }
+
+    /// Whether there are workers whose role is [`WorkerRole::Prefill`], well or not.
+    pub fn has_prefill(&self) -> bool {
+        self.has_prefill.load(Relaxed)
+    }
+
+    /// What is learned of all workers together.
+    pub fn speed(&self) -> &FleetSpeed {
+        &self.speed
     }
 
     /// Whether places of workers that have left wait to be given out again.

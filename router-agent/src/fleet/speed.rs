@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::Worker;
 use crate::routing::{
     Speed,
+    handoff::Handoff,
     speed::{FleetPrefill, WorkerDecode, WorkerPrefill},
 };
 
@@ -32,6 +33,7 @@ impl Figure {
 #[derive(Debug, Default)]
 pub struct FleetSpeed {
     prefill: Mutex<FleetPrefill>,
+    handoff: Mutex<Handoff>,
     fixed_s: Figure,
     /// 0 while too little is known.
     token_s: Figure,
@@ -43,6 +45,18 @@ impl FleetSpeed {
             self.fixed_s.set(fixed);
             self.token_s.set(token);
         }
+    }
+
+    /// A prompt of which so many tokens had been prefilled elsewhere took so long from the decode worker's request to its
+    /// first token.
+    pub fn handed_over(&self, tokens: u32, seconds: f64) {
+        self.handoff.lock().observe(f64::from(tokens), seconds);
+    }
+
+    /// Uncached tokens from which on a prompt is better prefilled apart ([`Handoff`]). Asked for prompts only that may be.
+    pub fn handoff_tokens_min(&self) -> u32 {
+        let token_s = Some(self.token_s.get()).filter(|token_s| *token_s > 0.0);
+        self.handoff.lock().tokens_min(token_s)
     }
 }
 

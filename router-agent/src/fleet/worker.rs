@@ -18,7 +18,7 @@ use super::{
     standing::StandingCell,
 };
 use crate::{
-    config::{WorkerConfig, WorkerKvEvents, WorkerUrl},
+    config::{WorkerConfig, WorkerKvEvents, WorkerRole, WorkerUrl},
     index::WorkerSlot,
     routing::Adapter,
     telemetry::WorkerMetrics,
@@ -118,6 +118,8 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     health: AtomicU8,
     standing: StandingCell,
+    /// A [`WorkerRole`].
+    role: AtomicU8,
     is_cut_off: AtomicBool,
     kv_events: ArcSwap<WorkerKvEvents>,
     access: ArcSwap<Access>,
@@ -187,6 +189,7 @@ impl Worker {
             metrics,
             health: AtomicU8::new(Health::Unknown as u8),
             standing: StandingCell::default(),
+            role: AtomicU8::new(config.role as u8),
             is_cut_off: AtomicBool::new(false),
             kv_events: ArcSwap::from_pointee(kv_events),
             access: ArcSwap::from_pointee(Access::of(config)),
@@ -240,6 +243,22 @@ impl Worker {
         if self.standing.set_ready(is_ready, self.load.in_flight()) {
             tracing::info!(worker = %self.name, is_ready, "worker's readiness has changed");
         }
+    }
+
+    /// What of a request it does.
+    pub fn role(&self) -> WorkerRole {
+        const PREFILL: u8 = WorkerRole::Prefill as u8;
+        const DECODE: u8 = WorkerRole::Decode as u8;
+        match self.role.load(Relaxed) {
+            PREFILL => WorkerRole::Prefill,
+            DECODE => WorkerRole::Decode,
+            _ => WorkerRole::Both,
+        }
+    }
+
+    /// A reload says otherwise; [`super::Fleet::announce`] tells the others.
+    pub fn set_role(&self, role: WorkerRole) {
+        self.role.store(role as u8, Relaxed);
     }
 
     /// Whether it was dismissed: what is in flight on it is cut off.

@@ -8,6 +8,7 @@ use http::{HeaderValue, StatusCode};
 use super::{
     Shared,
     cut::{Cut, Cuts},
+    disaggregation::Part,
     route::Route,
     usage::UsageTail,
 };
@@ -175,6 +176,8 @@ pub(super) struct Attempt {
     _freed: Freed,
     /// [`now_ns`].
     sent_ns: u64,
+    /// What of the request this is.
+    part: Part,
     /// What the decision expected of the time to the first token, seconds.
     predicted_s: Option<f64>,
     has_body: bool,
@@ -207,6 +210,7 @@ impl Attempt {
             flight,
             _freed: freed,
             sent_ns: now_ns(),
+            part: Part::Whole,
             predicted_s,
             has_body: false,
             ended: false,
@@ -218,6 +222,19 @@ impl Attempt {
             span: None,
             cut,
         }
+    }
+
+    /// It is a part of the request only.
+    pub(super) fn is_part(&mut self, part: Part) {
+        self.part = part;
+        if matches!(part, Part::Decode { .. }) {
+            self.predicted_s = None; // nobody knows how long the transfer takes
+        }
+    }
+
+    /// When it was sent, by [`now_ns`].
+    pub(super) fn sent_ns(&self) -> u64 {
+        self.sent_ns
     }
 
     /// The try has a span of its own; what the worker is told of it.
@@ -292,25 +309,9 @@ impl Attempt {
             if let Some(span) = &mut self.span {
                 span.first_byte();
             }
-            if self.is_event_stream {
-                let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
-                self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
-                let seconds = first_ns.saturating_sub(self.sent_ns) as f64 / 1e9;
-                if let Some(record) = &mut self.record {
-                    record.first_byte(seconds, true);
-                }
-                if let Some(span) = &self.span {
-                    let id = span.trace().id();
-                    self.shared.metrics.exemplars.note(&self.worker().name, seconds, id);
-                }
-                let metrics = &self.worker().metrics;
-                metrics.time_to_first_token.observe(seconds);
-                if let Some(model) = &self.model {
-                    model.time_to_first_token.observe(seconds);
-                }
-                if let Some(predicted) = self.predicted_s {
-                    metrics.time_to_first_token_error.observe((predicted - seconds).abs());
-                }
+            // The answer of a prefill stage is one token.
+            if self.is_event_stream || self.part == Part::Prefill {
+                self.first_token();
             } else {
                 self.flight.prefilled();
                 if let Some(record) = &mut self.record {
@@ -318,6 +319,40 @@ impl Attempt {
                 }
             }
             self.shared.admission.freed(&self.shared); // of what waits to be prefilled there is less now
+        }
+    }
+
+    fn first_token(&mut self) {
+        let first_ns = self.flow.as_ref().and_then(Flow::first_byte_ns).unwrap_or_else(now_ns);
+        let since = |began_ns: u64| first_ns.saturating_sub(began_ns) as f64 / 1e9;
+        let seconds = since(self.sent_ns);
+        let whole_s = match self.part {
+            Part::Whole => Some(seconds),
+            Part::Prefill => None,
+            Part::Decode { began_ns, .. } => Some(since(began_ns)),
+        };
+        if let Part::Decode { tokens, .. } = self.part {
+            // It says how long handing over takes, and nothing of this worker's prefill.
+            self.flight.prefilled();
+            self.shared.fleet.speed().handed_over(tokens, seconds);
+            self.shared.metrics.disaggregation.handoff.observe(seconds);
+        } else {
+            self.flight.first_token(self.sent_ns, first_ns, self.predicted_s);
+        }
+        if let Some(record) = &mut self.record {
+            record.first_byte(seconds, true);
+        }
+        if let Some(span) = &self.span {
+            let id = span.trace().id();
+            self.shared.metrics.exemplars.note(&self.worker().name, seconds, id);
+        }
+        let metrics = &self.worker().metrics;
+        metrics.time_to_first_token.observe(seconds);
+        if let Some((model, seconds)) = self.model.as_ref().zip(whole_s) {
+            model.time_to_first_token.observe(seconds);
+        }
+        if let Some(predicted) = self.predicted_s {
+            metrics.time_to_first_token_error.observe((predicted - seconds).abs());
         }
     }
 
@@ -344,6 +379,16 @@ impl Attempt {
             self.worker().metrics.failed.inc();
             self.ends(End::Failed, Some(kind));
             self.shared.metrics.errors.with_label_values(&["worker", kind]).inc();
+        }
+    }
+
+    /// A decode stage came to nothing. Whose fault that is, its worker's, the prefill worker's or the network's between them,
+    /// is not known: the breaker is not told.
+    pub(super) fn not_handed_over(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.worker().metrics.failed.inc();
+            self.ends(End::Failed, Some("handoff"));
+            self.shared.metrics.errors.with_label_values(&["worker", "handoff"]).inc();
         }
     }
 

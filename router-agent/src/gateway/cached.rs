@@ -5,7 +5,12 @@
 //! it began; it has the worker's connection and the account of the request that began it, and is dropped with its last
 //! reader, which closes that connection.
 
-use std::{future::poll_fn, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -26,6 +31,7 @@ use super::{
 use crate::{
     cache::{Bounds, Driver, Entry, Found, Head, Key, Reader},
     config::{CacheMode, Config, SecretDigest},
+    limits::CACHE_PATIENCE,
     prompt::{self, ApiKind, Canonical},
     telemetry::CacheOutcome,
     tenants::{Tenant, X_API_KEY},
@@ -209,8 +215,9 @@ async fn run(
         length: body.size_hint().exact(),
         is_shared: is_for_all(parts.status),
     });
+    let mut patience = CACHE_PATIENCE;
     loop {
-        poll_fn(|cx| driver.poll_room(cx)).await;
+        room(driver, &mut patience).await;
         match body.frame().await {
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
@@ -222,6 +229,20 @@ async fn run(
         }
     }
     Ok(())
+}
+
+/// Waits for readers that are far behind, `patience` in all; then they are left behind.
+async fn room(driver: &Driver, patience: &mut Duration) {
+    loop {
+        let since = Instant::now();
+        let room = tokio::time::timeout(*patience, poll_fn(|cx| driver.poll_room(cx))).await;
+        *patience = patience.saturating_sub(since.elapsed());
+        if room.is_ok() {
+            return;
+        }
+        driver.leave_behind();
+        *patience = CACHE_PATIENCE;
+    }
 }
 
 /// Whether whoever asks for the same would be told the same: what a worker says of its load or its own failure is for one.

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     GatewayError, Shared,
     decided::{self, Circumstances},
-    eligible::Wanted,
+    eligible::{Stage, Wanted},
     known::Known,
     lmcache::Matched,
     model,
@@ -152,6 +152,21 @@ pub(super) struct Scratch {
     rosters: Rosters,
 }
 
+impl Scratch {
+    /// Of the prompt, the tokens that a worker is believed to have that could serve the whole request: the most of any.
+    pub(super) fn best_match(&mut self, shared: &Shared, plan: &Plan) -> u32 {
+        let Self { matches, token_matches, .. } = self;
+        plan.look_up(shared, matches, token_matches);
+        let known = Known { plan, stage: Stage::Whole, matches, token_matches };
+        let (workers, now) = (shared.fleet.workers(), Instant::now());
+        let could = workers
+            .iter()
+            .filter(|worker| Stage::Whole.is_for(worker.role()) && worker.is_routable(now))
+            .filter(|worker| worker.serves(plan.model));
+        could.map(|worker| known.matched(worker).tokens).max().unwrap_or(0)
+    }
+}
+
 /// Reads the prompt, and what else of the request a decision needs. A model that no worker
 /// serves, or that the tenant may not use, is refused here.
 pub(super) fn plan(
@@ -255,8 +270,8 @@ pub(super) fn choose(
     let now = Instant::now();
     let Scratch { matches, token_matches, candidates, rosters } = scratch;
     plan.look_up(shared, matches, token_matches);
-    let known = Known { plan, matches, token_matches };
-    let ask = plan.ask();
+    let known = Known { plan, stage: wanted.stage, matches, token_matches };
+    let ask = known.ask();
 
     let is_recorded = plan.is_traced || shared.records.is_wanted();
     let (flight, decision, settings) = {
@@ -272,7 +287,8 @@ pub(super) fn choose(
         let decision = router.decide_by(policy, &ask, candidates)?;
         let worker = workers.iter().find(|worker| worker.slot == decision.slot)?;
         let settings = is_recorded.then(|| decided_by(router.settings(), policy));
-        (Flight::begin(worker.clone(), u64::from(decision.new_tokens)), decision, settings)
+        let to_prefill = if wanted.stage == Stage::Decode { 0 } else { u64::from(decision.new_tokens) };
+        (Flight::begin(worker.clone(), to_prefill), decision, settings)
     };
 
     shared.decisions.count(&decision);
@@ -303,7 +319,7 @@ pub(super) fn choose(
             request_id,
             candidates,
             tried: wanted.tried.len(),
-            prompt_tokens: plan.prompt_tokens,
+            prompt_tokens: ask.prompt_tokens,
             matched_blocks,
         };
         map.record(&decided::record(&decision, &circumstances));
@@ -315,6 +331,8 @@ pub(super) fn choose(
             asked_model: plan.asked_model.as_ref().or(plan.identity.model.as_ref()),
             model: plan.identity.model.as_ref(),
             route: plan.route.label(),
+            stage: wanted.stage.label(),
+            prefilled_by: wanted.prefilled_by,
             attempt: wanted.tried.len() as u32 + 1,
             ask,
             match_kind: match_kind.label(),

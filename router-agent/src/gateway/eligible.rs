@@ -1,9 +1,10 @@
-//! Which workers may get a request: those that are well, serve its model, were not tried, and have room for it.
+//! Which workers may get a request: those that are well, do this part of it, serve its model, were not tried, and have
+//! room for it.
 
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    config::Limits,
+    config::{Limits, WorkerRole},
     fleet::{Reservation, Worker},
     index::WorkerSlot,
 };
@@ -36,9 +37,40 @@ impl Bounds {
     }
 }
 
+/// What of a request a worker is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) enum Stage {
+    /// All of it.
+    #[default]
+    Whole,
+    /// Its prompt, for another worker ([`super::disaggregation`]).
+    Prefill,
+    /// Its answer: the prompt was prefilled elsewhere.
+    Decode,
+}
+
+impl Stage {
+    /// The name in records and on the admin port.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        }
+    }
+
+    /// Whether a worker of this role is there for it.
+    pub(super) fn is_for(self, role: WorkerRole) -> bool {
+        (self == Self::Prefill) == (role == WorkerRole::Prefill)
+    }
+}
+
 /// What a request wants of a worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
+    pub(super) stage: Stage,
+    /// Who has prefilled it, where that was somebody else.
+    pub(super) prefilled_by: Option<WorkerSlot>,
     /// [`crate::fleet::model_key`] of the model that it names.
     pub(super) model: Option<u64>,
     /// The one that it asks for, if it asks for one.
@@ -49,17 +81,29 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Whether the worker could take it, room or not.
+    /// Whether the worker could take it, room or not. A worker for prefill stages takes whole requests only where nobody
+    /// else is there ([`Wanted::is_desperate`]), or where it is asked for.
     pub(super) fn suits(&self, worker: &Worker, now: Instant) -> bool {
+        (self.stage.is_for(worker.role()) || self.only.is_some()) && self.could(worker, now)
+    }
+
+    /// As [`Wanted::suits`], whatever its role.
+    fn could(&self, worker: &Worker, now: Instant) -> bool {
         worker.is_routable(now)
             && worker.serves(self.model)
             && self.only.is_none_or(|only| only == worker.slot)
             && !self.tried.contains(&worker.slot)
     }
 
+    /// Whether nobody is there whose role it would be: a worker of another role serves it better than none.
+    fn is_desperate(&self, workers: &[Arc<Worker>], now: Instant) -> bool {
+        self.stage == Stage::Whole && !workers.iter().any(|worker| self.suits(worker, now))
+    }
+
     /// Whether anybody could, room or not.
     pub(super) fn is_served(&self, workers: &[Arc<Worker>], now: Instant) -> bool {
         workers.iter().any(|worker| self.suits(worker, now))
+            || (self.stage == Stage::Whole && workers.iter().any(|worker| self.could(worker, now)))
     }
 
     /// Those that can take it now. Who is left out, only where everybody else is out: better than nobody.
@@ -69,12 +113,12 @@ impl Wanted<'_> {
         now: Instant,
         own: Option<&Reservation>,
     ) -> impl Iterator<Item = &'w Arc<Worker>> {
-        let in_good_standing = |worker: &Arc<Worker>| !worker.is_left_out(now) && self.suits(worker, now);
+        let any_role = self.is_desperate(workers, now);
+        let suits = move |worker: &Worker| self.suits(worker, now) || (any_role && self.could(worker, now));
+        let in_good_standing = |worker: &Arc<Worker>| !worker.is_left_out(now) && suits(worker);
         let leave_out = workers.iter().any(in_good_standing);
         workers.iter().filter(move |worker| {
-            self.suits(worker, now)
-                && !(leave_out && worker.is_left_out(now))
-                && self.bounds.room(worker, own)
+            suits(worker) && !(leave_out && worker.is_left_out(now)) && self.bounds.room(worker, own)
         })
     }
 }
@@ -85,7 +129,14 @@ mod tests {
     use crate::fleet::Flight;
 
     fn wanted(concurrency: Option<u32>, queued_tokens: Option<u64>) -> Wanted<'static> {
-        Wanted { model: None, only: None, tried: &[], bounds: Bounds { concurrency, queued_tokens } }
+        Wanted {
+            stage: Stage::Whole,
+            prefilled_by: None,
+            model: None,
+            only: None,
+            tried: &[],
+            bounds: Bounds { concurrency, queued_tokens },
+        }
     }
 
     fn has_room(wanted: Wanted<'_>, worker: &Arc<Worker>, own: Option<&Reservation>) -> bool {

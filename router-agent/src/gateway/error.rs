@@ -270,7 +270,7 @@ impl GatewayError {
             Self::Deadline => "deadline_exceeded",
             Self::Failed { last, .. } => match last {
                 SendError::Connect(_) => "worker_unreachable",
-                SendError::Broken { .. } | SendError::Empty(_) => "worker_failed",
+                SendError::Broken { .. } | SendError::Empty(_) | SendError::ErrorEvent => "worker_failed",
                 SendError::Timeout(_) | SendError::Silent(_) => "worker_timeout",
                 SendError::Hung => "worker_hung",
                 SendError::Malformed(_) => "worker_malformed",

@@ -9,16 +9,19 @@ use http::{HeaderMap, HeaderValue, Method};
 
 use super::{
     GatewayError, Shared,
-    choose::{self, Plan},
-    eligible::{Bounds, Wanted},
+    choose::{self, Plan, Scratch},
+    disaggregation::Worth,
+    eligible::{Bounds, Stage, Wanted},
     known::Known,
     overrides::Overrides,
     route::Route,
     tokens,
 };
 use crate::{
+    config::WorkerRole,
     fleet::{Health, Pulse, Standing, Worker},
     index::Matches,
+    prompt,
     routing::{self, Decision, Policy, Score},
     telemetry::TokensFrom,
     tenants::Tenant,
@@ -50,10 +53,23 @@ pub struct Explanation {
     pub prompt_tokens: u32,
     /// Where its token ids are known from; none: they are not, and lengths are estimated from bytes.
     pub tokens_from: Option<&'static str>,
-    /// The choice; none if nobody could take the request now.
+    /// The choice; none if nobody could take the request now. Where it is prefilled apart, of its decode stage.
     pub decision: Option<Decision>,
+    /// What speaks for and against prefilling it apart, where there are workers for that.
+    pub apart: Option<Apart>,
     /// All workers, in the fleet's order.
     pub workers: Vec<Part>,
+}
+
+/// Whether a request is prefilled on one worker and decoded on another.
+#[derive(Debug)]
+pub struct Apart {
+    /// Tokens of its prompt that no worker for whole requests has cached.
+    pub uncached_tokens: u32,
+    /// From so many on it is.
+    pub tokens_min: u32,
+    /// Of its prefill stage; none: one worker does it all.
+    pub prefill: Option<Decision>,
 }
 
 /// One worker's part.
@@ -83,8 +99,28 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
         plan.suppose_tokens(shared, tokens);
     }
     let bounds = Bounds::of(&config.limits);
-    let wanted = Wanted { model: plan.model, only: plan.only, tried: &[], bounds };
-    let Verdict { policy, cost_unit, decision, workers } = decide(shared, &plan, &wanted);
+    let wanted =
+        |stage| Wanted { stage, prefilled_by: None, model: plan.model, only: plan.only, tried: &[], bounds };
+    let worth = Worth::of(shared, &config, &mut Scratch::default(), &plan, route);
+    let is_suitable = || prompt::prefill_body(&body).is_ok();
+    let prefill = worth
+        .filter(|worth| worth.is_worth_it() && is_suitable())
+        .map(|_| decide(shared, &plan, &wanted(Stage::Prefill)))
+        .filter(|verdict| verdict.decision.is_some());
+    let stage = if prefill.is_some() { Stage::Decode } else { Stage::Whole };
+    let Verdict { policy, cost_unit, decision, mut workers } = decide(shared, &plan, &wanted(stage));
+    let apart = worth.map(|Worth { uncached: uncached_tokens, tokens_min }| Apart {
+        uncached_tokens,
+        tokens_min,
+        prefill: prefill.as_ref().and_then(|verdict| verdict.decision),
+    });
+    // Each as it is compared in the stage that it is there for.
+    for part in prefill.into_iter().flat_map(|verdict| verdict.workers) {
+        let other = workers.iter_mut().find(|other| other.worker.id == part.worker.id);
+        if let Some(other) = other.filter(|_| part.worker.role() == WorkerRole::Prefill) {
+            *other = part;
+        }
+    }
     Ok(Explanation {
         policy,
         cost_unit,
@@ -92,6 +128,7 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
         prompt_tokens: plan.prompt_tokens(),
         tokens_from: tokens.map(|(from, _)| TokensFrom::label(from)),
         decision,
+        apart,
         workers,
     })
 }
@@ -106,8 +143,8 @@ struct Verdict {
 fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
     let (mut matches, mut token_matches) = (Matches::new(), Vec::new());
     plan.look_up(shared, &mut matches, &mut token_matches);
-    let known = Known { plan, matches: &matches, token_matches: &token_matches };
-    let (now, ask) = (Instant::now(), plan.ask());
+    let known = Known { plan, stage: wanted.stage, matches: &matches, token_matches: &token_matches };
+    let (now, ask) = (Instant::now(), known.ask());
     let workers = shared.fleet.workers();
     let may_be_chosen: Vec<_> = wanted.with_room(&workers, now, None).cloned().collect();
 
@@ -156,6 +193,7 @@ fn why_not(worker: &Worker, wanted: &Wanted<'_>, now: Instant) -> &'static str {
         Standing::Serving if worker.liveness.pulse() == Pulse::Hung => "hung",
         Standing::Serving if !worker.breaker.admits(now) => "breaker_open",
         Standing::Serving if !worker.serves(wanted.model) => "model_not_served",
+        Standing::Serving if !wanted.stage.is_for(worker.role()) => "role",
         Standing::Serving if worker.record.is_ejected() => "outlier",
         Standing::Serving if worker.rest.holds(now) => "resting",
         Standing::Serving => "no_room",

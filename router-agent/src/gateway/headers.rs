@@ -16,11 +16,13 @@ use crate::{fleet::Worker, tenants::X_API_KEY};
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The worker that answered.
 pub(super) const WORKER: HeaderName = HeaderName::from_static("x-warmpath-worker");
+/// The worker that prefilled the prompt, where that was another one.
+pub(super) const PREFILL_WORKER: HeaderName = HeaderName::from_static("x-warmpath-prefill-worker");
 /// Why it was chosen.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-warmpath-reason");
 /// The policy that chose it.
 pub(super) const POLICY: HeaderName = HeaderName::from_static("x-warmpath-policy");
-/// Prompt tokens that the index expected in its cache.
+/// Prompt tokens that the index expected in the cache of the worker that prefilled them.
 pub(super) const MATCHED_TOKENS: HeaderName = HeaderName::from_static("x-warmpath-matched-tokens");
 /// How those tokens are known: `exact` by the worker's own KV events, `approximate` by what was sent there.
 pub(super) const MATCH: HeaderName = HeaderName::from_static("x-warmpath-match");

@@ -4,13 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::{
     choose::Plan,
+    eligible::Stage,
     token_keys::{MatchKind, TokenMatch},
 };
-use crate::{fleet::Worker, index::Matches, routing::Candidate};
+use crate::{
+    fleet::Worker,
+    index::Matches,
+    routing::{Ask, Candidate},
+};
 
 /// What is known of a prompt's place in the workers' caches.
 pub(super) struct Known<'a> {
     pub(super) plan: &'a Plan,
+    pub(super) stage: Stage,
     /// By what was sent where.
     pub(super) matches: &'a Matches,
     /// By the workers' own word, by key space.
@@ -20,7 +26,7 @@ pub(super) struct Known<'a> {
 impl Known<'_> {
     /// By the worker's own word, if that is all there is to know; else by what was sent there, if that is more.
     pub(super) fn matched(&self, worker: &Worker) -> TokenMatch {
-        let Self { plan, matches, token_matches } = *self;
+        let Self { plan, matches, token_matches, .. } = *self;
         let blocks = matches.blocks(worker.slot);
         if let Some(matched) = &plan.lmcache {
             let tokens = matched.iter().find(|(of, _)| *of == worker.slot).map_or(0, |(_, tokens)| *tokens);
@@ -37,10 +43,19 @@ impl Known<'_> {
         }
     }
 
+    /// What the policies are asked. Of a decode stage nothing is left to be prefilled: it goes by load alone.
+    pub(super) fn ask(&self) -> Ask {
+        let ask = self.plan.ask();
+        if self.stage == Stage::Decode { Ask { prompt_tokens: 0, ..ask } } else { ask }
+    }
+
     /// The worker as the policies see it.
     pub(super) fn candidate(&self, worker: &Worker) -> Candidate {
         let Worker { slot, load, engine, .. } = worker;
-        let matched = self.matched(worker);
+        let mut matched = self.matched(worker);
+        if self.stage == Stage::Decode {
+            (matched.tokens, matched.blocks) = (0, 0);
+        }
         Candidate {
             slot: *slot,
             matched_tokens: matched.tokens,

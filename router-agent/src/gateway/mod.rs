@@ -17,6 +17,7 @@ mod connection;
 mod cut;
 mod decided;
 mod decisions;
+mod disaggregation;
 mod eligible;
 mod ending;
 mod error;
@@ -88,7 +89,7 @@ use crate::{
 use decisions::DecisionCounters;
 
 pub use error::{GatewayError, Overload};
-pub use explain::{Explanation, Part, Question, explain};
+pub use explain::{Apart, Explanation, Part, Question, explain};
 pub use listen::{ListenError, Listeners};
 pub use lmcache::watch_lmcache;
 pub use protocol::ALPN;

@@ -22,9 +22,14 @@ impl Outgoing {
         self.method == Method::GET && self.uri.path() == "/v1/models"
     }
 
-    /// As `worker` gets it; `traceparent`: that of its span, if it has one.
-    pub(super) fn request(&self, worker: &Worker, traceparent: Option<&HeaderValue>) -> Request<Bytes> {
-        let mut request = Request::new(self.body.clone());
+    /// As `worker` gets it, with this body; `traceparent`: that of its span, if it has one.
+    pub(super) fn request(
+        &self,
+        worker: &Worker,
+        body: Bytes,
+        traceparent: Option<&HeaderValue>,
+    ) -> Request<Bytes> {
+        let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();

@@ -301,6 +301,7 @@ impl Answer {
             ?request_id,
             route = route.label(),
             worker = %self.attempt.worker().name,
+            prefill_worker = self.handed.as_ref().map(|handed| handed.worker.name.as_str()),
             status = self.sent.response.status().as_u16(),
             %reason,
             matched_tokens,
@@ -321,7 +322,8 @@ impl Answer {
         relays: Option<&Relays>,
         mut account: RequestAccount,
     ) -> Response<GatewayBody> {
-        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind } = self;
+        let Self { sent: upstream::Sent { response, lease }, mut attempt, decision, match_kind, handed } =
+            self;
         let (mut parts, body) = response.into_parts();
         let is_event_stream = upstream::is_event_stream(&parts.headers);
         // Of others, hyper has read more than the head already.
@@ -339,7 +341,12 @@ impl Answer {
         parts.headers.insert(headers::WORKER, attempt.worker().name_header.clone());
         parts.headers.insert(headers::POLICY, HeaderValue::from_static(decision.policy.name()));
         parts.headers.insert(headers::REASON, HeaderValue::from_static(decision.reason.label()));
-        parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(decision.matched_tokens));
+        let (mut matched_tokens, mut match_kind) = (decision.matched_tokens, match_kind);
+        if let Some(handed) = &handed {
+            parts.headers.insert(headers::PREFILL_WORKER, handed.worker.name_header.clone());
+            (matched_tokens, match_kind) = (handed.decision.matched_tokens, handed.match_kind);
+        }
+        parts.headers.insert(headers::MATCHED_TOKENS, HeaderValue::from(matched_tokens));
         parts.headers.insert(headers::MATCH, HeaderValue::from_static(match_kind.label()));
 
         let flow = attempt.flow().filter(|_| is_event_stream).cloned();

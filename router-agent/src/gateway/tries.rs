@@ -20,10 +20,11 @@ use hyper::body::Body as _;
 
 use super::{
     GatewayError, Shared,
-    account::{Attempt, is_load},
+    account::{Attempt, is_fault, is_load},
     admission::{self, Bid},
     choose::{self, Choice, Plan},
-    eligible::{Bounds, Wanted},
+    disaggregation::{Handed, Prefilled},
+    eligible::{Bounds, Stage, Wanted},
     outgoing::Outgoing,
     route::Route,
     thread::ThreadContext,
@@ -34,6 +35,7 @@ use crate::{
     index::WorkerSlot,
     limits,
     routing::Decision,
+    telemetry::HandoffOutcome,
     traces::{Phase, Trace},
     upstream::{self, SendError, Sent},
 };
@@ -44,6 +46,8 @@ pub(super) struct Answer {
     pub(super) attempt: Attempt,
     pub(super) decision: Decision,
     pub(super) match_kind: MatchKind,
+    /// Who prefilled the prompt, where that was another worker.
+    pub(super) handed: Option<Box<Handed>>,
 }
 
 /// A request that is ready to be sent.
@@ -69,7 +73,16 @@ impl Tries<'_> {
         let shared = &context.shared;
         let mut tried: Vec<WorkerSlot> = Vec::new();
         let (mut tries, mut waits) = (0, 0);
-        let mut choice = self.choose(&tried).await?;
+        let mut handed = None;
+        if shared.fleet.has_prefill() {
+            // Boxed: other requests have no room for it.
+            match Box::pin(self.prefill_apart()).await? {
+                Prefilled::No => {}
+                Prefilled::Yes(to_decode) => handed = Some(to_decode),
+                Prefilled::Failed => tries = 1,
+            }
+        }
+        let mut choice = self.choose(&tried, &mut handed).await?;
         shared.retries.pay_in();
         loop {
             let Choice { flight, decision, sent_blocks, match_kind, prediction, record } = choice;
@@ -82,16 +95,25 @@ impl Tries<'_> {
                 record,
                 &context.cuts,
             );
+            if let Some(handed) = &handed {
+                attempt.is_part(handed.part);
+            }
             let traceparent = self.trace.map(|trace| attempt.traced(trace));
             let worker = attempt.worker().clone();
-            tried.push(worker.slot);
             tries += 1;
+            let sent = self.send(&attempt, handed.as_deref(), traceparent.as_ref()).await?;
+            let is_handoff_fault = handed.is_some() && is_handoff_fault(&sent);
+            if is_handoff_fault {
+                attempt.not_handed_over();
+            } else {
+                tried.push(worker.slot); // who could not take over may do all of it yet
+            }
             let is_another = || {
                 tries < config.limits.tries
-                    && self.wanted(&tried).is_served(&shared.fleet.workers(), Instant::now())
+                    && self.wanted(&tried, None).is_served(&shared.fleet.workers(), Instant::now())
             };
             let mut wait = None;
-            let retry_reason = match self.send(&attempt, traceparent.as_ref()).await? {
+            let retry_reason = match sent {
                 Ok(sent) => {
                     let status = sent.response.status();
                     attempt.responded(status);
@@ -108,7 +130,15 @@ impl Tries<'_> {
                     }
                     let may = is_worth_it && (wait.is_some() || is_another()) && shared.may_retry();
                     if !may {
-                        return Ok(Answer { sent, attempt, decision, match_kind });
+                        if handed.is_some() {
+                            let failed = is_load(status) || is_fault(status);
+                            shared.metrics.disaggregation.count(if failed {
+                                HandoffOutcome::DecodeFailed
+                            } else {
+                                HandoffOutcome::HandedOver
+                            });
+                        }
+                        return Ok(Answer { sent, attempt, decision, match_kind, handed });
                     }
                     attempt.complete(status);
                     if is_load(status) { "load" } else { "status" }
@@ -129,13 +159,16 @@ impl Tries<'_> {
                 }
             };
             drop(attempt); // its load is off the worker before the next decision
+            if handed.take().is_some() {
+                shared.metrics.disaggregation.count(HandoffOutcome::DecodeFailed);
+            }
             shared.metrics.retries.with_label_values(&[retry_reason]).inc();
             if let Some(wait) = wait {
                 tokio::time::sleep(wait).await;
                 waits += 1;
                 tried.clear();
             }
-            choice = self.choose(&tried).await?;
+            choice = self.choose(&tried, &mut handed).await?;
         }
     }
 
@@ -144,9 +177,16 @@ impl Tries<'_> {
         self.route != Route::Other || self.outgoing.method.is_idempotent()
     }
 
-    fn wanted<'t>(&self, tried: &'t [WorkerSlot]) -> Wanted<'t> {
+    fn wanted<'t>(&self, tried: &'t [WorkerSlot], handed: Option<&Handed>) -> Wanted<'t> {
         let bounds = if self.is_bounded() { Bounds::of(&self.config.limits) } else { Bounds::default() };
-        Wanted { model: self.plan.model, only: self.plan.only, tried, bounds }
+        Wanted {
+            stage: if handed.is_some() { Stage::Decode } else { Stage::Whole },
+            prefilled_by: handed.map(|handed| handed.worker.slot),
+            model: self.plan.model,
+            only: self.plan.only,
+            tried,
+            bounds,
+        }
     }
 
     /// Asking for a version or a list makes no worker work.
@@ -154,10 +194,20 @@ impl Tries<'_> {
         !self.outgoing.method.is_safe()
     }
 
-    /// A worker that has not been tried, when there is room on one and it is this request's turn.
-    async fn choose(&self, tried: &[WorkerSlot]) -> Result<Choice, GatewayError> {
+    /// A worker that has not been tried, when there is room on one and it is this request's turn. Where nobody is there to
+    /// decode what was prefilled, `handed` is given up.
+    async fn choose(
+        &self,
+        tried: &[WorkerSlot],
+        handed: &mut Option<Box<Handed>>,
+    ) -> Result<Choice, GatewayError> {
         let Self { context, config, plan, request_id, outgoing, bid, .. } = self;
-        let wanted = self.wanted(tried);
+        let mut wanted = self.wanted(tried, handed.as_deref());
+        if handed.is_some() && !wanted.is_served(&context.shared.fleet.workers(), Instant::now()) {
+            context.shared.metrics.disaggregation.count(HandoffOutcome::DecodeFailed);
+            *handed = None;
+            wanted = self.wanted(tried, None);
+        }
         let waits_until = self.began + config.timeouts.queue;
         let request = admission::Request {
             bid: bid.clone(),
@@ -183,16 +233,18 @@ impl Tries<'_> {
         chosen
     }
 
-    /// Sends the request to `worker`, and waits until it begins to answer: for the head, and of a stream for its first
-    /// byte, as long as the head may be held. The outer error is the client's deadline.
+    /// Sends the request, or its decode stage, to the worker, and waits until it begins to answer: for the head, and of a
+    /// stream for its first byte, as long as the head may be held. The outer error is the client's deadline.
     async fn send(
         &self,
         attempt: &Attempt,
+        handed: Option<&Handed>,
         traceparent: Option<&HeaderValue>,
     ) -> Result<Result<Sent, SendError>, GatewayError> {
         let worker = attempt.worker();
         let Self { context, config, outgoing, .. } = self;
         let timeouts = &config.timeouts;
+        let body = handed.map_or(&outgoing.body, |handed| &handed.body);
         let begin = async {
             let sent = upstream::send(
                 &context.pool,
@@ -200,7 +252,7 @@ impl Tries<'_> {
                 self.is_repeatable(),
                 outgoing.hold,
                 timeouts.response_head,
-                || outgoing.request(worker, traceparent),
+                || outgoing.request(worker, body.clone(), traceparent),
             )
             .await?;
             let has_body = !sent.response.body().is_end_stream();
@@ -215,9 +267,24 @@ impl Tries<'_> {
                     Err(_) if timeouts.first_byte.is_some() => return Err(SendError::Silent(patience)),
                     Err(_) => {} // the client gets its head; from now on there is no other worker
                 }
+                // vLLM says so where the KV blocks could not be fetched.
+                if handed.is_some() && sent.begins_with_error() {
+                    return Err(SendError::ErrorEvent);
+                }
             }
             Ok(sent)
         };
+        self.within(attempt, begin).await
+    }
+
+    /// What the worker makes of it, unless the request or the worker comes to an end before. The outer error is the
+    /// client's deadline.
+    pub(super) async fn within<T>(
+        &self,
+        attempt: &Attempt,
+        begin: impl Future<Output = Result<T, SendError>>,
+    ) -> Result<Result<T, SendError>, GatewayError> {
+        let (worker, outgoing) = (attempt.worker(), self.outgoing);
         let deadline = async {
             match outgoing.wishes.deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -230,7 +297,7 @@ impl Tries<'_> {
             () = worker.liveness.until_hung() => Ok(Err(SendError::Hung)),
             () = attempt.cut().cut() => Ok(Err(SendError::Removed)),
             () = deadline => {
-                context.shared.metrics.queue.refused("deadline_exceeded");
+                self.context.shared.metrics.queue.refused("deadline_exceeded");
                 Err(GatewayError::Deadline)
             }
         }
@@ -246,6 +313,14 @@ impl Tries<'_> {
         let until = self.began + self.config.timeouts.queue;
         let until = self.outgoing.wishes.deadline.map_or(until, |deadline| deadline.min(until));
         (now.checked_add(wait)? < until).then_some(wait)
+    }
+}
+
+/// Whether a decode stage came to nothing, and its worker is there all the same.
+fn is_handoff_fault(sent: &Result<Sent, SendError>) -> bool {
+    match sent {
+        Ok(sent) => is_fault(sent.response.status()),
+        Err(error) => matches!(error, SendError::ErrorEvent),
     }
 }
 

@@ -276,6 +276,7 @@ fn keep(worker: &Worker, config: &WorkerConfig) {
         worker.set_standing(Standing::Serving);
     }
     worker.set_access(config);
+    worker.set_role(config.role);
     worker.set_kv_events(config.kv_events.clone());
     worker.list_models(&config.models);
 }

@@ -16,6 +16,7 @@ mod canonical;
 mod edit;
 mod error;
 mod fields;
+mod handoff;
 mod messages;
 mod piece;
 mod scan;
@@ -34,6 +35,7 @@ pub use self::{
     canonical::{Canonical, canonical},
     edit::{Member, add_missing, raw_member, set_model},
     error::ParseError,
+    handoff::{Whole, decode_body, prefill_body, transfer_params},
     piece::{BYTES_PER_TOKEN, Form, MEDIA_TOKENS, Piece, Tag},
     token_blocks::{TokenBlockHasher, hash_tokens_into, token_root},
 };

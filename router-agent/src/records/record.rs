@@ -8,7 +8,10 @@ use std::{
 use serde::Deserialize;
 
 use super::{Recorder, Roster};
-use crate::routing::{Ask, Candidate, Decision, Settings};
+use crate::{
+    index::WorkerSlot,
+    routing::{Ask, Candidate, Decision, Settings},
+};
 
 /// What a record is made of.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +26,10 @@ pub struct Facts<'a> {
     pub model: Option<&'a Arc<str>>,
     /// A bounded label: chat, completions, …
     pub route: &'static str,
+    /// What of the request the worker does: `whole`, `prefill` or `decode`.
+    pub stage: &'static str,
+    /// Of a decode stage: who has prefilled it.
+    pub prefilled_by: Option<WorkerSlot>,
     /// 1 for the first worker that is tried.
     pub attempt: u32,
     /// What the policy was asked.
@@ -52,6 +59,8 @@ pub struct Record {
     asked_model: Option<Arc<str>>,
     model: Option<Arc<str>>,
     pub(super) route: &'static str,
+    stage: &'static str,
+    prefilled_by: Option<WorkerSlot>,
     pub(super) attempt: u32,
     pub(super) ask: Ask,
     pub(super) match_kind: &'static str,
@@ -75,6 +84,8 @@ impl Record {
             asked_model: facts.asked_model.cloned(),
             model: facts.model.cloned(),
             route: facts.route,
+            stage: facts.stage,
+            prefilled_by: facts.prefilled_by,
             attempt: facts.attempt,
             ask: facts.ask,
             match_kind: facts.match_kind,
@@ -107,6 +118,16 @@ impl Record {
     /// The model that the worker was asked for.
     pub fn model(&self) -> Option<&str> {
         self.model.as_deref()
+    }
+
+    /// What of the request the worker does: `whole`, `prefill` or `decode`.
+    pub fn stage(&self) -> &'static str {
+        self.stage
+    }
+
+    /// Of a decode stage: the name of the worker that has prefilled it.
+    pub fn prefill_worker(&self) -> Option<&str> {
+        self.prefilled_by.map(|slot| self.roster.name(slot))
     }
 
     /// 1 for the first worker that is tried.
@@ -308,10 +329,7 @@ impl Drop for Open {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::{
-        index::WorkerSlot,
-        routing::{Policy, Router},
-    };
+    use crate::routing::{Policy, Router};
 
     /// Of a decision by `warm` among idle workers.
     pub(in crate::records) fn record(request_id: &str, workers: u16) -> Arc<Record> {
@@ -326,6 +344,8 @@ pub(super) mod tests {
             asked_model: Some(&alias),
             model: Some(&model),
             route: "chat",
+            stage: "whole",
+            prefilled_by: None,
             attempt: 1,
             ask,
             match_kind: "approximate",

@@ -41,6 +41,12 @@ pub struct DecisionRecord {
     pub model: Option<String>,
     /// `chat`, `completions`, `responses`, `messages`, `other`.
     pub route: String,
+    /// What of the request the worker does: `whole`, `prefill`, or `decode` (docs/disaggregation.md).
+    #[serde(default = "whole")]
+    pub stage: String,
+    /// Of a decode stage: the worker that has prefilled it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill_worker: Option<String>,
     pub policy: String,
     pub reason: String,
     /// 1 for the first worker that is tried.
@@ -169,6 +175,11 @@ impl<'de> Deserialize<'de> for Hash {
     }
 }
 
+/// The stage of records that are older than stages.
+fn whole() -> String {
+    "whole".to_owned()
+}
+
 /// A millionth of a second is as much as a log needs.
 fn seconds(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
@@ -191,6 +202,8 @@ impl Record {
             asked_model: self.asked_model().map(str::to_owned),
             model: self.model().map(str::to_owned),
             route: self.route.to_owned(),
+            stage: self.stage().to_owned(),
+            prefill_worker: self.prefill_worker().map(str::to_owned),
             policy: decision.policy.name().to_owned(),
             reason: decision.reason.label().to_owned(),
             attempt: self.attempt,

@@ -1,6 +1,11 @@
-//! Plots of a replay as SVG: how many requests had their first token within a time, and times to first token as they went.
+//! Plots of a replay: how many requests had their first token within a time, and times to first token as they went.
 
-use plotters::prelude::*;
+use std::{path::Path, str::FromStr, sync::Once};
+
+use plotters::{
+    prelude::*,
+    style::{FontStyle, register_font},
+};
 
 use super::{drive::Record, stats::Summary};
 
@@ -19,18 +24,81 @@ pub enum PlotError {
     Draw(String),
 }
 
-/// The plot of the completed requests.
-pub fn svg(title: &str, records: &[Record]) -> Result<String, PlotError> {
+/// What a plot is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lines and text.
+    Svg,
+    /// Pixels, 8 bits per channel.
+    Png,
+}
+
+/// A file that a plot can be written to; its name says how.
+#[derive(Clone, Debug)]
+pub struct PlotFile {
+    /// Where.
+    pub path: Box<Path>,
+    /// How.
+    pub format: Format,
+}
+
+impl FromStr for PlotFile {
+    type Err = &'static str;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        let path = Path::new(path);
+        let format = match path.extension().and_then(|extension| extension.to_str()) {
+            Some(extension) if extension.eq_ignore_ascii_case("svg") => Format::Svg,
+            Some(extension) if extension.eq_ignore_ascii_case("png") => Format::Png,
+            _ => return Err("a plot is a file whose name ends in .svg or .png"),
+        };
+        Ok(Self { path: path.into(), format })
+    }
+}
+
+/// The plot of the completed requests, as the bytes of a file.
+pub fn plot(title: &str, records: &[Record], format: Format) -> Result<Vec<u8>, PlotError> {
     let good = records.iter().filter(|record| record.error.is_none());
     let points: Vec<(f64, f64)> =
         good.filter_map(|record| Some((record.intended_s, record.ttft_s?))).collect();
     if points.is_empty() {
         return Err(PlotError::Empty);
     }
-    let mut text = String::new();
-    draw(&SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), title, &points)
-        .map_err(|error| PlotError::Draw(error.to_string()))?;
-    Ok(text)
+    know_font();
+    let wrong = |error: &dyn std::fmt::Display| PlotError::Draw(error.to_string());
+    match format {
+        Format::Svg => {
+            let mut text = String::new();
+            draw(&SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), title, &points)
+                .map_err(|error| wrong(&error))?;
+            Ok(text.into_bytes())
+        }
+        Format::Png => {
+            let mut pixels = vec![0; 3 * SIZE.0 as usize * SIZE.1 as usize];
+            draw(&BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area(), title, &points)
+                .map_err(|error| wrong(&error))?;
+            encode(&pixels).map_err(|error| wrong(&error))
+        }
+    }
+}
+
+/// Who draws wants to know how wide a text is.
+fn know_font() {
+    static FONT: Once = Once::new();
+    FONT.call_once(|| {
+        let known = register_font("sans-serif", FontStyle::Normal, notosans::REGULAR_TTF);
+        debug_assert!(known.is_ok(), "the font is one");
+    });
+}
+
+fn encode(pixels: &[u8]) -> Result<Vec<u8>, png::EncodingError> {
+    let mut file = Vec::new();
+    let mut encoder = png::Encoder::new(&mut file, SIZE.0, SIZE.1);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(file)
 }
 
 fn draw<'a, B: DrawingBackend>(
@@ -92,9 +160,39 @@ mod tests {
     #[test]
     fn every_completed_request_is_a_point() {
         let records: Vec<_> = (0..20).map(|i| record(i, (i % 2 == 0).then_some("broken"))).collect();
-        let text = svg("a trace", &records).expect("there is something to draw");
+        let text = plot("a trace", &records, Format::Svg).expect("there is something to draw");
+        let text = String::from_utf8(text).expect("SVG is text");
         assert!(text.starts_with("<svg") && text.contains("a trace"));
         assert_eq!(text.matches("<circle").count(), 10);
-        assert!(matches!(svg("nothing", &records[..1]), Err(PlotError::Empty)));
+        assert!(matches!(plot("nothing", &[], Format::Svg), Err(PlotError::Empty)));
+        assert!(matches!(plot("nothing", &records[..1], Format::Png), Err(PlotError::Empty)));
+    }
+
+    #[test]
+    fn pixels_show_points_and_words() {
+        let drawn = |title: &str, count: usize| {
+            let records: Vec<_> = (0..count).map(|i| record(i, None)).collect();
+            let file = plot(title, &records, Format::Png).expect("there is something to draw");
+            let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info().expect("a PNG");
+            let mut pixels = vec![0; reader.output_buffer_size().expect("of a size")];
+            reader.next_frame(&mut pixels).expect("a picture");
+            assert_eq!((reader.info().width, reader.info().height), SIZE);
+            pixels
+        };
+        let count =
+            |pixels: &[u8], is: &dyn Fn(&[u8]) -> bool| pixels.chunks(3).filter(|pixel| is(pixel)).count();
+        let blue = |pixel: &[u8]| pixel[2] > pixel[0].saturating_add(60);
+        let dark = |pixel: &[u8]| pixel.iter().all(|channel| *channel < 90);
+        let (few, many) = (drawn("", 3), drawn("a title", 60));
+        assert!(count(&many, &blue) > count(&few, &blue) + 200, "points");
+        let top = 3 * 1_000 * 30;
+        assert!(count(&many[..top], &dark) > count(&few[..top], &dark) + 50, "the title's letters");
+    }
+
+    #[test]
+    fn a_name_says_the_format() {
+        assert_eq!("a/b.PNG".parse::<PlotFile>().expect("one").format, Format::Png);
+        assert_eq!("b.svg".parse::<PlotFile>().expect("one").format, Format::Svg);
+        assert!("b.pdf".parse::<PlotFile>().expect_err("none").contains(".svg or .png"));
     }
 }

@@ -13,6 +13,8 @@
 
 mod decision;
 mod explain;
+pub mod handoff;
+mod line;
 mod policy;
 mod prefix;
 mod session;

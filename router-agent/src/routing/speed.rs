@@ -13,6 +13,8 @@
 //! **Decode.** The mean gap between two events of a stream over a while, against the requests that ran in it: the line's
 //! slope is what one more running request costs each of the others per token.
 
+use super::line::Line;
+
 /// Weight that an observation loses to each newer one, over the fleet: the last thousand or so count.
 const FORGET_FLEET: f64 = 0.999;
 /// The same over one worker: the last thirty or so count.
@@ -37,44 +39,6 @@ pub struct Speed {
     pub fixed_s: f64,
     /// What one more running request costs each of the others until it ends.
     pub batch_s: f64,
-}
-
-/// Weighted sums of a line `y = a + b × x`.
-#[derive(Debug, Clone, Copy, Default)]
-struct Line {
-    weight: f64,
-    x: f64,
-    y: f64,
-    xx: f64,
-    xy: f64,
-}
-
-impl Line {
-    fn observe(&mut self, forget: f64, x: f64, y: f64) {
-        for (sum, new) in [
-            (&mut self.weight, 1.0),
-            (&mut self.x, x),
-            (&mut self.y, y),
-            (&mut self.xx, x * x),
-            (&mut self.xy, x * y),
-        ] {
-            *sum = *sum * forget + new;
-        }
-    }
-
-    /// (a, b), both not negative: where the observations say otherwise, or say nothing of b, the line through the origin.
-    fn fit(&self) -> (f64, f64) {
-        let spread = self.weight * self.xx - self.x * self.x;
-        // Below a hundredth all x are alike, and the slope would be noise.
-        if spread > 0.01 * self.weight * self.xx {
-            let b = (self.weight * self.xy - self.x * self.y) / spread;
-            let a = (self.y - b * self.x) / self.weight;
-            if a >= 0.0 && b > 0.0 {
-                return (a, b);
-            }
-        }
-        (0.0, if self.x > 0.0 { self.y / self.x } else { 0.0 })
-    }
 }
 
 /// The fleet's prefill.

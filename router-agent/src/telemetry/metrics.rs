@@ -14,9 +14,9 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    CacheMetrics, DiscoveryMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics, LmcacheMetrics,
-    ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, TenantFamilies, TlsMetrics, TokenizeMetrics,
-    TraceMetrics, WorkerFaultMetrics,
+    CacheMetrics, DisaggregationMetrics, DiscoveryMetrics, FaultMetrics, GuardMetrics, HookMetrics,
+    KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, TenantFamilies,
+    TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -88,6 +88,8 @@ pub struct Metrics {
     pub discovery: DiscoveryMetrics,
     /// Services that see requests before they are routed.
     pub hooks: HookMetrics,
+    /// Prefill apart from decode.
+    pub disaggregation: DisaggregationMetrics,
     /// The LMCache controller.
     pub lmcache: LmcacheMetrics,
     /// What workers say of their KV caches.
@@ -389,6 +391,7 @@ impl Metrics {
             cache: Arc::new(CacheMetrics::new(&make)?),
             discovery: DiscoveryMetrics::new(&make)?,
             hooks: HookMetrics::new(&make)?,
+            disaggregation: DisaggregationMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,
             kv_events: KvEventMetrics::new(&make)?,
             tokenize: TokenizeMetrics::new(&make)?,

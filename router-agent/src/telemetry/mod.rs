@@ -2,6 +2,7 @@
 
 mod by_worker;
 mod cache;
+mod disaggregation;
 mod discovery;
 mod exemplars;
 mod faults;
@@ -23,6 +24,7 @@ mod tokenize;
 mod traces;
 
 pub use cache::{CacheMetrics, CacheOutcome};
+pub use disaggregation::{DisaggregationMetrics, HandoffOutcome};
 pub use discovery::{DiscoveryMetrics, SourceMetrics};
 pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};

@@ -142,6 +142,7 @@ impl Maker<'_> {
             text("warmpath.policy", decision.policy.name()),
             text("warmpath.reason", decision.reason.label()),
             text("warmpath.match", record.match_kind()),
+            text("warmpath.stage", record.stage()),
             number("warmpath.attempt", record.attempt().into()),
             number("warmpath.candidates", record.candidate_count() as u64),
             number("warmpath.prompt_tokens", record.prompt_tokens().into()),
@@ -157,6 +158,7 @@ impl Maker<'_> {
             attributes.push(text("server.address", &address.ip().to_string()));
             attributes.push(number("server.port", address.port().into()));
         }
+        attributes.extend(record.prefill_worker().map(|worker| text("warmpath.prefill_worker", worker)));
         if let Some(seconds) = decision.time_to_first_token_s {
             attributes.push(KeyValue::new("warmpath.predicted_time_to_first_token_seconds", seconds));
         }

@@ -97,6 +97,11 @@ impl Lease {
         self.connection.seam.poll_first_byte(cx)
     }
 
+    /// Of a held body, whether `words` are in what is here of it.
+    pub(super) fn has_early(&self, words: &[u8]) -> bool {
+        self.connection.seam.early(|bytes| memchr::memmem::find(bytes, words).is_some())
+    }
+
     /// hyper may read the body.
     pub fn open_body(&self) {
         self.connection.seam.open();

@@ -110,6 +110,11 @@ impl Seam {
         Poll::Ready(Ok(()))
     }
 
+    /// What came behind the head so far, while it is held.
+    pub(super) fn early<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&self.early.borrow())
+    }
+
     /// hyper reads whatever there is.
     pub(super) fn open(&self) {
         self.state.set(State::Open);

@@ -37,6 +37,9 @@ pub enum SendError {
     /// The stream's first byte did not come.
     #[error("no first byte of the stream within {0:?}")]
     Silent(Duration),
+    /// The stream's first event is an error.
+    #[error("the worker began its stream with an error")]
+    ErrorEvent,
     /// The worker's engine was found to hang while the request waited there.
     #[error("the worker's engine hangs")]
     Hung,
@@ -58,6 +61,7 @@ impl SendError {
             | Self::Malformed(_)
             | Self::Empty(_)
             | Self::Silent(_)
+            | Self::ErrorEvent
             | Self::Hung
             | Self::Removed => true,
         }
@@ -78,6 +82,7 @@ impl SendError {
             Self::Connect(_) => "connect",
             Self::Broken { .. } | Self::Empty(_) => "broken",
             Self::Timeout(_) | Self::Silent(_) => "timeout",
+            Self::ErrorEvent => "error_event",
             Self::Hung => "hung",
             Self::Malformed(_) => "malformed",
             Self::Removed => "removed",
@@ -99,6 +104,12 @@ impl Sent {
     /// more than the head; see [`send`].
     pub async fn first_byte(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.lease.poll_first_byte(cx)).await
+    }
+
+    /// Whether the stream begins with an error in vLLM's form, as far as its first bytes are here ([`Sent::first_byte`]).
+    /// Inside an event's JSON the words cannot stand: its quotation marks are escaped.
+    pub fn begins_with_error(&self) -> bool {
+        self.lease.has_early(b"data: {\"error\"")
     }
 }
 

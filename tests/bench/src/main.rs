@@ -14,6 +14,7 @@ mod namespace;
 mod processes;
 mod relay;
 mod replay;
+mod scale;
 mod verdict;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +38,8 @@ enum Command {
     Chaos(chaos::Args),
     /// Memory of the gateway under clients that are slow, idle, too many, or send too much
     Memory(memory::Args),
+    /// What size costs: workers, KV events, blocks
+    Scale(scale::Args),
     /// Cost per packet of the XDP guard, and a SYN flood with and without it
     Guard(guard::Args),
 }
@@ -48,6 +51,7 @@ fn main() -> std::process::ExitCode {
         Command::Part(part) => relay::run_part(&part),
         Command::Chaos(args) => chaos::run(&args),
         Command::Memory(args) => memory::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Guard(args) => guard::run(&args),
     };
     match result {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use vllm_sim::{
-    EngineConfig, EventFormat, HashAlgo, HashForm, KvEventsConfig, Lora, Sim, SimConfig, SimHandle, TimeModel,
+    EngineConfig, EventFormat, HashAlgo, HashForm, KvEventsConfig, KvTransferConfig, Lora, Sim, SimConfig,
+    SimHandle, TimeModel,
 };
 
 /// Simulated vLLM workers: HTTP, KV events, metrics and a time model, without a model.
@@ -120,6 +121,13 @@ pub(crate) struct Cli {
     /// Batches kept for replay.
     #[arg(long, default_value_t = 10_000)]
     kv_events_buffer_steps: usize,
+    /// vLLM's option, of which the connector (NixlConnector) and kv_connector_extra_config.kv_lease_duration (seconds) count.
+    #[arg(long, value_name = "JSON")]
+    kv_transfer_config: Option<String>,
+    /// Prompt tokens whose KV blocks are transferred per second.
+    #[arg(long, default_value_t = 200_000.0)]
+    kv_transfer_tokens_per_s: f64,
+
     /// Form of one event: map (vLLM 0.24 and later) or array (up to 0.23).
     #[arg(long, value_enum, default_value = "map")]
     kv_events_format: Format,
@@ -307,7 +315,33 @@ impl Cli {
                 ..EngineConfig::default()
             },
             kv_events,
+            kv_transfer: self.kv_transfer()?,
         })
+    }
+}
+
+/// What counts of `--kv-transfer-config`.
+#[derive(serde::Deserialize)]
+struct TransferOption {
+    kv_connector: String,
+    #[serde(default)]
+    kv_connector_extra_config: TransferExtra,
+}
+
+#[derive(Default, serde::Deserialize)]
+struct TransferExtra {
+    kv_lease_duration: Option<f64>,
+}
+
+impl Cli {
+    fn kv_transfer(&self) -> anyhow::Result<Option<KvTransferConfig>> {
+        let Some(json) = &self.kv_transfer_config else { return Ok(None) };
+        let TransferOption { kv_connector, kv_connector_extra_config: extra } =
+            serde_json::from_str(json).with_context(|| format!("--kv-transfer-config {json}"))?;
+        anyhow::ensure!(kv_connector == "NixlConnector", "{kv_connector}: only NixlConnector is simulated");
+        let default = KvTransferConfig::default();
+        let lease = extra.kv_lease_duration.map_or(Ok(default.lease), duration)?;
+        Ok(Some(KvTransferConfig { lease, tokens_per_s: self.kv_transfer_tokens_per_s }))
     }
 }
 

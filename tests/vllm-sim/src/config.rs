@@ -42,6 +42,8 @@ pub struct SimConfig {
     pub engine: EngineConfig,
     /// `--kv-events-config`; `None` publishes nothing.
     pub kv_events: Option<KvEventsConfig>,
+    /// `--kv-transfer-config`; without it requests that speak of blocks elsewhere are served as if they did not.
+    pub kv_transfer: Option<KvTransferConfig>,
 }
 
 impl Default for SimConfig {
@@ -62,6 +64,7 @@ impl Default for SimConfig {
             seed: 0,
             engine: EngineConfig::default(),
             kv_events: None,
+            kv_transfer: None,
         }
     }
 }
@@ -153,6 +156,21 @@ impl TimeModel {
             self.itl_base.as_secs_f64() + self.itl_slope.as_secs_f64() * decodes as f64
         };
         Duration::from_secs_f64((prefill_s + decode_s) / self.time_scale)
+    }
+}
+
+/// `--kv-transfer-config` with the NIXL connector: blocks are kept for other workers and fetched from them.
+#[derive(Clone, Debug)]
+pub struct KvTransferConfig {
+    /// `kv_lease_duration`: how long blocks are kept for who does not fetch them.
+    pub lease: Duration,
+    /// Prompt tokens whose blocks are transferred in a second.
+    pub tokens_per_s: f64,
+}
+
+impl Default for KvTransferConfig {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(30), tokens_per_s: 200_000.0 }
     }
 }
 

@@ -28,6 +28,7 @@ pub mod engine;
 mod faults;
 mod http;
 pub mod kv_events;
+mod kv_transfer;
 mod metrics;
 mod rng;
 mod sim;
@@ -36,7 +37,9 @@ pub mod tokenizer;
 mod vocabulary;
 mod worker;
 
-pub use config::{EngineConfig, EventFormat, HashForm, KvEventsConfig, Lora, SimConfig, TimeModel};
+pub use config::{
+    EngineConfig, EventFormat, HashForm, KvEventsConfig, KvTransferConfig, Lora, SimConfig, TimeModel,
+};
 pub use engine::hashing::HashAlgo;
 pub use faults::{Ending, Fault, FaultKind};
 pub use sim::{Sim, SimHandle, StartError};

@@ -16,6 +16,7 @@ use crate::config::SimConfig;
 use crate::engine::EngineHandle;
 use crate::engine::sequence::Finish;
 use crate::faults::Fault;
+use crate::kv_transfer::{self, Connector};
 use crate::stats::SimStats;
 use crate::worker::{Phase, Worker, stopping};
 
@@ -37,6 +38,8 @@ pub enum StartError {
     NotPositive { name: &'static str },
     #[error("KV events: {0}")]
     Events(#[from] crate::kv_events::PublishError),
+    #[error("KV transfer: {0}")]
+    Transfer(std::io::Error),
     #[error("cannot start the worker's thread: {0}")]
     Thread(std::io::Error),
 }
@@ -88,6 +91,7 @@ fn checked(mut config: SimConfig) -> Result<SimConfig, StartError> {
         ("max_num_batched_tokens", engine.max_num_batched_tokens > 0),
         ("prefill_tokens_per_s", engine.time.prefill_tokens_per_s > 0.0),
         ("time_scale", engine.time.time_scale > 0.0),
+        ("kv_transfer tokens_per_s", config.kv_transfer.as_ref().is_none_or(|own| own.tokens_per_s > 0.0)),
     ] {
         if !positive {
             return Err(StartError::NotPositive { name });
@@ -122,12 +126,27 @@ async fn run(mut config: SimConfig, listener: TcpListener) -> Result<SimHandle, 
         None => None,
     };
     let engine = EngineHandle::start(config.engine.clone(), sink);
-    let worker = Arc::new(Worker::new(config, engine, event_batches));
+    let (connector, side_channel) = match &config.kv_transfer {
+        Some(transfer) => {
+            let bound =
+                Connector::bind(transfer, engine.clone(), addr.ip()).await.map_err(StartError::Transfer)?;
+            (Some(bound.0), Some(bound.1))
+        }
+        None => (None, None),
+    };
+    let side_channel = connector
+        .clone()
+        .zip(side_channel)
+        .map(|(connector, listener)| tokio::spawn(kv_transfer::serve(connector, listener)));
+    let worker = Arc::new(Worker::new(config, engine, connector, event_batches));
     let (kill, killed) = oneshot::channel();
     let (done, ended) = tokio::sync::watch::channel(false);
     let serving = worker.clone();
     tokio::spawn(async move {
         serve(serving.clone(), listener, killed).await;
+        if let Some(side_channel) = side_channel {
+            side_channel.abort();
+        }
         serving.engine.exit();
         done.send_replace(true);
     });

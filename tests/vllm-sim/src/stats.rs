@@ -85,6 +85,14 @@ pub struct SimStats {
     pub cached_blocks: u64,
     /// KV blocks in use, 0..=1.
     pub kv_usage: f64,
+    /// Requests whose KV blocks are kept for other workers now.
+    pub kv_kept: u64,
+    /// Requests whose KV blocks were fetched by another worker.
+    pub kv_sent: u64,
+    /// Requests whose KV blocks were fetched from another worker.
+    pub kv_loaded: u64,
+    /// Requests whose KV blocks nobody fetched in time.
+    pub kv_expired: u64,
     /// KV event batches published.
     pub event_batches: u64,
 }

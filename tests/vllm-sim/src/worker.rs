@@ -13,6 +13,7 @@ use crate::engine::EngineHandle;
 use crate::faults::{Fault, FaultKind, Faults};
 use crate::http::connection::{Connection, Next};
 use crate::http::response;
+use crate::kv_transfer::Connector;
 use crate::metrics::{HttpMetrics, Renderer};
 use crate::rng::SharedRng;
 use crate::stats::{SimStats, Stats};
@@ -32,6 +33,8 @@ pub(crate) enum Phase {
 pub(crate) struct Worker {
     pub(crate) config: SimConfig,
     pub(crate) engine: EngineHandle,
+    /// Of blocks that other workers have computed, or decode with.
+    pub(crate) connector: Option<Arc<Connector>>,
     pub(crate) rng: SharedRng,
     pub(crate) faults: Faults,
     pub(crate) stats: Stats,
@@ -48,11 +51,17 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(config: SimConfig, engine: EngineHandle, event_batches: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(
+        config: SimConfig,
+        engine: EngineHandle,
+        connector: Option<Arc<Connector>>,
+        event_batches: Arc<AtomicU64>,
+    ) -> Self {
         let tokenizer = Tokenizer::new(config.engine.vocab_size);
         let name_key = xxhash_rust::xxh3::xxh3_64(format!("{:?}", config.engine).as_bytes());
         Self {
             engine,
+            connector,
             rng: SharedRng::new(config.seed),
             faults: Faults::default(),
             stats: Stats::default(),
@@ -86,6 +95,7 @@ impl Worker {
     }
 
     pub(crate) fn snapshot(&self) -> SimStats {
+        let count = |count: fn(&Connector) -> u64| self.connector.as_deref().map_or(0, count);
         let engine = self.engine.metrics().lock();
         SimStats {
             requests: self.stats.requests.now(),
@@ -102,6 +112,10 @@ impl Worker {
             generated_tokens: engine.generation_tokens,
             cached_blocks: engine.cached_blocks as u64,
             kv_usage: engine.kv_usage,
+            kv_kept: count(|connector| connector.kept() as u64),
+            kv_sent: count(|connector| connector.sent.now()),
+            kv_loaded: count(|connector| connector.loaded.now()),
+            kv_expired: count(|connector| connector.expired.now()),
             event_batches: self.event_batches.load(Ordering::Relaxed),
         }
     }

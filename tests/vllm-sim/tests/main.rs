@@ -10,6 +10,7 @@ mod connections;
 mod conversations;
 mod faults;
 mod kv_events;
+mod kv_transfer;
 mod metrics;
 mod recordings;
 mod support;

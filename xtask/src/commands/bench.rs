@@ -1,5 +1,6 @@
-//! `cargo xtask bench replay|relay|guard|chaos|memory [ARGS]`: builds in release mode what the benchmark runs, and runs it. All
-//! measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md and docs/reliability.md explain it.
+//! `cargo xtask bench replay|relay|guard|chaos|memory|scale [ARGS]`: builds in release mode what the benchmark runs, and
+//! runs it. All measuring is done in `tests/bench`; docs/replay.md, docs/relay-bench.md, docs/guard.md, docs/reliability.md
+//! and docs/scale.md explain it.
 //!
 //! `cargo xtask bench index`: the prefix index beside its peers, in `tests/bench-index`, which is built apart because of
 //! what the peers depend on; docs/routing.md has the figures.
@@ -38,6 +39,11 @@ enum Benchmark {
     },
     /// Memory of the gateway under clients that are slow, idle, too many, or send too much (`-- --help` lists the options)
     Memory {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Cost of size: fleets of up to 1,024 workers, KV events, 50 million pairs in the index (`-- --help` lists the options)
+    Scale {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -98,6 +104,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args,
             &["router-agent", "warmpath-bench"],
             "a client was not treated as it must be (see above)",
+        ),
+        Benchmark::Scale { args } => bench(
+            "scale",
+            args,
+            &["router-agent", "vllm-sim", "warmpath-bench"],
+            "requests failed (see above)",
         ),
         Benchmark::Index { args } => index(args),
         Benchmark::Decide => in_process("decide"),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use crate::config::{KvEndpoints, WorkerConfig, WorkerKvEvents, check_models};
+use crate::config::{KvEndpoints, WorkerConfig, WorkerKvEvents, WorkerRole, check_models};
 
 /// Of every annotation that is read.
 const PREFIX: &str = "warmpath.dev/";
@@ -11,6 +11,8 @@ const PREFIX: &str = "warmpath.dev/";
 pub(super) const PORT: &str = "warmpath.dev/port";
 /// The models that it serves, between commas.
 const MODELS: &str = "warmpath.dev/models";
+/// `both`, `prefill` or `decode`.
+const ROLE: &str = "warmpath.dev/role";
 /// `auto`, `off`, or an endpoint such as `tcp://*:5557`.
 const KV_EVENTS: &str = "warmpath.dev/kv-events";
 /// The endpoint where it replays.
@@ -46,7 +48,7 @@ pub(super) fn apply(
     worker: &mut WorkerConfig,
     complaints: &mut Complaints,
 ) {
-    let known = [PORT, MODELS, KV_EVENTS, KV_EVENTS_REPLAY, KV_EVENTS_TOPIC];
+    let known = [PORT, MODELS, ROLE, KV_EVENTS, KV_EVENTS_REPLAY, KV_EVENTS_TOPIC];
     for key in annotations.keys().filter(|key| key.starts_with(PREFIX) && !known.contains(&key.as_str())) {
         complaints.make(pod, key, &format!("there is none of this name: {}", known.join(", ")));
     }
@@ -56,6 +58,13 @@ pub(super) fn apply(
         match check_models("models", &models) {
             Ok(()) => worker.models = models,
             Err(error) => complaints.make(pod, MODELS, &error.to_string()),
+        }
+    }
+    if let Some(role) = annotations.get(ROLE) {
+        let known = [WorkerRole::Both, WorkerRole::Prefill, WorkerRole::Decode];
+        match known.into_iter().find(|known| known.label() == role) {
+            Some(role) => worker.role = role,
+            None => complaints.make(pod, ROLE, &format!("{role:?} is none of both, prefill, decode")),
         }
     }
     match kv_events(annotations) {
@@ -99,14 +108,16 @@ mod tests {
     }
 
     #[test]
-    fn annotations_say_models_and_kv_events() {
+    fn annotations_say_models_roles_and_kv_events() {
         let (worker, complaints) = read(&[
+            ("warmpath.dev/role", "prefill"),
             ("warmpath.dev/models", "base, sql-lora,"),
             ("warmpath.dev/kv-events", "tcp://*:5557"),
             ("warmpath.dev/kv-events-replay", "tcp://*:5558"),
             ("warmpath.dev/kv-events-topic", "kv"),
             ("prometheus.io/scrape", "true"),
         ]);
+        assert_eq!(worker.role, WorkerRole::Prefill);
         assert_eq!((worker.models, complaints), (vec!["base".to_owned(), "sql-lora".to_owned()], 0));
         let endpoints = KvEndpoints {
             endpoint: "tcp://*:5557".to_owned(),
@@ -123,6 +134,7 @@ mod tests {
             ("warmpath.dev/kv-events", "5557"),
             ("warmpath.dev/kv-events-topic", "kv"),
             ("warmpath.dev/modles", "base"),
+            ("warmpath.dev/role", "prefil"),
         ] {
             let (worker, complaints) = read(&[annotation]);
             assert_eq!((worker.kv_events, worker.models.len(), complaints), (WorkerKvEvents::Auto, 0, 1));

@@ -36,7 +36,7 @@ use self::{
 use super::{
     Shared,
     choose::Choice,
-    eligible::{Bounds, Wanted},
+    eligible::{Bounds, Stage, Wanted},
     error::{GatewayError, Overload},
 };
 use crate::{fleet::Reservation, index::WorkerSlot};
@@ -58,6 +58,7 @@ struct State {
 
 struct Waiter {
     bid: Bid,
+    stage: Stage,
     model: Option<u64>,
     only: Option<WorkerSlot>,
     tried: Box<[WorkerSlot]>,
@@ -188,6 +189,7 @@ impl Request<'_> {
     fn waiter(&self, turn: oneshot::Sender<Turn>) -> Waiter {
         Waiter {
             bid: self.bid.clone(),
+            stage: self.wanted.stage,
             model: self.wanted.model,
             only: self.wanted.only,
             tried: self.wanted.tried.into(),

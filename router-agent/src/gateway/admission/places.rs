@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use super::Waiter;
 use crate::{
     fleet::Worker,
-    gateway::eligible::{Bounds, Wanted},
+    gateway::eligible::{Bounds, Stage, Wanted},
     index::WorkerSlot,
 };
 
@@ -19,8 +19,8 @@ pub(super) struct Places<'a> {
     known: HashMap<Want, Option<Arc<Worker>>>,
 }
 
-/// A model, a worker, and whether the bounds hold.
-type Want = (Option<u64>, Option<WorkerSlot>, bool);
+/// A stage, a model, a worker, and whether the bounds hold.
+type Want = (Stage, Option<u64>, Option<WorkerSlot>, bool);
 
 impl<'a> Places<'a> {
     pub(super) fn new(workers: &'a [Arc<Worker>], bounds: Bounds, now: Instant) -> Self {
@@ -42,11 +42,15 @@ impl<'a> Places<'a> {
         let Self { workers, bounds, now, known, .. } = self;
         let find = || {
             let bounds = if waiter.is_bounded { *bounds } else { Bounds::default() };
-            let wanted = Wanted { model: waiter.model, only: waiter.only, tried: &waiter.tried, bounds };
+            let Waiter { stage, model, only, ref tried, .. } = *waiter;
+            let wanted = Wanted { stage, prefilled_by: None, model, only, tried, bounds };
             wanted.with_room(workers, *now, None).min_by_key(|worker| worker.load.taken()).cloned()
         };
         if waiter.tried.is_empty() {
-            known.entry((waiter.model, waiter.only, waiter.is_bounded)).or_insert_with(find).clone()
+            known
+                .entry((waiter.stage, waiter.model, waiter.only, waiter.is_bounded))
+                .or_insert_with(find)
+                .clone()
         } else {
             find()
         }

@@ -32,9 +32,9 @@ pub(crate) fn body(job: &Job) -> String {
     job.push_usage(&job.usage_details(), &mut out);
     out.push_str(",\"prompt_logprobs\":null,\"prompt_token_ids\":");
     job.push_prompt_ids(0, &mut out);
-    out.push_str(
-        ",\"prompt_text\":null,\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}",
-    );
+    out.push_str(",\"prompt_text\":null,");
+    job.push_kv_transfer(&mut out);
+    out.push_str(",\"ec_transfer_params\":null,\"metrics\":null}");
     out
 }
 

@@ -27,7 +27,9 @@ pub(crate) fn body(job: &Job) -> String {
     }
     let _ = write!(out, "],\"service_tier\":null,\"system_fingerprint\":\"{}\",", job.fingerprint);
     job.push_usage(&job.usage_details(), &mut out);
-    out.push_str(",\"kv_transfer_params\":null,\"ec_transfer_params\":null,\"metrics\":null}");
+    out.push(',');
+    job.push_kv_transfer(&mut out);
+    out.push_str(",\"ec_transfer_params\":null,\"metrics\":null}");
     out
 }
 

@@ -87,6 +87,11 @@ impl ApiError {
         Self::new(500, "InternalServerError", ENGINE_DEAD.to_owned(), None)
     }
 
+    /// The KV blocks of a prompt that was computed elsewhere could not be fetched.
+    pub(crate) fn kv_load_failed() -> Self {
+        Self::new(500, "InternalServerError", KV_LOAD_FAILED.to_owned(), None)
+    }
+
     /// A status on demand.
     pub(crate) fn injected(status: u16, retry_after_s: Option<u64>) -> Self {
         let (kind, message) = match status {
@@ -120,10 +125,16 @@ impl ApiError {
 
 const ENGINE_DEAD: &str = "EngineCore encountered an issue. See stack trace (above) for the root cause.";
 
-/// The SSE event with which a broken engine ends a stream, in `json.dumps`' spacing.
-pub(crate) fn stream_error_event() -> String {
-    format!(
-        "data: {{\"error\": {{\"message\": \"{ENGINE_DEAD}\", \"type\": \"InternalServerError\", \"param\": null, \
-         \"code\": 500}}}}\n\n"
-    )
+/// What a request is told that failed in the engine, without more.
+const KV_LOAD_FAILED: &str = "Internal server error";
+
+impl ApiError {
+    /// The SSE event with which it ends a stream, in `json.dumps`' spacing.
+    pub(crate) fn stream_event(&self) -> String {
+        let Self { message, kind, status, .. } = self;
+        format!(
+            "data: {{\"error\": {{\"message\": \"{message}\", \"type\": \"{kind}\", \"param\": null, \
+             \"code\": {status}}}}}\n\n"
+        )
+    }
 }

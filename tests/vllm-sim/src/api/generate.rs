@@ -1,10 +1,10 @@
 //! The generating endpoints: from a request body to a whole response or a stream of events.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::error::{ApiError, stream_error_event};
+use super::error::ApiError;
 use super::events::{EventWriter, Events};
 use super::exchange::Exchange;
 use super::fields::Fields;
@@ -15,14 +15,23 @@ use super::responses::{self, Echo};
 use super::routes::Endpoint;
 use super::{chat, completions, messages};
 use crate::engine::hashing::ExtraKeys;
-use crate::engine::sequence::{Finish, Generation, OutputText, Progress, SequenceSpec};
+use crate::engine::sequence::{Finish, Generation, KvBlocks, OutputText, Progress, SequenceSpec};
 use crate::faults::{Ending, FaultKind};
 use crate::http::connection::{Gone, frame_chunk};
 use crate::http::response::now_s;
+use crate::kv_transfer::{Kept, Transfer};
 use crate::rng::mix64;
 
 /// Output that the model makes when nobody limits it, tokens.
 const NATURAL_OUTPUT_TOKENS: std::ops::Range<u64> = 32..256;
+
+/// A request that can be served.
+struct Asked {
+    params: Params,
+    prompts: Vec<Vec<u32>>,
+    reader: PromptReader,
+    echo: Option<Echo>,
+}
 
 impl Exchange<'_> {
     pub(super) async fn generate(&mut self, endpoint: Endpoint, body: &[u8]) -> Result<(), Gone> {
@@ -46,16 +55,38 @@ impl Exchange<'_> {
             }
             _ => {}
         }
-        match self.launch(endpoint, body) {
-            Err(error) if endpoint == Endpoint::Messages => self.anthropic_error(&error).await,
-            Err(error) => self.error(&error).await,
-            Ok((job, generation)) if job.params.stream => self.stream(job, generation, fault).await,
-            Ok((job, generation)) => self.whole(job, generation, fault).await,
+        let asked = match self.read(endpoint, body) {
+            Err(error) if endpoint == Endpoint::Messages => return self.anthropic_error(&error).await,
+            Err(error) => return self.error(&error).await,
+            Ok(asked) => asked,
+        };
+        let is_streamed = asked.params.stream;
+        if is_streamed {
+            self.begin_stream().await?;
+        }
+        if let (Transfer::Load(remote), Some(connector)) = (&asked.params.transfer, &worker.connector) {
+            let tokens = asked.prompts.first().map_or(0, Vec::len);
+            let loaded = self.connection.until(connector.load(remote, tokens)).await;
+            if let Err(why) = loaded.map_err(|Gone| self.aborted())? {
+                tracing::debug!(why, "KV blocks not fetched");
+                let error = ApiError::kv_load_failed();
+                return if is_streamed {
+                    self.end_with_error(&error).await
+                } else {
+                    self.error(&error).await
+                };
+            }
+        }
+        let (job, generation) = self.submit(asked);
+        if is_streamed {
+            self.stream(job, generation, fault).await
+        } else {
+            self.whole(job, generation, fault).await
         }
     }
 
-    /// Reads the request and hands it to the engine.
-    fn launch(&self, endpoint: Endpoint, body: &[u8]) -> Result<(Job, Generation), ApiError> {
+    /// Reads the request, and whether it can be served.
+    fn read(&self, endpoint: Endpoint, body: &[u8]) -> Result<Asked, ApiError> {
         let worker = self.worker;
         let api = match endpoint {
             Endpoint::Chat => Api::Chat,
@@ -84,24 +115,28 @@ impl Exchange<'_> {
             worker.engine.metrics().lock().rejected += 1;
             return Err(ApiError::busy());
         }
-        self.submit(params, prompts, reader, echo)
+        if let Some(prompt) = prompts.iter().find(|prompt| prompt.len() >= reader.max_model_len) {
+            return Err(ApiError::too_long(reader.max_model_len, prompt.len(), false));
+        }
+        Ok(Asked { params, prompts, reader, echo })
     }
 
-    fn submit(
-        &self,
-        params: Params,
-        prompts: Vec<Vec<u32>>,
-        reader: PromptReader,
-        echo: Option<Echo>,
-    ) -> Result<(Job, Generation), ApiError> {
+    /// Hands the request to the engine.
+    fn submit(&self, Asked { params, prompts, reader, echo }: Asked) -> (Job, Generation) {
         let worker = self.worker;
+        let prefix = match params.api {
+            Api::Completions => "cmpl-",
+            Api::Chat | Api::Messages => "chatcmpl-",
+            Api::Responses => "resp_",
+        };
+        let invent = || format!("{:016x}", worker.rng.next_u64());
+        let id = format!("{prefix}{}", self.head.request_id.clone().unwrap_or_else(invent));
+        let kept = (params.transfer == Transfer::Keep && prompts.len() == 1)
+            .then(|| Arc::new(Kept { request_id: id.clone(), blocks: OnceLock::new() }));
         let prompts: Vec<_> = prompts.into_iter().map(Arc::new).collect();
         let (mut specs, mut texts) = (Vec::new(), Vec::new());
         for prompt in &prompts {
-            let room = reader.max_model_len.saturating_sub(prompt.len());
-            if room == 0 {
-                return Err(ApiError::too_long(reader.max_model_len, prompt.len(), false));
-            }
+            let room = reader.max_model_len - prompt.len();
             let key = prompt.iter().fold(worker.config.seed, |key, token| mix64(key ^ u64::from(*token)));
             for choice in 0..params.n as u64 {
                 let text = OutputText { key: mix64(key ^ mix64(params.seed) ^ choice) };
@@ -120,17 +155,15 @@ impl Exchange<'_> {
                     max_tokens: params.max_tokens.unwrap_or(room).min(room),
                     stop_after: ends_itself.then_some(natural.max(params.min_tokens)),
                     text,
+                    kv_blocks: match (&params.transfer, &kept) {
+                        (Transfer::Load(_), _) => KvBlocks::Loaded,
+                        (_, Some(kept)) => KvBlocks::Keep(kept.clone()),
+                        _ => KvBlocks::Own,
+                    },
                 });
             }
         }
-        let prefix = match params.api {
-            Api::Completions => "cmpl-",
-            Api::Chat | Api::Messages => "chatcmpl-",
-            Api::Responses => "resp_",
-        };
-        let invent = || format!("{:016x}", worker.rng.next_u64());
         let max_tokens = specs.first().map_or(0, |spec| spec.max_tokens);
-        let id = format!("{prefix}{}", self.head.request_id.clone().unwrap_or_else(invent));
         let generation = worker.engine.generate(specs, params.stream);
         let job = Job {
             id,
@@ -143,10 +176,12 @@ impl Exchange<'_> {
             block_size: worker.config.engine.block_size,
             prompt_details: worker.config.enable_prompt_tokens_details,
             max_tokens,
+            kept,
+            kv_transfer: None,
             echo,
             params,
         };
-        Ok((job, generation))
+        (job, generation)
     }
 
     async fn whole(
@@ -159,6 +194,9 @@ impl Exchange<'_> {
             return Err(self.aborted());
         }
         job.progress.clone_from(&generation.seen);
+        if let (Some(kept), Some(connector)) = (&job.kept, &self.worker.connector) {
+            job.kv_transfer = connector.keep(kept, job.prompt_tokens());
+        }
         let died = job.progress.iter().any(|progress| progress.finish == Some(Finish::Error));
         match fault {
             Some(FaultKind::Die { how, .. }) => return Err(self.die(how)),
@@ -191,7 +229,6 @@ impl Exchange<'_> {
             Api::Responses => Box::new(responses::Stream::default()),
             Api::Messages => Box::new(messages::Stream::default()),
         };
-        self.begin_stream().await?;
         let (mut deltas, mut events, mut fault) = (Vec::new(), Events::default(), StreamFault::new(fault));
         writer.start(&job, &mut events);
         loop {
@@ -199,7 +236,9 @@ impl Exchange<'_> {
                 match fault.next() {
                     Some(FaultKind::Die { how, .. }) => return Err(self.die(*how)),
                     Some(FaultKind::TruncatedChunk { .. }) => return self.truncate(event).await,
-                    Some(FaultKind::ErrorEvent { .. }) => return self.end_with_error().await,
+                    Some(FaultKind::ErrorEvent { .. }) => {
+                        return self.end_with_error(&ApiError::engine_dead()).await;
+                    }
                     Some(FaultKind::Stall { for_ms, .. }) => {
                         let for_ms = *for_ms;
                         self.stall(for_ms).await?;
@@ -218,7 +257,7 @@ impl Exchange<'_> {
                 return Err(self.aborted());
             }
             if deltas.iter().any(|delta| delta.finish == Some(Finish::Error)) {
-                return self.end_with_error().await;
+                return self.end_with_error(&ApiError::engine_dead()).await;
             }
             for delta in &deltas {
                 job.note(delta);
@@ -248,8 +287,8 @@ impl Exchange<'_> {
         }
     }
 
-    async fn end_with_error(&mut self) -> Result<(), Gone> {
-        self.connection.write_chunk(stream_error_event().as_bytes()).await?;
+    async fn end_with_error(&mut self, error: &ApiError) -> Result<(), Gone> {
+        self.connection.write_chunk(error.stream_event().as_bytes()).await?;
         self.connection.write_chunk(b"data: [DONE]\n\n").await?;
         self.end_stream().await
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::params::{Api, Params};
 use super::responses::Echo;
 use crate::engine::sequence::{Delta, Finish, OutputText, Progress};
+use crate::kv_transfer::Kept;
 use crate::rng::mix64;
 use crate::tokenizer::{IM_END, Tokenizer};
 
@@ -24,6 +25,10 @@ pub(crate) struct Job {
     pub(crate) prompt_details: bool,
     /// The limit that the first choice got.
     pub(crate) max_tokens: usize,
+    /// Its blocks, where they are to be kept.
+    pub(crate) kept: Option<Arc<Kept>>,
+    /// `kv_transfer_params` of the answer.
+    pub(crate) kv_transfer: Option<serde_json::Value>,
     /// Set for `/v1/responses` alone.
     pub(crate) echo: Option<Echo>,
 }
@@ -81,6 +86,12 @@ impl Job {
         } else {
             out.push_str("null");
         }
+    }
+
+    /// Appends `"kv_transfer_params":…`.
+    pub(crate) fn push_kv_transfer(&self, out: &mut String) {
+        let params = self.kv_transfer.as_ref().map_or("null".to_owned(), ToString::to_string);
+        let _ = write!(out, "\"kv_transfer_params\":{params}"); // writing to a String cannot fail
     }
 
     pub(crate) fn prompt_tokens(&self) -> usize {

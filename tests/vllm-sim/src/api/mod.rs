@@ -16,5 +16,7 @@ mod render;
 mod responses;
 mod routes;
 
+pub(crate) use error::ApiError;
 pub(crate) use exchange::{Exchange, Outcome};
+pub(crate) use fields::Fields;
 pub(crate) use prompt::PromptReader;

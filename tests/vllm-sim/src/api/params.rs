@@ -4,6 +4,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use crate::config::{Lora, SimConfig};
 use crate::http::head::Head;
+use crate::kv_transfer::Transfer;
 
 /// The API a request came through; they differ in names and defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,7 @@ pub(crate) struct Params {
     pub(crate) return_token_ids: bool,
     /// Alternatives per token, if log probabilities are wanted.
     pub(crate) logprobs: Option<usize>,
+    pub(crate) transfer: Transfer,
 }
 
 const COMPLETION_TOKENS_DEFAULT: usize = 16;
@@ -99,6 +101,12 @@ impl Params {
             report_hits: report_mode.as_deref() == Some("full"),
             return_token_ids: fields.get("return_token_ids")?.unwrap_or(false),
             logprobs: logprobs.map(|own| own.max(0) as usize),
+            transfer: match api {
+                Api::Chat | Api::Completions if config.kv_transfer.is_some() && n == 1 => {
+                    Transfer::read(fields)?
+                }
+                _ => Transfer::None,
+            },
         })
     }
 }

@@ -7,16 +7,16 @@
 //!
 //! Cost: O(running) per step, O(blocks of the prompt) per admission.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::block_pool::BlockPool;
+use super::block_pool::{BlockId, BlockPool};
 use super::hashing::BlockHasher;
-use super::sequence::{Finish, Sequence};
+use super::sequence::{Finish, KvBlocks, Sequence};
 use crate::config::EngineConfig;
 use crate::kv_events::KvEvent;
 use crate::metrics::EngineMetrics;
@@ -29,6 +29,8 @@ pub(crate) struct EngineCore {
     pool: BlockPool,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Blocks of requests that have ended, for other workers.
+    kept: HashMap<String, Vec<BlockId>>,
     /// Events since the last step's batch; `None` when nobody publishes them.
     events: Option<Vec<KvEvent>>,
     metrics: Arc<Mutex<EngineMetrics>>,
@@ -49,6 +51,7 @@ impl EngineCore {
             hasher,
             waiting: VecDeque::new(),
             running: Vec::new(),
+            kept: HashMap::new(),
             events: publish_events.then(Vec::new),
             metrics,
             step_tokens: 0,
@@ -89,6 +92,14 @@ impl EngineCore {
             }
             !aborted
         });
+        self.publish_gauges();
+    }
+
+    /// Gives back what was kept of a request.
+    pub(crate) fn release_kept(&mut self, request_id: &str) {
+        if let Some(blocks) = self.kept.remove(request_id) {
+            self.pool.release(blocks.into_iter().rev());
+        }
         self.publish_gauges();
     }
 
@@ -146,6 +157,7 @@ impl EngineCore {
         let mut metrics = self.metrics.lock();
         metrics.iteration_tokens.observe(self.step_tokens as f64);
         let (pool, tokenizer, max_len) = (&mut self.pool, self.tokenizer, self.config.max_model_len);
+        let kept = &mut self.kept;
         self.running.retain_mut(|sequence| {
             if sequence.scheduled == 0 {
                 return true;
@@ -171,15 +183,22 @@ impl EngineCore {
                 metrics.first_token(sequence, now);
             }
             let cached = sequence.cached.unwrap_or(0);
+            if let Some(finish) = finish {
+                metrics.finished(sequence, finish, now);
+                let blocks = std::mem::take(&mut sequence.blocks);
+                match &sequence.kv_blocks {
+                    KvBlocks::Keep(keep) if finish == Finish::Length => {
+                        kept.insert(keep.request_id.clone(), blocks.clone());
+                        let _ = keep.blocks.set(blocks); // one sequence, one end
+                    }
+                    _ => pool.release(blocks.into_iter().rev()),
+                }
+            }
             sequence.mailbox.update(sequence.choice, |progress| {
                 progress.tokens = output_len;
                 progress.cached = cached;
                 progress.finish = finish;
             });
-            if let Some(finish) = finish {
-                metrics.finished(sequence, finish, now);
-                pool.release(sequence.blocks.drain(..).rev());
-            }
             finish.is_none()
         });
         drop(metrics);
@@ -250,7 +269,10 @@ impl EngineCore {
                 hits.push(id);
             }
         }
-        let cached = hits.len() * block_size;
+        let hit = hits.len() * block_size;
+        // What another worker has computed is all there but for the last token, which is computed again.
+        let is_loaded = matches!(sequence.kv_blocks, KvBlocks::Loaded);
+        let cached = if is_loaded { len - 1 } else { hit };
         let tokens = (len - cached).min(budget);
         let needed = (cached + tokens).div_ceil(block_size) - hits.len();
         if needed + free_hits > self.pool.free_len() {
@@ -259,6 +281,9 @@ impl EngineCore {
         let mut sequence = self.waiting.pop_front().expect("it was at the front");
         for id in &hits {
             self.pool.touch(*id);
+        }
+        if is_loaded {
+            sequence.kv_blocks = KvBlocks::Own; // once: preempted, it has lost them
         }
         sequence.computed = cached;
         sequence.registered = hits.len();
@@ -269,9 +294,9 @@ impl EngineCore {
             sequence.started = Some(now);
             let mut metrics = self.metrics.lock();
             metrics.prefix_queries += sequence.prompt_len as u64;
-            metrics.prefix_hits += cached as u64;
-            if let Some(events) = self.events.as_mut().filter(|_| sequence.report_hits && cached > 0) {
-                events.push(KvEvent::stored(&sequence, 0..cached / block_size, block_size));
+            metrics.prefix_hits += hit as u64;
+            if let Some(events) = self.events.as_mut().filter(|_| sequence.report_hits && hit > 0) {
+                events.push(KvEvent::stored(&sequence, 0..hit / block_size, block_size));
             }
         }
         self.running.push(sequence);

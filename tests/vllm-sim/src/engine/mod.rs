@@ -37,6 +37,7 @@ enum Command {
     Submit(Vec<Sequence>),
     ResetPrefixCache(oneshot::Sender<bool>),
     EndAll(Finish),
+    ReleaseKept(String),
     Exit,
 }
 
@@ -130,6 +131,7 @@ impl EngineHandle {
             stop_after: spec.stop_after,
             text: spec.text,
             blocks: Vec::new(),
+            kv_blocks: spec.kv_blocks,
             registered: 0,
             computed: 0,
             scheduled: 0,
@@ -156,6 +158,11 @@ impl EngineHandle {
     /// Ends everything in flight.
     pub(crate) fn end_all(&self, finish: Finish) {
         let _ = self.commands.send(Command::EndAll(finish)); // an engine that has gone has nothing in flight
+    }
+
+    /// Gives back the blocks that were kept beyond the end of this request.
+    pub(crate) fn release_kept(&self, request_id: String) {
+        let _ = self.commands.send(Command::ReleaseKept(request_id)); // an engine that has gone keeps nothing
     }
 
     /// Ends the engine, and with it the KV events.
@@ -245,6 +252,7 @@ impl EngineTask {
                 let _ = reply.send(self.core.reset_prefix_cache()); // the client may have gone
             }
             Command::EndAll(finish) => self.core.end_all(finish),
+            Command::ReleaseKept(request_id) => self.core.release_kept(&request_id),
             Command::Exit => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())

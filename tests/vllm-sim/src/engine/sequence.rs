@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::block_pool::BlockId;
 use super::hashing::{BlockHash, ExtraKeys};
+use crate::kv_transfer::Kept;
 use crate::rng::mix64;
 use crate::tokenizer::{TOKEN_BYTES, WORDS, word};
 
@@ -40,6 +41,18 @@ impl Finish {
     }
 }
 
+/// What becomes of a sequence's blocks, and where they come from.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum KvBlocks {
+    /// Computed here, for here.
+    #[default]
+    Own,
+    /// Kept beyond the sequence's end, if that is its length.
+    Keep(Arc<Kept>),
+    /// The prompt's were fetched from another worker.
+    Loaded,
+}
+
 /// What the HTTP side asks of the engine, for one choice of one request.
 pub(crate) struct SequenceSpec {
     pub(crate) prompt: Arc<Vec<u32>>,
@@ -52,6 +65,7 @@ pub(crate) struct SequenceSpec {
     /// The model's own end: after so many tokens it says end-of-sequence.
     pub(crate) stop_after: Option<usize>,
     pub(crate) text: OutputText,
+    pub(crate) kv_blocks: KvBlocks,
 }
 
 /// The text that the model says: word `i` follows from a key.
@@ -89,6 +103,7 @@ pub(crate) struct Sequence {
     pub(crate) stop_after: Option<usize>,
     pub(crate) text: OutputText,
     pub(crate) blocks: Vec<BlockId>,
+    pub(crate) kv_blocks: KvBlocks,
     /// Leading blocks that are registered in the pool.
     pub(crate) registered: usize,
     /// Tokens whose KV entries exist.

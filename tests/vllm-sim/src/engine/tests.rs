@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::EngineHandle;
 use super::hashing::ExtraKeys;
-use super::sequence::{Delta, Finish, Generation, OutputText, SequenceSpec};
+use super::sequence::{Delta, Finish, Generation, KvBlocks, OutputText, SequenceSpec};
 use crate::config::{EngineConfig, TimeModel};
 
 const MS: Duration = Duration::from_millis(1);
@@ -32,6 +32,7 @@ fn submit(engine: &EngineHandle, token: u32, prompt: usize, output: usize) -> Ge
         max_tokens: output,
         stop_after: None,
         text: OutputText { key: u64::from(token) },
+        kv_blocks: KvBlocks::Own,
     };
     engine.generate(vec![spec], true)
 }
