@@ -80,7 +80,7 @@ impl Rendered {
 
     /// Every object.
     fn objects(&self) -> Vec<Value> {
-        let files = self.manifests.iter().filter(|(path, _)| path.ends_with(".yaml"));
+        let files = self.manifests.iter().filter(|(path, _)| !path.ends_with("NOTES.txt"));
         files.flat_map(|(_, text)| documents(text)).collect()
     }
 

@@ -82,7 +82,7 @@ async fn with_each<F: Future<Output = ()>>(story: impl Fn(Cluster) -> F) {
     match Cluster::real().await {
         Some(cluster) => story(cluster).await,
         None => {
-            eprintln!("skipped with a real API server: KUBEBUILDER_ASSETS names no kube-apiserver and etcd")
+            eprintln!("skipped with a real API server: KUBEBUILDER_ASSETS names no kube-apiserver and etcd");
         }
     }
 }

@@ -234,7 +234,7 @@ fn discovery_has_its_effect_and_its_defaults() {
     assert_eq!((worker.models, worker.kv_events), (vec!["m".to_owned()], WorkerKvEvents::Off));
     assert_eq!(worker.role, WorkerRole::Decode);
     assert!(worker.authorization.is_some_and(|key| key.is_sensitive()));
-    assert_eq!(worker.tls.as_ref().map(|tls| tls.name().to_owned()).as_deref(), Some("v"));
+    assert_eq!(worker.tls.as_ref().map(|tls| tls.name().as_str()), Some("v"));
     let KubernetesSource { port, kubeconfig, context, worker, .. } = service;
     assert_eq!((port, context.as_deref()), (&Some(KubernetesPort::Number(80)), Some("c")));
     assert_eq!((kubeconfig.as_deref(), worker), (Some("/k".as_ref()), &WorkerTemplate::default()));

@@ -19,7 +19,7 @@ use crate::{limits, tls::WorkerTls};
 #[schemars(untagged)]
 pub(super) enum Worker {
     Url(String),
-    Full(WorkerEntry),
+    Full(Box<WorkerEntry>),
 }
 
 /// By hand, so that a mistake inside of a mapping is named, with its place.
@@ -46,7 +46,7 @@ impl<'de> Visitor<'de> for WorkerVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Worker, A::Error> {
-        WorkerEntry::deserialize(MapAccessDeserializer::new(map)).map(Worker::Full)
+        WorkerEntry::deserialize(MapAccessDeserializer::new(map)).map(|entry| Worker::Full(Box::new(entry)))
     }
 }
 
@@ -76,7 +76,7 @@ impl Worker {
     pub(super) fn resolve(self) -> Result<WorkerConfig, ConfigError> {
         match self {
             Self::Url(url) => worker_config(&url, None),
-            Self::Full(entry) => entry.try_into(),
+            Self::Full(entry) => (*entry).try_into(),
         }
     }
 }

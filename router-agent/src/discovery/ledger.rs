@@ -98,7 +98,25 @@ impl Ledger {
 
 impl Page {
     fn answer(&mut self, source: &str, found: Vec<Found>, now: Instant) {
-        if found.is_empty() && !self.entries.is_empty() {
+        let mut named = BTreeMap::new();
+        for found in found {
+            match named.entry(found.worker.url.to_string()) {
+                Place::Vacant(place) => drop(place.insert(found)),
+                // On its way from one object to another it may be in both.
+                Place::Occupied(mut place) if found.readiness < place.get().readiness => {
+                    drop(place.insert(found));
+                }
+                Place::Occupied(_) => {}
+            }
+        }
+        named.retain(|url, found| {
+            let stays = found.readiness != Readiness::Ending;
+            if !stays {
+                self.entries.remove(url);
+            }
+            stays
+        });
+        if named.is_empty() && !self.entries.is_empty() {
             if !std::mem::replace(&mut self.is_emptied, true) {
                 let workers = self.entries.len();
                 tracing::warn!(
@@ -110,27 +128,12 @@ impl Page {
             return;
         }
         self.is_emptied = false;
-        let mut named = BTreeMap::new();
-        for found in found {
-            match named.entry(found.worker.url.to_string()) {
-                Place::Vacant(place) => drop(place.insert(found)),
-                // On its way from one object to another it may be in both.
-                Place::Occupied(mut place) if found.readiness < place.get().readiness => {
-                    drop(place.insert(found))
-                }
-                Place::Occupied(_) => {}
-            }
-        }
         for (url, entry) in &mut self.entries {
             if !named.contains_key(url) {
                 entry.missing_since.get_or_insert(now);
             }
         }
         for (url, found) in named {
-            if found.readiness == Readiness::Ending {
-                self.entries.remove(&url);
-                continue;
-            }
             let before = self.entries.get(&url);
             let is_same =
                 before.is_some_and(|entry| entry.found.worker.incarnation == found.worker.incarnation);

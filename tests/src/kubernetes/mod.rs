@@ -147,11 +147,15 @@ impl Cluster {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client(ADMIN).await, NAMESPACE, &resource);
         let object: DynamicObject = serde_json::from_value(object).expect("an object");
         let name = object.metadata.name.clone().expect("it has a name");
-        if api.get_opt(&name).await.is_ok_and(|there| there.is_some()) {
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(&object)).await.expect("it is changed");
-        } else {
-            api.create(&PostParams::default(), &object).await.expect("it is created");
-        }
+        // A server that has only just learned of the kind may lose a connection over it.
+        eventually("it is put in place", || async {
+            if api.get_opt(&name).await.ok()?.is_some() {
+                api.patch(&name, &PatchParams::default(), &Patch::Merge(&object)).await.ok()
+            } else {
+                api.create(&PostParams::default(), &object).await.ok()
+            }
+        })
+        .await;
     }
 
     async fn set_status(&self, name: &str, is_ready: bool, address: &str) {

@@ -48,8 +48,7 @@ impl Real {
             .spawn()
             .expect("etcd starts");
         let tokens = [(ADMIN, "system:masters"), (READER, "readers"), (NOBODY, "nobodies")];
-        let tokens: String =
-            tokens.iter().map(|(token, group)| format!("{token},{token},{token},{group}\n")).collect();
+        let tokens = tokens.map(|(token, group)| format!("{token},{token},{token},{group}\n")).concat();
         std::fs::write(directory.path().join("tokens.csv"), tokens).expect("it can be written");
         let authority = Authority::default();
         authority.server("server");

@@ -9,6 +9,7 @@ mod client;
 mod error;
 mod pods;
 mod pool;
+mod port;
 mod slices;
 mod watch;
 

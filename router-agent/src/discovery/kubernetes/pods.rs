@@ -8,12 +8,10 @@ use super::{
     annotations::{self, Complaints},
     client::Cluster,
     error::Needed,
+    port,
     watch::Watched,
 };
 use crate::config::{KubernetesPort, KubernetesSource};
-
-/// The port of a container that is meant where several are named.
-const HTTP: &str = "http";
 
 /// Where the workers in a pod listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,26 +99,18 @@ fn own_port(
     complaints: &mut Complaints,
 ) -> Option<u16> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let named: Vec<(Option<&str>, u16)> = containers
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter_map(|port| Some((port.name.as_deref(), u16::try_from(port.container_port).ok()?)))
-        .collect();
-    let by_name = |wanted: &str| named.iter().find(|(name, _)| *name == Some(wanted)).map(|(_, port)| *port);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {
+        Some((port.name.as_deref().unwrap_or_default(), u16::try_from(port.container_port).ok()?))
+    });
+    let ports = port::Ports(ports.collect());
     if let Some(text) = pod.annotations().get(annotations::PORT) {
-        match text.parse().ok().filter(|port| *port != 0).or_else(|| by_name(text)) {
-            Some(port) => return Some(port),
-            None => {
-                let why = format!("{text:?} is neither a port nor the name of one of its containers' ports");
-                complaints.make(place, annotations::PORT, &why);
-            }
+        if let Some(port) = text.parse().ok().filter(|port| *port != 0).or_else(|| ports.named(text)) {
+            return Some(port);
         }
+        let why = format!("{text:?} is neither a port nor the name of one of its containers' ports");
+        complaints.make(place, annotations::PORT, &why);
     }
-    let port = match (configured, named.as_slice()) {
-        (Some(KubernetesPort::Number(port)), _) => Some(*port),
-        (Some(KubernetesPort::Name(name)), _) => by_name(name),
-        (None, [(_, port)]) => Some(*port),
-        (None, _) => by_name(HTTP),
-    };
+    let port = ports.choose(configured);
     if port.is_none() {
         let why = "the pod is left out: write this annotation, or `port` in the source, or name one of its ports http";
         complaints.make(place, annotations::PORT, why);

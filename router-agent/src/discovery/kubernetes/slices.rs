@@ -10,14 +10,13 @@ use super::{
     annotations::{Complaints, PORT},
     client::Cluster,
     error::Needed,
+    port::Ports,
     watch::Watched,
 };
-use crate::config::{KubernetesPort, KubernetesSource};
+use crate::config::KubernetesSource;
 
 /// The label that names the Service.
 const SERVICE: &str = "kubernetes.io/service-name";
-/// The port that is meant where several are named.
-const HTTP: &str = "http";
 
 /// Workers of one slice.
 #[derive(Debug)]
@@ -39,14 +38,14 @@ pub(super) async fn follow(cluster: &Cluster, service: &str, source: &Kubernetes
     let mut slices = Watched::new(cluster.api::<EndpointSlice>(), labels, needed, read);
     loop {
         match slices.next().await {
-            Ok(slices) => teller.answer(all(slices.values())).await,
+            Ok(slices) => teller.answer(all(&slices.values())).await,
             Err(failure) => teller.fail(failure).await,
         }
     }
 }
 
 /// A pod with two addresses has two endpoints, and is one worker: by IPv4.
-fn all<'a>(slices: impl Iterator<Item = &'a Slice> + Clone) -> Vec<Found> {
+fn all<'a>(slices: &(impl Iterator<Item = &'a Slice> + Clone)) -> Vec<Found> {
     let of_family = |is_ipv4| slices.clone().filter(move |slice| slice.is_ipv4 == is_ipv4);
     let ipv4: Vec<Found> = of_family(true).flat_map(|slice| slice.workers.iter().cloned()).collect();
     let pod = |found: &Found| found.worker.incarnation.clone().map(|uid| (uid, found.worker.url.port));
@@ -65,7 +64,7 @@ fn read(
 ) -> Slice {
     let is_ipv4 = slice.address_type == "IPv4";
     let endpoints = slice.endpoints.as_deref().unwrap_or_default();
-    let Some(port) = port(slice, source.port.as_ref()) else {
+    let Some(port) = ports(slice).choose(source.port.as_ref()) else {
         if !endpoints.is_empty() {
             let why = "its endpoints are left out: write `port` in the source, or name one of the Service's ports http";
             complaints.make(service, PORT, why);
@@ -94,21 +93,12 @@ fn readiness(endpoint: &Endpoint) -> Readiness {
     }
 }
 
-/// What is configured, or the only one, or the one that is called `http`. A slice has its Service's target ports.
-fn port(slice: &EndpointSlice, configured: Option<&KubernetesPort>) -> Option<u16> {
-    let ports: Vec<(&str, u16)> = slice
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|port| Some((port.name.as_deref().unwrap_or_default(), u16::try_from(port.port?).ok()?)))
-        .collect();
-    let by_name = |wanted: &str| ports.iter().find(|(name, _)| *name == wanted).map(|(_, port)| *port);
-    match (configured, ports.as_slice()) {
-        (Some(KubernetesPort::Number(port)), _) => Some(*port),
-        (Some(KubernetesPort::Name(name)), _) => by_name(name),
-        (None, [(_, port)]) => Some(*port),
-        (None, _) => by_name(HTTP),
-    }
+/// A slice has its Service's target ports.
+fn ports(slice: &EndpointSlice) -> Ports<'_> {
+    let ports = slice.ports.iter().flatten();
+    let port = ports
+        .filter_map(|port| Some((port.name.as_deref().unwrap_or_default(), u16::try_from(port.port?).ok()?)));
+    Ports(port.collect())
 }
 
 #[cfg(test)]

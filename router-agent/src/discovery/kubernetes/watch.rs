@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::error::{Needed, explain};
 
 /// How long the server is asked to keep one watch open.
-pub(super) const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const WATCH_TIMEOUT: Duration = Duration::from_mins(1);
 /// Before the first new try; doubled at each.
 const PAUSE: Duration = Duration::from_millis(800);
 /// As often as it is doubled.

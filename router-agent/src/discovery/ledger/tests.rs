@@ -84,6 +84,9 @@ fn an_empty_answer_is_believed_only_when_nobody_is_healthy() {
     book.answer(Vec::new());
     assert!(book.after(3600).is_some(), "health is looked at again");
     assert_eq!(book.members(), ["a", "b"]);
+    book.answer(vec![found("b", Readiness::Ending)]);
+    assert_eq!(book.members(), ["a"], "nobody but one that is ending: no reason to let the others go");
+    book.answer(ready(&["a", "b"]));
     book.answer(ready(&["a"]));
     book.after(0);
     assert_eq!(book.members(), ["a", "b"], "named again, it is an answer as any other");

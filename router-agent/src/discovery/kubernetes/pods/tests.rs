@@ -82,7 +82,7 @@ fn the_port_is_the_annotation_s_or_the_source_s_or_the_pod_s() {
     };
     let named = |name: &str| Some(KubernetesPort::Name(name.to_owned()));
     let only_kv = |pod: &mut Value| {
-        drop(pod["spec"]["containers"][0]["ports"].as_array_mut().map(|ports| ports.remove(0)))
+        drop(pod["spec"]["containers"][0]["ports"].as_array_mut().map(|ports| ports.remove(0)));
     };
     let none = |pod: &mut Value| pod["spec"]["containers"][0]["ports"] = json!([]);
     assert_eq!(port(Some("9000"), named("kv"), |_| ()), Some(9000));
