@@ -234,7 +234,7 @@ fn discovery_has_its_effect_and_its_defaults() {
     assert_eq!((worker.models, worker.kv_events), (vec!["m".to_owned()], WorkerKvEvents::Off));
     assert_eq!(worker.role, WorkerRole::Decode);
     assert!(worker.authorization.is_some_and(|key| key.is_sensitive()));
-    assert_eq!(worker.tls.as_ref().map(|tls| tls.name().as_str()), Some("v"));
+    assert!(worker.tls.is_some_and(|tls| tls.name() == "v"));
     let KubernetesSource { port, kubeconfig, context, worker, .. } = service;
     assert_eq!((port, context.as_deref()), (&Some(KubernetesPort::Number(80)), Some("c")));
     assert_eq!((kubeconfig.as_deref(), worker), (Some("/k".as_ref()), &WorkerTemplate::default()));
@@ -563,7 +563,10 @@ fn kv_events_are_configured_for_all_and_for_one() {
     assert_eq!(own, [WorkerKvEvents::Auto, WorkerKvEvents::Off, WorkerKvEvents::At(endpoints)]);
     assert_eq!(config.kv_events, KvEvents { is_on: false, hash_seed: Some("0".into()) });
     fails_with("workers: [{url: 'http://a:1', kv_events: maybe}]", &["kv_events"]);
-    fails_with("workers: [{url: 'http://a:1', kv_events: {replay_endpoint: 'tcp://*:1'}}]", &["url"]);
+    fails_with(
+        "workers: [{url: 'http://a:1', kv_events: {replay_endpoint: 'tcp://*:1'}}]",
+        &["workers[0].kv_events"],
+    );
     fails_with(
         "workers: [{url: 'http://a:1', kv_events: {endpoint: 'gpu1:5557'}}]",
         &["workers.kv_events.endpoint", "gpu1:5557", "tcp://HOST:PORT"],

@@ -22,8 +22,11 @@ use kube::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::{real::Real, recorded::Recorded};
-use crate::eventually;
+use self::{
+    real::{Real, START_PATIENCE},
+    recorded::Recorded,
+};
+use crate::{eventually, eventually_within};
 
 /// The token of who may do anything.
 pub(crate) const ADMIN: &str = "admin";
@@ -205,7 +208,7 @@ impl Cluster {
         let namespace: Namespace =
             serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).expect("one");
         // Until it serves.
-        eventually("the API server has a namespace", || async {
+        eventually_within(START_PATIENCE, "the API server has a namespace", || async {
             namespaces.create(&PostParams::default(), &namespace).await.ok()
         })
         .await;

@@ -5,13 +5,23 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    sync::{Mutex, MutexGuard},
+};
 
 use super::{ADMIN, NOBODY, READER};
-use crate::{Authority, eventually};
+use crate::{Authority, eventually_within};
+
+/// How long the two may take to start: they are large, and a test machine may be busy.
+pub(super) const START_PATIENCE: Duration = Duration::from_mins(3);
+
+/// One at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// See the module. Killed when dropped.
 #[derive(Debug)]
@@ -23,6 +33,7 @@ pub(super) struct Real {
     etcd_address: SocketAddr,
     _etcd: Child,
     server: Option<Child>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// Where the programs are; none: there are none.
@@ -34,6 +45,7 @@ pub(super) fn assets() -> Option<PathBuf> {
 impl Real {
     /// Both, with three tokens.
     pub(super) async fn start(assets: &Path) -> Self {
+        let turn = TURN.lock().await;
         let directory = TempDir::new().expect("a directory for its data");
         let [etcd_address, peers, address] = free_ports();
         let etcd = Command::new(assets.join("etcd"))
@@ -53,8 +65,16 @@ impl Real {
         let authority = Authority::default();
         authority.server("server");
         let assets = assets.to_owned();
-        let mut real =
-            Self { address, directory, authority, assets, etcd_address, _etcd: etcd, server: None };
+        let mut real = Self {
+            address,
+            directory,
+            authority,
+            assets,
+            etcd_address,
+            _etcd: etcd,
+            server: None,
+            _turn: turn,
+        };
         real.resume().await;
         real
     }
@@ -96,7 +116,7 @@ impl Real {
             .spawn()
             .expect("kube-apiserver starts");
         self.server = Some(server);
-        eventually("kube-apiserver takes connections", || async {
+        eventually_within(START_PATIENCE, "kube-apiserver takes connections", || async {
             tokio::net::TcpStream::connect(self.address).await.ok()
         })
         .await;

@@ -78,7 +78,10 @@ fn a_pod_with_an_address_of_either_family_is_one_worker() {
     let ports = json!([{"name": "http", "port": 8000}]);
     let of = |family, endpoints: &Value| read_one(&slice(family, endpoints, &ports), None);
     let slices = [
-        of("IPv6", &json!([endpoint("fd00::1", "a", &json!({})), endpoint("fd00::9", "only-ipv6", &json!({}))])),
+        of(
+            "IPv6",
+            &json!([endpoint("fd00::1", "a", &json!({})), endpoint("fd00::9", "only-ipv6", &json!({}))]),
+        ),
         of("IPv4", &json!([endpoint("10.0.0.1", "a", &json!({}))])),
     ];
     let expected = ["a http://10.0.0.1:8000 Ready", "only-ipv6 http://[fd00::9]:8000 Ready"];
