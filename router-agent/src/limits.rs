@@ -96,6 +96,22 @@ pub const IDLE_WITH_BUFFERS_MAX: usize = 64;
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
 pub const WORKERS_MAX: usize = 1_024;
+/// Sources of workers under `discovery`.
+pub const DISCOVERY_SOURCES_MAX: usize = 32;
+/// Workers that one source may name, those included that are not ready; the rest of an answer is not read.
+pub const DISCOVERED_MAX: usize = 4_096;
+/// Bytes of a file with a list of workers.
+pub const DISCOVERY_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A worker that its source no longer names is still used for this long.
+pub const DISCOVERY_GONE_AFTER: Duration = Duration::from_secs(5);
+/// How long what is in flight on a worker that has gone may take.
+pub const DISCOVERY_DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
+/// The longest pause between two questions to the DNS.
+pub const DISCOVERY_DNS_INTERVAL: Duration = Duration::from_secs(30);
+/// The shortest, whatever time to live the records have.
+pub const DISCOVERY_DNS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// How long a gateway that starts waits for the first answer of every source.
+pub const DISCOVERY_FIRST_ANSWERS: Duration = Duration::from_secs(5);
 /// Tries of one request over all workers, the first included.
 pub const TRIES_MAX: usize = 3;
 /// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.

@@ -109,6 +109,9 @@ pub enum ServeError {
     /// The shared state cannot be as it is configured.
     #[error("shared state: {0}")]
     Shared(#[from] crate::shared::Fault),
+    /// A successor would have nobody to send requests to.
+    #[error("no source of workers has named one yet: the gateway that runs goes on")]
+    NoWorkersYet,
     /// A tokenizer cannot be used.
     #[error("tokenizers: {0}")]
     Tokenizers(#[from] LoadError),

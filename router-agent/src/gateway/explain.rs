@@ -201,6 +201,7 @@ fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
 /// The first thing that keeps a worker from being chosen.
 fn why_not(worker: &Worker, wanted: &Wanted<'_>, now: Instant) -> &'static str {
     match worker.standing() {
+        Standing::Unready { .. } => "unready",
         Standing::Draining { .. } => "draining",
         Standing::Leaving { .. } => "leaving",
         Standing::Serving if worker.health() == Health::Unhealthy => "unhealthy",
