@@ -94,9 +94,11 @@ fn last_body_is_empty(worker: &Worker) -> bool {
 #[tokio::test]
 async fn an_alias_works_for_the_longest_body_that_is_taken() {
     let worker = Worker::start(OK).await;
-    let (gateway, _file) = start(&[worker.url()], "aliases: [{match: gpt, to: a-longer-name}]\n").await;
+    let (gateway, _file) =
+        start(&[worker.url()], "limits: {body_bytes: 8MiB}\naliases: [{match: gpt, to: a-longer-name}]\n")
+            .await;
     let (start, end) = (r#"{"model":"gpt","prompt":""#, r#""}"#);
-    let length = (64 << 20) - start.len() - end.len();
+    let length = (8 << 20) - start.len() - end.len();
     let body = format!("{start}{}{end}", "x".repeat(length));
     let reply = post(&gateway, "/v1/completions", &[], body.clone()).await;
     assert_eq!((reply.status, reply.header("x-warmpath-model")), (200, "a-longer-name"));
