@@ -84,6 +84,8 @@ pub const HOOK_CONCURRENCY_MAX: usize = 4_096;
 pub const HOOK_IDLE_CONNECTIONS: usize = 32;
 /// Tenants that have series of their own in the metrics; the others share one.
 pub const TENANT_SERIES_MAX: usize = 1_000;
+/// Idle client connections of a data thread that keep what a following request would need.
+pub const IDLE_WITH_BUFFERS_MAX: usize = 64;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).

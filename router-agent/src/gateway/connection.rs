@@ -52,13 +52,7 @@ pub(super) async fn serve(
     let connection = Connection { context, address, phase, is_last };
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
-        let end = End::coded(&stream, true);
-        let Some(stream) = Box::pin(handshake(context, tls, stream)).await else { return };
-        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
-            Protocol::Http1 => Box::pin(connection.coded_http1(stream, end)).await,
-            Protocol::Http2 => Box::pin(connection.http2(stream, end)).await,
-        }
-        return;
+        return Box::pin(connection.coded(tls, stream)).await;
     }
     let keep_alive = context.config().timeouts.keep_alive;
     match tokio::time::timeout(keep_alive, Protocol::spoken(&stream)).await {
@@ -109,7 +103,7 @@ struct Connection<'a> {
 impl Connection<'_> {
     /// HTTP/1 as it stands on the wire: response bodies may pass this process by.
     async fn plain_http1(mut self, stream: TcpStream) {
-        let (socket, phases) = (ClientSocket::new(stream), Phases::new(Protocol::Http1));
+        let (socket, phases) = (ClientSocket::new(stream), self.phases(Protocol::Http1));
         // What made it known that this is HTTP/1.
         phases.bytes_came();
         let mut service = self.service(End::Plain(socket.clone()), &phases);
@@ -134,8 +128,11 @@ impl Connection<'_> {
             let parts = connection.into_parts();
             (service, read) = (parts.service, parts.read_buf);
             drop(parts.io);
-            if read.is_empty() && !self.rest(socket.stream(), &phases).await {
-                return;
+            if read.is_empty() {
+                read = Bytes::new(); // an empty one still holds hyper's buffer
+                if !self.rest(socket.stream(), &phases).await {
+                    return;
+                }
             }
         }
     }
@@ -158,9 +155,19 @@ impl Connection<'_> {
         }
     }
 
+    /// Over TLS.
+    async fn coded(self, tls: &ServerTls, stream: TcpStream) {
+        let end = End::coded(&stream, true);
+        let Some(stream) = Box::pin(handshake(self.context, tls, stream)).await else { return };
+        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
+            Protocol::Http1 => self.coded_http1(stream, end).await,
+            Protocol::Http2 => self.http2(stream, end).await,
+        }
+    }
+
     /// HTTP/1 over TLS.
     async fn coded_http1(mut self, stream: ClientTlsStream, end: End) {
-        let phases = Phases::new(Protocol::Http1);
+        let phases = self.phases(Protocol::Http1);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
         let connection = std::pin::pin!(http1_builder().serve_connection(io, service));
@@ -169,11 +176,15 @@ impl Connection<'_> {
 
     /// HTTP/2, over TLS or without.
     async fn http2(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, end: End) {
-        let phases = Phases::new(Protocol::Http2);
+        let phases = self.phases(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
         let connection = std::pin::pin!(http2::builder().serve_connection(io, service));
         self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    }
+
+    fn phases(&self, protocol: Protocol) -> Rc<Phases> {
+        Phases::new(protocol, self.context.idlers.clone())
     }
 
     fn service(
@@ -248,6 +259,7 @@ impl Connection<'_> {
                         finish(connection.as_mut());
                     }
                 }
+                () = phases.told_to_rest(), if !draining => return Ended::Resting,
                 () = watchdog.as_mut() => {
                     let timeouts = self.context.config().timeouts;
                     match phases.judge(Instant::now(), timeouts.head, timeouts.keep_alive) {

@@ -28,6 +28,7 @@ mod headers;
 mod hooks;
 mod http2;
 mod identify;
+mod idlers;
 mod known;
 mod last_words;
 mod lease;

@@ -5,17 +5,18 @@
 //! HTTP/2 may be anything (an answer to a ping, room for a response), so there a connection is idle or busy, and no more.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    future::poll_fn,
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::protocol::Protocol;
+use super::{idlers::Idlers, protocol::Protocol};
 
 /// Idle for longer, a connection rests; it is looked at less often than that.
 const REST_AFTER: Duration = Duration::from_secs(1);
@@ -43,6 +44,11 @@ pub(super) struct Phases {
     is_read: Cell<bool>,
     /// Whether all that was written since idleness began is with the socket.
     is_flushed: Cell<bool>,
+    /// Of the thread.
+    idlers: Rc<Idlers>,
+    is_told_to_rest: Cell<bool>,
+    /// Who is to know of that.
+    waker: RefCell<Option<Waker>>,
 }
 
 /// What the watchdog should do.
@@ -59,10 +65,18 @@ pub(super) enum Verdict {
 }
 
 impl Phases {
-    pub(super) fn new(protocol: Protocol) -> Rc<Self> {
-        let (phase, since) = (Cell::new(Phase::Idle), Cell::new(Instant::now()));
-        let (is_read, is_flushed) = (Cell::new(false), Cell::new(false));
-        Rc::new(Self { protocol, phase, since, serving: Cell::new(0), is_read, is_flushed })
+    pub(super) fn new(protocol: Protocol, idlers: Rc<Idlers>) -> Rc<Self> {
+        Rc::new(Self {
+            protocol,
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(Instant::now()),
+            serving: Cell::new(0),
+            is_read: Cell::new(false),
+            is_flushed: Cell::new(false),
+            idlers,
+            is_told_to_rest: Cell::new(false),
+            waker: RefCell::new(None),
+        })
     }
 
     /// What is spoken on the connection.
@@ -100,9 +114,39 @@ impl Phases {
         self.since.get() + keep_alive
     }
 
+    /// Whether nothing has to be kept but the socket.
+    fn is_whole(&self) -> bool {
+        let is_idle = self.phase.get() == Phase::Idle && self.protocol == Protocol::Http1;
+        is_idle && self.is_read.get() && self.is_flushed.get()
+    }
+
     fn may_rest(&self, now: Instant) -> bool {
-        let is_whole = self.is_read.get() && self.is_flushed.get() && self.protocol == Protocol::Http1;
-        is_whole && now >= self.since.get() + REST_AFTER
+        self.is_whole() && now >= self.since.get() + REST_AFTER
+    }
+
+    /// There are too many like it, if it has been idle since then.
+    pub(super) fn tell_to_rest(&self, since: Instant) {
+        if self.is_whole() && self.since.get() == since {
+            self.is_told_to_rest.set(true);
+            if let Some(waker) = self.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Ready when the connection is to rest now.
+    pub(super) fn told_to_rest(&self) -> impl Future<Output = ()> + use<'_> {
+        poll_fn(|cx| {
+            // It may have got something to do since.
+            if self.is_told_to_rest.take() && self.is_whole() {
+                return Poll::Ready(());
+            }
+            let mut waker = self.waker.borrow_mut();
+            if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
     }
 
     pub(super) fn judge(&self, now: Instant, head: Duration, keep_alive: Duration) -> Verdict {
@@ -136,6 +180,7 @@ impl Drop for Serving {
         if left == 0 {
             self.0.is_flushed.set(false);
             self.0.enter(Phase::Idle);
+            self.0.idlers.push(self.0.since.get(), self.0.clone());
         }
     }
 }
@@ -208,7 +253,7 @@ mod tests {
     #[test]
     fn an_idle_connection_may_stay_for_the_keep_alive_time() {
         for protocol in [Protocol::Http1, Protocol::Http2] {
-            let phases = Phases::new(protocol);
+            let phases = Phases::new(protocol, Rc::default());
             assert!(matches!(after(&phases, 74), Verdict::Fine(_)));
             assert_eq!(after(&phases, 75), Verdict::Idle);
         }
@@ -216,18 +261,18 @@ mod tests {
 
     #[test]
     fn a_head_may_not_trickle() {
-        let phases = Phases::new(Protocol::Http1);
+        let phases = Phases::new(Protocol::Http1, Rc::default());
         phases.bytes_came();
         assert!(matches!(after(&phases, 9), Verdict::Fine(_)));
         assert_eq!(after(&phases, 10), Verdict::SlowHead);
-        let phases = Phases::new(Protocol::Http2);
+        let phases = Phases::new(Protocol::Http2, Rc::default());
         phases.bytes_came();
         assert!(matches!(after(&phases, 10), Verdict::Fine(_)), "it may be the answer to a ping");
     }
 
     #[test]
     fn a_request_may_take_as_long_as_it_takes_and_idleness_starts_at_the_end_of_the_last() {
-        let phases = Phases::new(Protocol::Http2);
+        let phases = Phases::new(Protocol::Http2, Rc::default());
         let (first, second) = (phases.serve(), phases.serve());
         assert!(matches!(after(&phases, 3600), Verdict::Fine(_)));
         drop(first);

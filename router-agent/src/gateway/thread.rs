@@ -25,6 +25,7 @@ use super::{
     connection::{self, OpenConnection},
     cut::Cuts,
     hooks::HookClient,
+    idlers::Idlers,
     last_words,
     snapshot::{Snapshot, Snapshots},
 };
@@ -68,9 +69,10 @@ pub(super) struct ThreadContext {
     pub(super) cuts: Cuts,
     /// Turns to shake hands.
     pub(super) handshakes: Semaphore,
-    /// Client connections open on this thread, and what else keeps it.
     /// Who may wait until a refused client has taken that in.
     refusals: Arc<Semaphore>,
+    pub(super) idlers: Rc<Idlers>,
+    /// Client connections open on this thread, and what else keeps it.
     pub(super) connections: Cell<usize>,
     /// Notified when the last of them has closed.
     pub(super) empty: Notify,
@@ -153,6 +155,7 @@ async fn run(
         cuts: Cuts::default(),
         handshakes: Semaphore::new(limits::HANDSHAKES_MAX),
         refusals: Arc::new(Semaphore::new(limits::REFUSALS_MAX)),
+        idlers: Rc::default(),
         connections: Cell::new(0),
         empty: Notify::new(),
     });
