@@ -15,8 +15,10 @@ use router_agent::{
 use router_common::framing::Framing;
 use serde_json::json;
 
-/// Its name, and what it is.
-const PIECES: [(&str, fn(u64)); 6] = [
+/// Does something so many times.
+type Piece = fn(u64);
+
+const PIECES: [(&str, Piece); 6] = [
     ("parse_2_kb", |count| parse_and_hash(2_000, count)),
     ("parse_400_kb", |count| parse_and_hash(400_000, count)),
     ("lookup_256_blocks_64_workers", lookup),

@@ -22,6 +22,7 @@
 //! | [`replay`] | recorded requests again, in simulated time or for real |
 //! | [`traces`] | one request's way as OpenTelemetry spans |
 //! | [`upstream`] | HTTP with workers: connections, pools, sending |
+//! | [`discovery`] | sources of workers that come and go by themselves: files, DNS, Kubernetes |
 //! | [`lifecycle`] | reloads of the configuration |
 //! | [`privileges`] | what this process gives up before it serves |
 //! | [`descriptors`] | how many files and sockets it may have |
@@ -42,6 +43,8 @@ pub mod cli;
 pub mod config;
 #[forbid(unsafe_code)]
 pub mod descriptors;
+#[forbid(unsafe_code)]
+pub mod discovery;
 #[forbid(unsafe_code)]
 pub mod fleet;
 #[forbid(unsafe_code)]

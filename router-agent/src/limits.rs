@@ -24,6 +24,12 @@ pub const REFUSALS_MAX: usize = 256;
 pub const HANDSHAKES_MAX: usize = 256;
 /// Streams of one HTTP/2 connection at the same time; a client waits before it opens another.
 pub const H2_STREAMS_MAX: u32 = 128;
+/// The same of a connection of Envoy's to an endpoint picker: requests under way.
+pub const EPP_STREAMS_MAX: u32 = 4096;
+/// Messages to Envoy that wait until it reads them, per request.
+pub const EPP_ANSWERS_WAITING: usize = 16;
+/// Bytes of a body in one message to Envoy, which takes up to 64 KiB.
+pub const EPP_CHUNK_BYTES: usize = 62_000;
 /// Bytes of requests that an HTTP/2 connection may send ahead of this gateway.
 pub const H2_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Bytes of a response that wait for a slow HTTP/2 reader, per stream, beside the piece that was read last.
@@ -90,6 +96,22 @@ pub const IDLE_WITH_BUFFERS_MAX: usize = 64;
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
 pub const WORKERS_MAX: usize = 1_024;
+/// Sources of workers under `discovery`.
+pub const DISCOVERY_SOURCES_MAX: usize = 32;
+/// Workers that one source may name, those included that are not ready; the rest of an answer is not read.
+pub const DISCOVERED_MAX: usize = 4_096;
+/// Bytes of a file with a list of workers.
+pub const DISCOVERY_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A worker that its source no longer names is still used for this long.
+pub const DISCOVERY_GONE_AFTER: Duration = Duration::from_secs(5);
+/// How long what is in flight on a worker that has gone may take.
+pub const DISCOVERY_DRAIN_TIMEOUT: Duration = Duration::from_mins(10);
+/// The longest pause between two questions to the DNS.
+pub const DISCOVERY_DNS_INTERVAL: Duration = Duration::from_secs(30);
+/// The shortest, whatever time to live the records have.
+pub const DISCOVERY_DNS_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// How long a gateway that starts waits for the first answer of every source.
+pub const DISCOVERY_FIRST_ANSWERS: Duration = Duration::from_secs(5);
 /// Tries of one request over all workers, the first included.
 pub const TRIES_MAX: usize = 3;
 /// Retries that requests may cost together, as a share of the requests: an outage is not to be multiplied.
@@ -127,6 +149,8 @@ pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of the LMCache controller's answers; more is no answer.
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// LMCache instances without a worker that the log names, since the last reload.
+pub const LMCACHE_STRANGERS_SAID: usize = 64;
 /// Uncached tokens of prompts that are always prefilled where they are decoded.
 pub const HANDOFF_TOKENS_MIN: u32 = 128;
 /// The same while it is not learned what handing over takes.

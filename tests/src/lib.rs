@@ -10,7 +10,9 @@
 
 mod certificates;
 mod client;
+mod dns;
 mod gateway;
+pub mod kubernetes;
 pub mod network;
 mod python;
 mod redis;
@@ -20,6 +22,7 @@ use std::{future::Future, time::Duration};
 
 pub use certificates::{Authority, Pair, TlsClient};
 pub use client::{Connected, Reply, Stream, get, open, open_over, random, request, request_over};
+pub use dns::DnsServer;
 pub use gateway::{Gateway, Signal, binary};
 pub use python::python_with;
 pub use redis::Redis;
@@ -48,13 +51,22 @@ pub fn urls(sims: &[SimHandle]) -> Vec<String> {
 }
 
 /// Waits until `probe` gives something; fails with `what` if it never does.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, probe: impl FnMut() -> F) -> T {
+    eventually_within(PATIENCE, what, probe).await
+}
+
+/// The same with another patience.
+pub async fn eventually_within<T, F: Future<Output = Option<T>>>(
+    patience: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T {
     let started = tokio::time::Instant::now();
     loop {
         if let Some(value) = probe().await {
             return value;
         }
-        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} for: {what}");
+        assert!(started.elapsed() < patience, "waited {patience:?} for: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct WorkerView {
     ejected: bool,
     /// Left alone because it has said that it has too much to do.
     resting: bool,
-    /// `serving`, `draining` or `leaving`.
+    /// `serving`, `unready` (says who told of it), `draining` or `leaving`.
     standing: &'static str,
     /// How far it is drained; not there while it serves.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,6 +200,9 @@ pub(super) struct NewWorker {
     /// With `https://`: `{"ca": PATH, "server_name": NAME}`.
     #[schema(required = false, value_type = Object)]
     tls: Option<serde_json::Value>,
+    /// The models that it serves; left out, it is asked.
+    #[schema(required = false)]
+    models: Option<Vec<String>>,
 }
 
 /// Add a worker. It is asked for its health first, and then it may be chosen.

@@ -105,12 +105,14 @@ fn summary(config: &Config) -> String {
         0 => "no API keys: everyone may ask".to_owned(),
         keys => format!("{keys} API keys"),
     };
+    let sources = config.discovery.sources.iter().map(|source| format!(", workers of {}", source.label()));
     format!(
-        "clients at {}, operators at {}, policy {}, {} workers, {keys}",
+        "clients at {}, operators at {}, policy {}, {} workers{}, {keys}",
         config.listen,
         config.admin,
         config.routing.settings.policy,
-        config.workers.len()
+        config.workers.len(),
+        sources.collect::<String>()
     )
 }
 

@@ -15,14 +15,16 @@ use super::{
 };
 use crate::{
     admin::{self, Admin, Followers, Recent},
-    config::{self, Config, Live, Splice},
-    descriptors,
+    config::{self, Config, Front, Live, Splice},
+    descriptors, discovery,
     fleet::{self, Fleet},
     gateway::{self, CacheView, DataThread, KernelSide, Phase, Services, Shared},
     index::PrefixIndex,
     kernel::{self, Capabilities, Capability, Kernel, Steering},
     kv_events::{self, Indices, KvEvents, Predictions},
-    lifecycle::{Keeper, Members, Reload, Signals, Wanted, Watch, handover::Release, systemd, thrift},
+    lifecycle::{
+        Keeper, Members, Reload, Roster, Signals, Wanted, Watch, handover::Release, systemd, thrift,
+    },
     privileges::{self, Account},
     shared::SharedState,
     telemetry::{LogFilter, Metrics, RelayPath},
@@ -86,6 +88,18 @@ pub(super) async fn serve(
         Services { tokenizers, tls: tls.clone(), state: SharedState::new(&config, metrics.clone())? },
     ));
 
+    let mut tasks = JoinSet::new();
+    let members = Arc::new(Members::new(shared.clone()));
+    let roster = Arc::new(Roster::new(shared.clone(), members.clone(), &config.workers));
+    let (mut discovered, discovery) =
+        discovery::start(live.clone(), shared.fleet.clone(), shared.metrics.clone());
+    tasks.spawn(discovery);
+    // Before anybody is served, and before the gateway that runs is told to stop.
+    roster.begin(&mut discovered).await;
+    if doors.offer.is_some() && shared.fleet.workers().is_empty() {
+        return Err(ServeError::NoWorkersYet);
+    }
+
     let sockets = doors.sockets().map_err(system("cannot keep a handle on the listening sockets"))?;
     let (phase, phases) = watch::channel(Phase::Serve);
     let listeners = std::mem::take(&mut doors.listeners.threads);
@@ -126,8 +140,6 @@ pub(super) async fn serve(
         guard::say(guard);
     }
 
-    let mut tasks = JoinSet::new();
-    let members = Arc::new(Members::new(shared.clone()));
     let reload = {
         let simulated_workers = if simulated.is_empty() { Vec::new() } else { config.workers.clone() };
         let resolve = move || {
@@ -138,7 +150,7 @@ pub(super) async fn serve(
             Ok(config)
         };
         let guarding = guard.clone().map(|guard| (guard, guard::settings as _));
-        Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), members.clone(), guarding))
+        Arc::new(Reload::new(Box::new(resolve), config.clone(), shared.clone(), roster.clone(), guarding))
     };
     tasks.spawn({
         let shared = shared.clone();
@@ -148,6 +160,7 @@ pub(super) async fn serve(
         let members = members.clone();
         async move { members.see_off().await }
     });
+    tasks.spawn(async move { roster.follow(discovered).await });
     {
         let (ports, metrics) = (tls.into_iter().chain(admin_tls.clone()).collect(), shared.metrics.clone());
         let reloads = live.changes();
@@ -155,6 +168,9 @@ pub(super) async fn serve(
     }
     tasks.spawn(thrift::watch(shared.clone()));
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
+    if config.front == Front::EndpointPicker {
+        tasks.spawn(gateway::report_picker_health(shared.clone(), phases.clone()));
+    }
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));
     let kv_events = kv_events::start(&live, &shared.fleet, &indices, &shared.metrics, ended_predictions)

@@ -50,6 +50,8 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         listen,
         admin,
         workers,
+        front: _, // no key
+        discovery,
         sim_workers: _, // no key
         routing,
         disaggregation,
@@ -88,6 +90,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
     changes.fixed("listen", listen, &mut new.listen);
     changes.fixed("admin", admin, &mut new.admin);
     changes.live("workers", workers, &new.workers);
+    changes.live("discovery", discovery, &new.discovery);
     changes.live("routing", routing, &new.routing);
     changes.live("disaggregation", disaggregation, &new.disaggregation);
     changes.fixed("threads", threads, &mut new.threads);

@@ -68,7 +68,8 @@ pub enum ConfigError {
     },
     /// There is nobody to send requests to.
     #[error(
-        "no workers configured: give --worker http://HOST:PORT (repeatable), or workers: in the configuration file"
+        "no workers configured: give --worker http://HOST:PORT (repeatable), or workers: or discovery: in the configuration \
+         file"
     )]
     NoWorkers,
 }

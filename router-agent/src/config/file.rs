@@ -34,6 +34,8 @@ pub struct File {
     admin: Option<SocketAddr>,
     /// The vLLM servers. Each is a URL, or a mapping with a URL.
     workers: Option<Vec<Worker>>,
+    /// Workers that come and go by themselves, beside those: docs/kubernetes.md.
+    discovery: super::discovery::DiscoveryFile,
     /// Which worker: docs/routing.md.
     routing: super::routing::File,
     /// Prefill on workers whose role is `prefill`, decode on the others: docs/disaggregation.md.
@@ -252,6 +254,7 @@ impl File {
         if let Some(workers) = self.workers {
             config.workers = workers.into_iter().map(Worker::resolve).collect::<Result<_, _>>()?;
         }
+        self.discovery.apply(&mut config.discovery)?;
         self.health.apply(&mut config.health);
         self.breaker.apply(&mut config.breaker);
         self.outliers.apply(&mut config.outliers);

@@ -70,7 +70,7 @@ impl From<Written> for WorkerKvEvents {
 
 impl WorkerKvEvents {
     /// Checks what the types cannot say.
-    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let Self::At(KvEndpoints { endpoint, replay_endpoint, .. }) = self else { return Ok(()) };
         for (key, text) in [
             ("workers.kv_events.endpoint", Some(endpoint)),

@@ -11,6 +11,7 @@ mod decisions;
 mod defaults;
 mod digest;
 mod disaggregation;
+mod discovery;
 mod error;
 mod faults;
 mod file;
@@ -29,6 +30,7 @@ pub mod schema;
 mod secret;
 mod shared;
 mod shown;
+mod shown_discovery;
 mod tls;
 mod tokenizers;
 mod traces;
@@ -54,6 +56,9 @@ pub use decisions::{DecisionLog, Decisions, LoggedPrompts};
 pub use defaults::BodyDefault;
 pub use digest::{SecretDigest, SecretDigestError};
 pub use disaggregation::{Disaggregation, WorkerRole};
+pub use discovery::{
+    Discovery, DnsSource, KubernetesObjects, KubernetesPort, KubernetesSource, Source, WorkerTemplate,
+};
 pub use error::ConfigError;
 pub use faults::{Breaker, Health, Outliers};
 pub use file::{File, load};
@@ -75,7 +80,7 @@ pub use shown::{MASK, shown};
 pub use tls::{ServerTls, TlsVersion};
 pub use tokenizers::{TokenSource, Tokenizers};
 pub use traces::{TraceProtocol, Traces};
-pub(crate) use worker_entry::{parse_worker, worker_config};
+pub(crate) use worker_entry::{check_models, parse_worker, parse_workers, worker_config};
 pub use worker_url::{WorkerUrl, WorkerUrlError};
 
 /// The gateway that is alone on its host: its maps are pinned in `/sys/fs/bpf/warmpath` itself.
@@ -138,6 +143,16 @@ impl Relay {
     }
 }
 
+/// What clients of this process speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Front {
+    /// OpenAI's API: requests are sent on.
+    #[default]
+    Gateway,
+    /// Envoy's external processing: it is told where to send them (`warmpath epp`).
+    EndpointPicker,
+}
+
 /// How log lines are written.
 #[derive(
     Debug,
@@ -175,6 +190,10 @@ pub struct WorkerConfig {
     pub authorization: Option<HeaderValue>,
     /// How it is known over TLS; none over plain HTTP.
     pub tls: Option<WorkerTls>,
+    /// The models that it serves; empty: it is asked.
+    pub models: Vec<String>,
+    /// Tells it from another one that had the same name and address before, as a pod's UID does; none where nobody says.
+    pub incarnation: Option<String>,
 }
 
 /// The prefix index.
@@ -197,6 +216,10 @@ pub struct Config {
     pub admin: SocketAddr,
     /// The fleet.
     pub workers: Vec<WorkerConfig>,
+    /// By the command that was started; no key.
+    pub front: Front,
+    /// Workers that are not listed.
+    pub discovery: Discovery,
     /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
     pub sim_workers: usize,
     /// How a worker is chosen.
@@ -273,6 +296,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: Vec::new(),
+            front: Front::default(),
+            discovery: Discovery::default(),
             sim_workers: 0,
             routing: Routing::default(),
             disaggregation: Disaggregation::default(),
@@ -330,7 +355,7 @@ impl Config {
     /// Checks what the types cannot say.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let value = |key, message: String| Err(ConfigError::Value { key, message });
-        if self.workers.is_empty() && self.sim_workers == 0 {
+        if self.workers.is_empty() && self.sim_workers == 0 && self.discovery.sources.is_empty() {
             return Err(ConfigError::NoWorkers);
         }
         if self.workers.len() > bounds::WORKERS_MAX {
@@ -394,6 +419,7 @@ impl Config {
         self.guard.validate()?;
         self.routing.validate()?;
         self.disaggregation.validate()?;
+        self.discovery.validate()?;
         self.workers.iter().try_for_each(|worker| worker.kv_events.validate())?;
         self.tokenizers.validate()?;
         keys::validate(&self.keys, self.keys_file.as_ref())?;

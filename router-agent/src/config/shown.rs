@@ -22,6 +22,8 @@ pub fn shown(config: &Config) -> Value {
         listen,
         admin,
         workers,
+        front: _, // no key
+        discovery,
         sim_workers: _, // no key
         routing,
         disaggregation,
@@ -158,23 +160,32 @@ pub fn shown(config: &Config) -> Value {
         },
     });
     value["shared"] = shared.shown(); // one key more is too much for the macro
+    // The macro has no room for one key more.
+    value["discovery"] = super::shown_discovery::shown(discovery);
     without_nulls(value)
 }
 
 fn worker(worker: &WorkerConfig) -> Value {
-    let WorkerConfig { url, name, role, kv_events, authorization, tls } = worker;
+    // Nobody writes an incarnation.
+    let WorkerConfig { url, name, role, kv_events: events, authorization, tls, models, incarnation: _ } =
+        worker;
     json!({
         "url": url.to_string(),
         "name": name,
         "role": role,
-        "kv_events": match kv_events {
-            WorkerKvEvents::Auto => json!("auto"),
-            WorkerKvEvents::Off => json!("off"),
-            WorkerKvEvents::At(endpoints) => json!(endpoints),
-        },
+        "kv_events": kv_events(events),
         "api_key": masked(authorization.as_ref()),
         "tls": tls.as_ref().map(|tls| json!({ "ca": tls.ca(), "server_name": tls.name() })),
+        "models": (!models.is_empty()).then_some(models),
     })
+}
+
+pub(super) fn kv_events(kv_events: &WorkerKvEvents) -> Value {
+    match kv_events {
+        WorkerKvEvents::Auto => json!("auto"),
+        WorkerKvEvents::Off => json!("off"),
+        WorkerKvEvents::At(endpoints) => json!(endpoints),
+    }
 }
 
 fn of_routing(routing: &Routing) -> Value {
@@ -395,7 +406,11 @@ mod tests {
             routing: { policy: session, session: { bound: 2.5 }, weighted: { pick: weighted_random } }\n\
             timeouts: { first_byte: 1500ms }\nlimits: { worker_concurrency: 7 }\n\
             guard: { deny: [10.0.0.0/8], interfaces: ['lo:generic'] }\n\
-            tokenizers: { default: worker, models: { m: { local: /models/m } } }\ntrusted_proxies: [10.0.0.7]\n";
+            tokenizers: { default: worker, models: { m: { local: /models/m } } }\ntrusted_proxies: [10.0.0.7]\n\
+            discovery:\n  gone_after: 2s\n  files: [/w.yaml]\n  dns: [{ name: _http._tcp.v, servers: ['10.0.0.2'] }]\n\
+            \x20 kubernetes:\n  - { service: v, namespace: n, port: 8000, worker: { kv_events: { endpoint: 'tcp://*:5557' } } }\n\
+            \x20 - { pods: 'app=v', namespace: '*', port: http, context: c, kubeconfig: /k, worker: { models: [m] } }\n\
+            \x20 - { inference_pool: p }\n";
         for yaml in [EXAMPLE, more] {
             let config = configured(yaml);
             assert_eq!(configured(&shown(&config).to_string()), config);

@@ -229,6 +229,66 @@ fn keys_have_their_effect_and_their_defaults() {
 }
 
 #[test]
+fn discovery_has_its_effect_and_its_defaults() {
+    let config = apply(
+        "discovery:\n  gone_after: 1s\n  drain_timeout: 2s\n  files: [/w.yaml]\n  dns:\n\
+         \x20   - {name: vllm, port: 8000, interval: 3s, servers: ['10.0.0.1', '[::1]:54'],\n\
+         \x20      worker: {scheme: https, tls: {server_name: v}, api_key: k3y, models: [m], kv_events: off, role: decode}}\n\
+         \x20   - name: _http._tcp.vllm\n  kubernetes:\n    - {service: a, namespace: n, port: 80, kubeconfig: /k, context: c}\n\
+         \x20   - {pods: 'app=b', namespace: '*', port: http}\n    - inference_pool: c\n",
+    )
+    .unwrap();
+    let Discovery { sources, gone_after, drain_timeout } = &config.discovery;
+    assert_eq!((*gone_after, *drain_timeout), (Duration::from_secs(1), Duration::from_secs(2)));
+    let labels: Vec<_> = sources.iter().map(Source::label).collect();
+    let expected = [
+        "file:/w.yaml",
+        "dns:vllm:8000",
+        "dns:_http._tcp.vllm",
+        "kubernetes:service/n/a",
+        "kubernetes:pods/*/app=b",
+        "kubernetes:inference_pool/c",
+    ];
+    assert_eq!(labels, expected);
+    let (Source::Dns(dns), Source::Kubernetes(service)) = (&sources[1], &sources[3]) else {
+        panic!("{sources:?}")
+    };
+    assert_eq!(dns.interval, Duration::from_secs(3));
+    assert_eq!(dns.servers, ["10.0.0.1:53".parse().unwrap(), "[::1]:54".parse().unwrap()]);
+    let worker = dns.worker.at("10.1.1.1", 8000, Some("gpu".to_owned()), None);
+    assert_eq!((worker.url.to_string().as_str(), worker.name.as_str()), ("https://10.1.1.1:8000", "gpu"));
+    assert_eq!((worker.models, worker.kv_events), (vec!["m".to_owned()], WorkerKvEvents::Off));
+    assert_eq!(worker.role, WorkerRole::Decode);
+    assert!(worker.authorization.is_some_and(|key| key.is_sensitive()));
+    assert!(worker.tls.is_some_and(|tls| tls.name() == "v"));
+    let KubernetesSource { port, kubeconfig, context, worker, .. } = service;
+    assert_eq!((port, context.as_deref()), (&Some(KubernetesPort::Number(80)), Some("c")));
+    assert_eq!((kubeconfig.as_deref(), worker), (Some("/k".as_ref()), &WorkerTemplate::default()));
+    let Source::Dns(second) = &sources[2] else { panic!("{sources:?}") };
+    assert_eq!((second.interval, second.port), (Duration::from_secs(30), None));
+}
+
+#[test]
+fn wrong_sources_are_named() {
+    let wrong = |text: &str, words: &[&str]| fails_with(&format!("discovery: {text}"), words);
+    wrong("{file: /w}", &["file", "files"]);
+    wrong("{dns: [{name: vllm}]}", &["discovery.dns.port", "_http._tcp.vllm"]);
+    wrong("{dns: [{name: 'http://vllm', port: 1}]}", &["discovery.dns.name", "vllm.example.com"]);
+    wrong("{dns: [{name: vllm, port: 1, interval: 1ms}]}", &["discovery.dns.interval", "at least 1s"]);
+    wrong(
+        "{dns: [{name: vllm, port: 1, servers: [ns1]}]}",
+        &["discovery.dns.servers", "ns1", "10.0.0.10:53"],
+    );
+    wrong("{dns: [{name: v, port: 1, worker: {scheme: https}}]}", &["discovery.dns.worker", "server_name"]);
+    wrong("{dns: [{name: v, port: 1, worker: {tls: {server_name: v}}}]}", &["scheme: https"]);
+    wrong("{kubernetes: [{service: a, pods: b}]}", &["discovery.kubernetes", "exactly one of"]);
+    wrong("{kubernetes: [{namespace: a}]}", &["discovery.kubernetes", "exactly one of"]);
+    wrong("{kubernetes: [{inference_pool: a, port: 1}]}", &["discovery.kubernetes.port", "its ports itself"]);
+    wrong("{kubernetes: [{service: a, namespace: '*'}]}", &["discovery.kubernetes.namespace", "pods"]);
+    wrong("{kubernetes: [{pods: a=b}, {pods: a=b}]}", &["kubernetes:pods/a=b", "listed twice"]);
+}
+
+#[test]
 fn aliases_and_overrides_have_their_effect() {
     let config = apply(
         "workers: ['http://a:1']\noverrides: [session, policy]\naliases:\n  - {match: gpt, to: llama}\n  - match: 'big-*'\n\
@@ -529,7 +589,10 @@ fn kv_events_are_configured_for_all_and_for_one() {
     assert_eq!(own, [WorkerKvEvents::Auto, WorkerKvEvents::Off, WorkerKvEvents::At(endpoints)]);
     assert_eq!(config.kv_events, KvEvents { is_on: false, hash_seed: Some("0".into()) });
     fails_with("workers: [{url: 'http://a:1', kv_events: maybe}]", &["kv_events"]);
-    fails_with("workers: [{url: 'http://a:1', kv_events: {replay_endpoint: 'tcp://*:1'}}]", &["url"]);
+    fails_with(
+        "workers: [{url: 'http://a:1', kv_events: {replay_endpoint: 'tcp://*:1'}}]",
+        &["workers[0].kv_events"],
+    );
     fails_with(
         "workers: [{url: 'http://a:1', kv_events: {endpoint: 'gpu1:5557'}}]",
         &["workers.kv_events.endpoint", "gpu1:5557", "tcp://HOST:PORT"],

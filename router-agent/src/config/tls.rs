@@ -63,4 +63,25 @@ impl WorkerWritten {
             .map(Some)
             .map_err(|source| ConfigError::Tls { key: "workers.tls", source })
     }
+
+    /// How workers are known whose addresses are not known yet: all of them by one name.
+    pub(super) fn resolve_for_all(
+        written: Option<Self>,
+        is_tls: bool,
+        key: &'static str,
+    ) -> Result<Option<WorkerTls>, ConfigError> {
+        let wrong = |message: &str| Err(ConfigError::Value { key, message: message.to_owned() });
+        match (written, is_tls) {
+            (None, false) => Ok(None),
+            (Some(_), false) => {
+                wrong("workers are reached without TLS: write `scheme: https`, or leave `tls` out")
+            }
+            (Some(Self { ca, server_name: Some(name) }), true) => WorkerTls::load(&name, ca.as_deref())
+                .map(Some)
+                .map_err(|source| ConfigError::Tls { key, source }),
+            (_, true) => {
+                wrong("with https, `tls` needs the `server_name` that is in the workers' certificates")
+            }
+        }
+    }
 }

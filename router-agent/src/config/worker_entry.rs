@@ -1,25 +1,53 @@
 //! An entry of `workers:`, in the file or over the admin port.
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 use super::{
-    ConfigError, WorkerConfig, WorkerRole, WorkerUrl, kv_events,
+    ConfigError, WorkerConfig, WorkerRole, WorkerUrl, file, kv_events,
     secret::{Hidden, Place},
     tls,
 };
-use crate::tls::WorkerTls;
+use crate::{limits, tls::WorkerTls};
 
 /// A worker: a URL, or a URL with a name.
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `role`, `kv_events`, `api_key` and `tls`"
-)]
+#[derive(Debug, schemars::JsonSchema)]
+#[schemars(untagged)]
 pub(super) enum Worker {
     Url(String),
-    Full(WorkerEntry),
+    Full(Box<WorkerEntry>),
+}
+
+/// By hand, so that a mistake inside of a mapping is named, with its place.
+impl<'de> Deserialize<'de> for Worker {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WorkerVisitor)
+    }
+}
+
+struct WorkerVisitor;
+
+impl<'de> Visitor<'de> for WorkerVisitor {
+    type Value = Worker;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a URL such as http://127.0.0.1:8000, or a mapping with `url`, `name`, `role`, `kv_events`, `api_key`, `tls` and \
+             `models`",
+        )
+    }
+
+    fn visit_str<E: de::Error>(self, url: &str) -> Result<Worker, E> {
+        Ok(Worker::Url(url.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Worker, A::Error> {
+        WorkerEntry::deserialize(MapAccessDeserializer::new(map)).map(|entry| Worker::Full(Box::new(entry)))
+    }
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -39,6 +67,8 @@ pub(super) struct WorkerEntry {
     api_key_file: Option<PathBuf>,
     /// How it is known over TLS.
     tls: Option<tls::WorkerWritten>,
+    /// The models that it serves. Left out: it is asked (`GET /v1/models`).
+    models: Option<Vec<String>>,
 }
 
 impl Worker {
@@ -46,7 +76,7 @@ impl Worker {
     pub(super) fn resolve(self) -> Result<WorkerConfig, ConfigError> {
         match self {
             Self::Url(url) => worker_config(&url, None),
-            Self::Full(entry) => entry.try_into(),
+            Self::Full(entry) => (*entry).try_into(),
         }
     }
 }
@@ -58,7 +88,10 @@ impl TryFrom<WorkerEntry> for WorkerConfig {
         let key = Place { key: "workers.api_key", value: entry.api_key, file: entry.api_key_file }.read()?;
         let url = parse_url(&entry.url)?;
         let tls = tls::WorkerWritten::resolve(entry.tls, &url)?;
+        let models = entry.models.unwrap_or_default();
+        check_models("workers.models", &models)?;
         Ok(Self {
+            models,
             role: entry.role.unwrap_or_default(),
             kv_events: entry.kv_events.map(Into::into).unwrap_or_default(),
             authorization: key.map(|key| key.bearer()),
@@ -105,8 +138,7 @@ fn parse_url(url: &str) -> Result<WorkerUrl, ConfigError> {
 
 fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result<WorkerConfig, ConfigError> {
     let name = name.unwrap_or_else(|| url.authority());
-    let printable = |c: char| c.is_ascii_graphic();
-    if name.is_empty() || name.len() > 64 || !name.chars().all(printable) {
+    if !is_worker_name(&name) {
         return Err(ConfigError::Value {
             key: "workers.name",
             message: format!(
@@ -114,6 +146,45 @@ fn named(url: WorkerUrl, tls: Option<WorkerTls>, name: Option<String>) -> Result
             ),
         });
     }
-    let (role, kv_events) = (WorkerRole::default(), super::WorkerKvEvents::default());
-    Ok(WorkerConfig { url, name, role, kv_events, authorization: None, tls })
+    Ok(WorkerConfig {
+        url,
+        name,
+        role: WorkerRole::default(),
+        kv_events: super::WorkerKvEvents::default(),
+        authorization: None,
+        tls,
+        models: Vec::new(),
+        incarnation: None,
+    })
+}
+
+/// Whether a worker may be called so.
+pub(super) fn is_worker_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_graphic())
+}
+
+/// Whether these can be names of models.
+pub(crate) fn check_models(key: &'static str, models: &[String]) -> Result<(), ConfigError> {
+    let is_name = |name: &String| (1..=limits::MODEL_NAME_BYTES_MAX).contains(&name.len());
+    match models.iter().find(|name| !is_name(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let max = limits::MODEL_NAME_BYTES_MAX;
+            Err(ConfigError::Value { key, message: format!("models: {name:?} is no name: 1 to {max} bytes") })
+        }
+    }
+}
+
+/// The list of workers in a file of its own: entries as under `workers:`. An empty document is an empty list.
+pub(crate) fn parse_workers(text: &str) -> Result<Vec<WorkerConfig>, String> {
+    if text.lines().all(file::is_blank) {
+        return Ok(Vec::new());
+    }
+    let entries: Vec<Worker> = file::parse_yaml(text)?;
+    let resolve = |entry: Worker| {
+        let worker = entry.resolve()?;
+        worker.kv_events.validate()?;
+        Ok(worker)
+    };
+    entries.into_iter().map(resolve).collect::<Result<_, ConfigError>>().map_err(|error| error.to_string())
 }

@@ -1,7 +1,7 @@
 //! The models that a worker serves, LoRA adapters among them: what `GET /v1/models` lists.
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A model's name as decisions compare it.
@@ -31,6 +31,14 @@ impl Models {
             data.iter().filter_map(|entry| entry["id"].as_str()).map(model_key).collect();
         keys.sort_unstable();
         Some(Self { keys, entries: data })
+    }
+
+    /// As configured.
+    pub(super) fn listed(names: &[String]) -> Self {
+        let mut keys: Vec<u64> = names.iter().map(|name| model_key(name)).collect();
+        keys.sort_unstable();
+        let entry = |name: &String| json!({ "id": name, "object": "model", "owned_by": "vllm" });
+        Self { keys, entries: names.iter().map(entry).collect() }
     }
 
     /// Whether the model is listed.

@@ -228,6 +228,9 @@ async fn probe(worker: &Worker, timeout: Duration) -> Result<(), ProbeError> {
 }
 
 async fn list_models(worker: &Worker, timeout: Duration) {
+    if worker.has_listed_models() {
+        return;
+    }
     match fetch::get(worker, "/v1/models", timeout, limits::MODELS_BYTES_MAX).await {
         Ok((StatusCode::OK, body)) => worker.set_models(Models::parse(&body)),
         Ok(_) => worker.set_models(None),

@@ -93,6 +93,8 @@ pub struct Worker {
     pub identity: u64,
     /// Where it listens.
     pub url: WorkerUrl,
+    /// Tells it from another one that had the same name and address before; none where nobody says.
+    pub incarnation: Option<String>,
     /// `name`, ready for `x-warmpath-worker`.
     pub name_header: HeaderValue,
     /// `url` as text: by it gateways know a worker among each other, whatever each of them calls it.
@@ -130,6 +132,8 @@ pub struct Worker {
     address: ArcSwapOption<SocketAddr>,
     /// None while it has not told them.
     models: ArcSwapOption<Models>,
+    /// They are configured, and it is not asked.
+    has_listed_models: AtomicBool,
 }
 
 /// How a worker and this gateway know each other.
@@ -170,14 +174,15 @@ impl Worker {
             HeaderValue::from_str(text)
                 .expect("names are checked to be printable, and a host comes from a URL")
         };
-        let WorkerConfig { url, name, kv_events, .. } = config.clone();
-        Self {
+        let WorkerConfig { url, name, kv_events, incarnation, .. } = config.clone();
+        let worker = Self {
             id: WorkerId::next(),
             slot,
             name_header: header(&name),
             host_header: header(&url.authority()),
             address_text: url.to_string().into(),
             url,
+            incarnation,
             load: Load::default(),
             peers: PeerLoad::default(),
             breaker,
@@ -199,7 +204,10 @@ impl Worker {
             access: ArcSwap::from_pointee(Access::of(config)),
             address: ArcSwapOption::empty(),
             models: ArcSwapOption::empty(),
-        }
+            has_listed_models: AtomicBool::new(false),
+        };
+        worker.list_models(&config.models);
+        worker
     }
 
     /// What its health checks say.
@@ -242,6 +250,13 @@ impl Worker {
     /// See [`Worker::standing`].
     pub fn set_standing(&self, standing: Standing) {
         self.standing.set(standing);
+    }
+
+    /// Whether who told of it says that it can take requests. Its health is another matter.
+    pub fn set_ready(&self, is_ready: bool) {
+        if self.standing.set_ready(is_ready, self.load.in_flight()) {
+            tracing::info!(worker = %self.name, is_ready, "worker's readiness has changed");
+        }
     }
 
     /// What of a request it does.
@@ -305,8 +320,24 @@ impl Worker {
         self.models.load_full()
     }
 
+    /// What it has said of them, unless they are configured.
     pub(super) fn set_models(&self, models: Option<Models>) {
-        self.models.store(models.map(Arc::new));
+        if !self.has_listed_models() {
+            self.models.store(models.map(Arc::new));
+        }
+    }
+
+    /// Whether its models are configured, so that it need not be asked.
+    pub(super) fn has_listed_models(&self) -> bool {
+        self.has_listed_models.load(Relaxed)
+    }
+
+    /// The models that it serves by the configuration; empty: it is asked, at its next health check.
+    pub fn list_models(&self, names: &[String]) {
+        self.has_listed_models.store(!names.is_empty(), Relaxed);
+        if !names.is_empty() {
+            self.models.store(Some(Arc::new(Models::listed(names))));
+        }
     }
 
     /// Whether it serves the model ([`super::model_key`]). Who has told no list is asked for anything, and whoever names

@@ -1,7 +1,7 @@
-//! Workers come and go: by the admin API one by one, and by a reload as its file says.
+//! Workers come and go: by the admin API one by one, and by lists (`roster.rs`) as the file or a source of workers says.
 //!
-//! A reload applies what has changed in the file since the last one: whom the file newly lists is added, whom it no longer
-//! lists leaves. What was done by the API in between (a worker added, drained or removed) stays as it is.
+//! Of a list, what has changed since the last one is applied: who is newly listed is added, who is no longer listed leaves.
+//! What was done by the API in between (a worker added, drained or removed) stays as it is.
 
 use std::{
     sync::Arc,
@@ -111,7 +111,7 @@ impl Members {
         match worker.standing() {
             Standing::Leaving { .. } => return Err(MemberError::Leaving(name.to_owned())),
             Standing::Draining { .. } => {}
-            Standing::Serving => {
+            Standing::Serving | Standing::Unready { .. } => {
                 let in_flight = worker.load.in_flight();
                 worker.set_standing(Standing::Draining { since: Instant::now(), in_flight });
                 tracing::info!(worker = name, in_flight, "worker is drained");
@@ -125,7 +125,7 @@ impl Members {
         let worker = self.find(name)?;
         match worker.standing() {
             Standing::Leaving { .. } => return Err(MemberError::Leaving(name.to_owned())),
-            Standing::Serving => {}
+            Standing::Serving | Standing::Unready { .. } => {}
             Standing::Draining { .. } => {
                 worker.set_standing(Standing::Serving);
                 tracing::info!(worker = name, "worker serves again");
@@ -142,14 +142,23 @@ impl Members {
         Ok(worker)
     }
 
+    /// Takes from the end of `new` those who would be added to `old` and find no room; how many.
+    pub fn make_room(&self, old: &[WorkerConfig], new: &mut Vec<WorkerConfig>) -> usize {
+        let to_add = self.to_add(old, new);
+        let room = self.shared.fleet.room();
+        let Some(beyond) = to_add.get(room..) else { return 0 };
+        new.retain(|config| !beyond.iter().any(|other| is_same_entry(other, config)));
+        beyond.len()
+    }
+
     /// Whether the workers that `new` lists over `old` find room. To be asked before [`Members::apply`].
     pub fn check(&self, old: &[WorkerConfig], new: &[WorkerConfig]) -> Result<(), MemberError> {
         self.check_room(self.to_add(old, new).len())
     }
 
     /// Brings in whom `new` lists and `old` did not, sends off whom only `old` did, and tells those that stay what is
-    /// configured otherwise.
-    pub async fn apply(&self, old: &[WorkerConfig], new: &[WorkerConfig]) {
+    /// configured otherwise. Who leaves has until `timeout` to end what is in flight there; none: as long as it takes.
+    pub async fn apply(&self, old: &[WorkerConfig], new: &[WorkerConfig], timeout: Option<Duration>) {
         let _one_at_a_time = self.changing.lock().await;
         let to_add = self.to_add(old, new);
         let workers = self.shared.fleet.workers().to_vec();
@@ -165,7 +174,7 @@ impl Members {
             let is_replaced =
                 to_add.iter().any(|config| config.name == worker.name || config.url == worker.url);
             if was_listed || is_replaced {
-                self.send_off(worker, None);
+                self.send_off(worker, timeout);
             }
         }
         self.shared.fleet.announce();
@@ -208,7 +217,7 @@ impl Members {
     fn to_add(&self, old: &[WorkerConfig], new: &[WorkerConfig]) -> Vec<WorkerConfig> {
         let workers = self.shared.fleet.workers();
         let is_new = |config: &&WorkerConfig| {
-            let was_listed = old.iter().any(|other| other.name == config.name && other.url == config.url);
+            let was_listed = old.iter().any(|other| is_same_entry(other, config));
             !was_listed && !workers.iter().any(|worker| is_same(worker, config))
         };
         new.iter().filter(is_new).cloned().collect()
@@ -254,7 +263,11 @@ fn is_leaving(worker: &Worker) -> bool {
 
 /// Whether the worker is the one that is configured, whatever else is said of it.
 fn is_same(worker: &Worker, config: &WorkerConfig) -> bool {
-    worker.name == config.name && worker.url == config.url
+    worker.name == config.name && worker.url == config.url && worker.incarnation == config.incarnation
+}
+
+fn is_same_entry(one: &WorkerConfig, other: &WorkerConfig) -> bool {
+    one.name == other.name && one.url == other.url && one.incarnation == other.incarnation
 }
 
 /// The worker stays, with what is configured now.
@@ -265,4 +278,5 @@ fn keep(worker: &Worker, config: &WorkerConfig) {
     worker.set_access(config);
     worker.set_role(config.role);
     worker.set_kv_events(config.kv_events.clone());
+    worker.list_models(&config.models);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::{MemberError, Members, systemd};
+use super::{MemberError, Roster, systemd};
 use crate::{
     config::{Changes, Config, ConfigError, settle},
     gateway::Shared,
@@ -38,7 +38,7 @@ pub struct Reload {
     /// What the gateway was started with.
     started: Config,
     shared: Arc<Shared>,
-    members: Arc<Members>,
+    roster: Arc<Roster>,
     guard: Option<(Guard, GuardSettings)>,
     /// One at a time.
     running: Mutex<()>,
@@ -50,10 +50,10 @@ impl Reload {
         resolve: Resolve,
         started: Config,
         shared: Arc<Shared>,
-        members: Arc<Members>,
+        roster: Arc<Roster>,
         guard: Option<(Guard, GuardSettings)>,
     ) -> Self {
-        Self { resolve, started, shared, members, guard, running: Mutex::default() }
+        Self { resolve, started, shared, roster, guard, running: Mutex::default() }
     }
 
     /// Reloads, and says in the log what came of it.
@@ -88,7 +88,7 @@ impl Reload {
         let mut new = (self.resolve)()?;
         let running = self.shared.config.get();
         let changes = settle(&self.started, &running, &mut new);
-        self.members.check(&running.workers, &new.workers)?;
+        self.roster.check(&new.workers).await?;
         // First, because it can fail. Always: rules may have been added or removed over the admin port.
         if let Some((guard, settings)) = &self.guard {
             let (rules, limit) = settings(&new);
@@ -105,7 +105,7 @@ impl Reload {
         }
         let workers = new.workers.clone();
         self.shared.reconfigure(new);
-        self.members.apply(&running.workers, &workers).await;
+        self.roster.configure(&workers).await;
         Ok(changes)
     }
 }

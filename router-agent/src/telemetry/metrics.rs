@@ -14,9 +14,9 @@ use prometheus::{
 use router_common::cores::SteeringCounts;
 
 use super::{
-    CacheMetrics, DisaggregationMetrics, FaultMetrics, GuardMetrics, HookMetrics, KvEventMetrics,
-    LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics, TenantFamilies,
-    TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
+    CacheMetrics, DisaggregationMetrics, DiscoveryMetrics, FaultMetrics, GuardMetrics, HookMetrics,
+    KvEventMetrics, LmcacheMetrics, ModelFamilies, QueueMetrics, RecordMetrics, RelayMetrics, SharedMetrics,
+    TenantFamilies, TlsMetrics, TokenizeMetrics, TraceMetrics, WorkerFaultMetrics,
     by_worker::{ByWorker, WORKER_LABEL},
     exemplars::Exemplars,
     latency::LatencyCollector,
@@ -84,6 +84,8 @@ pub struct Metrics {
     pub guard: GuardMetrics,
     /// The response cache.
     pub cache: Arc<CacheMetrics>,
+    /// Sources of workers.
+    pub discovery: DiscoveryMetrics,
     /// Services that see requests before they are routed.
     pub hooks: HookMetrics,
     /// Prefill apart from decode.
@@ -389,6 +391,7 @@ impl Metrics {
             queue: QueueMetrics::new(&make)?,
             guard: GuardMetrics::new(&make)?,
             cache: Arc::new(CacheMetrics::new(&make)?),
+            discovery: DiscoveryMetrics::new(&make)?,
             hooks: HookMetrics::new(&make)?,
             disaggregation: DisaggregationMetrics::new(&make)?,
             lmcache: LmcacheMetrics::new(&make)?,

@@ -3,6 +3,7 @@
 mod by_worker;
 mod cache;
 mod disaggregation;
+mod discovery;
 mod exemplars;
 mod faults;
 mod guard;
@@ -25,6 +26,7 @@ mod traces;
 
 pub use cache::{CacheMetrics, CacheOutcome};
 pub use disaggregation::{DisaggregationMetrics, HandoffOutcome};
+pub use discovery::{DiscoveryMetrics, SourceMetrics};
 pub use exemplars::Exemplars;
 pub use faults::{FaultMetrics, WorkerFaultMetrics};
 pub use guard::{GuardMetrics, action_label};

@@ -107,8 +107,10 @@ fn build() -> anyhow::Result<String> {
     let mut cargo = command("cargo");
     cargo.args(["bench", "--quiet", "--no-run", "--profile", "instructions", "--message-format", "json"]);
     let messages = output(cargo.args(["--package", "router-agent", "--bench", "instructions"]))?;
-    let built = messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split_once('"'));
-    let path = built.map(|(path, _)| path.to_owned()).next_back();
+    // The product's own binary is built, too.
+    let mut built = messages.lines().filter(|line| line.contains("\"name\":\"instructions\""));
+    let path =
+        built.find_map(|line| Some(line.split_once("\"executable\":\"")?.1.split_once('"')?.0.to_owned()));
     path.context("cargo names no program that it has built")
 }
 

@@ -7,6 +7,7 @@ import { age, attribute, byId, bytes, count, el, emptyRow, list, meter, percent,
 function state(worker) {
   if (worker.standing === "leaving") return ["warn", `Leaving, ${left(worker)}`];
   if (worker.standing === "draining") return worker.drain?.done ? ["warn", "Drained"] : ["warn", `Draining, ${left(worker)}`];
+  if (worker.standing === "unready") return ["warn", "Not ready, says its source"];
   if (worker.health === "unhealthy") return ["bad", "Unhealthy"];
   if (worker.breaker === "open") return ["bad", "Failing"];
   if (worker.engine === "hung") return ["bad", "Hung"];
