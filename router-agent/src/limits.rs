@@ -24,6 +24,12 @@ pub const REFUSALS_MAX: usize = 256;
 pub const HANDSHAKES_MAX: usize = 256;
 /// Streams of one HTTP/2 connection at the same time; a client waits before it opens another.
 pub const H2_STREAMS_MAX: u32 = 128;
+/// The same of a connection of Envoy's to an endpoint picker: requests under way.
+pub const EPP_STREAMS_MAX: u32 = 4096;
+/// Messages to Envoy that wait until it reads them, per request.
+pub const EPP_ANSWERS_WAITING: usize = 16;
+/// Bytes of a body in one message to Envoy, which takes up to 64 KiB.
+pub const EPP_CHUNK_BYTES: usize = 62_000;
 /// Bytes of requests that an HTTP/2 connection may send ahead of this gateway.
 pub const H2_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Bytes of a response that wait for a slow HTTP/2 reader, per stream, beside the piece that was read last.
@@ -85,7 +91,7 @@ pub const HOOK_IDLE_CONNECTIONS: usize = 32;
 /// Tenants that have series of their own in the metrics; the others share one.
 pub const TENANT_SERIES_MAX: usize = 1_000;
 /// Idle client connections of a data thread that keep what a following request would need.
-pub const IDLE_WITH_BUFFERS_MAX: usize = 256;
+pub const IDLE_WITH_BUFFERS_MAX: usize = 64;
 /// Bytes of a request body that are read before a refusal, so that its connection may go on; longer ones close it.
 pub const REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Workers in one fleet (slots of the index, rows of the `workers` map).
@@ -143,6 +149,8 @@ pub const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const LMCACHE_TIMEOUT: Duration = Duration::from_millis(20);
 /// Bytes of the LMCache controller's answers; more is no answer.
 pub const LMCACHE_ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// LMCache instances without a worker that the log names, since the last reload.
+pub const LMCACHE_STRANGERS_SAID: usize = 64;
 /// Uncached tokens of prompts that are always prefilled where they are decoded.
 pub const HANDOFF_TOKENS_MIN: u32 = 128;
 /// The same while it is not learned what handing over takes.

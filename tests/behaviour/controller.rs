@@ -15,6 +15,7 @@ struct State {
     layout: Option<Vec<(String, u32)>>,
     hangs: bool,
     last_lookup: Vec<u32>,
+    connections: usize,
 }
 
 /// The controller; it answers for as long as it is held.
@@ -32,6 +33,7 @@ impl Controller {
         let shared = state.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                shared.lock().unwrap().connections += 1;
                 tokio::spawn(serve(stream, shared.clone()));
             }
         });
@@ -57,6 +59,11 @@ impl Controller {
     /// Lookups get no answer from now on.
     pub(crate) fn hang(&self) {
         self.state.lock().unwrap().hangs = true;
+    }
+
+    /// Connections that it was asked over so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.state.lock().unwrap().connections
     }
 
     /// The token ids that were asked for last.

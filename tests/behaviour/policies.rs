@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use futures_util::future::join_all;
 use serde_json::json;
 use vllm_sim::{EngineConfig, TimeModel};
-use warmpath_tests::{Gateway, Reply, SimConfig, SimHandle, eventually, request, sim, sims, urls};
-
-use crate::controller::Controller;
+use warmpath_tests::{Gateway, Reply, SimConfig, SimHandle, request, sim, sims, urls};
 
 /// Text of a few blocks.
 fn topic(name: &str) -> String {
@@ -92,60 +90,6 @@ async fn weighted_scores_can_be_made_to_herd_or_to_spread() {
         let elsewhere = streams.iter().filter(|stream| stream.header("x-warmpath-worker") != holder).count();
         assert_eq!(elsewhere > 0, spreads, "{scorers}: {elsewhere} elsewhere");
     }
-}
-
-#[tokio::test]
-async fn lmcache_asks_the_controller_and_does_without_it() {
-    let sims = sims(3).await;
-    let controller = Controller::start().await;
-    let names: Vec<String> = sims.iter().map(|sim| sim.addr().to_string()).collect();
-    controller.list(&[("instance-a", 10), ("instance-b", 7)]);
-    controller.answer(Some(&[("instance-b", 900)]));
-    let gateway = with_routing(
-        &sims,
-        &format!(
-            "{{policy: lmcache, lmcache: {{controller: '{}', timeout: 2s, instances: {{instance-a: '{}', instance-b: '{}'}}}}}}",
-            controller.url(),
-            names[1],
-            names[2]
-        ),
-    )
-    .await;
-    let keys = format!("warmpath_lmcache_keys{{worker=\"{}\"}}", names[1]);
-    eventually("the occupancy is known", || async { (gateway.metric(&keys).await > 9.0).then_some(()) })
-        .await;
-    let body = json!({"prompt": (0..1000).collect::<Vec<u32>>(), "max_tokens": 2});
-    let reply = gateway.post("/v1/completions", &body).await;
-    assert_eq!((worker(&reply).as_str(), reply.header("x-warmpath-policy")), (names[2].as_str(), "lmcache"));
-    assert_eq!(reply.header("x-warmpath-matched-tokens"), "900");
-    assert_eq!(controller.last_lookup(), (0..1000).collect::<Vec<u32>>(), "the prompt's token ids");
-
-    // Without tokens there is nothing to ask for.
-    assert_eq!(gateway.chat("words").await.header("x-warmpath-policy"), "warm");
-    // A controller that fails is done without, and after a while not asked at all.
-    controller.answer(None);
-    for _ in 0..8 {
-        let reply = gateway.post("/v1/completions", &body).await;
-        assert_eq!((reply.status, reply.header("x-warmpath-policy")), (200, "warm"));
-    }
-    let outcome = |outcome| format!("warmpath_lmcache_lookups_total{{outcome=\"{outcome}\"}}");
-    assert!(gateway.metric(&outcome("failed")).await >= 5.0);
-    assert!(gateway.metric(&outcome("answered")).await >= 1.0);
-    assert!(gateway.metric(&outcome("no_tokens")).await >= 1.0);
-}
-
-#[tokio::test]
-async fn lmcache_does_not_wait_for_a_late_answer() {
-    let sims = sims(2).await;
-    let controller = Controller::start().await;
-    controller.hang();
-    let routing =
-        format!("{{policy: lmcache, lmcache: {{controller: '{}', timeout: 30ms}}}}", controller.url());
-    let gateway = with_routing(&sims, &routing).await;
-    let body = json!({"prompt": [1, 2, 3], "max_tokens": 2});
-    let reply = gateway.post("/v1/completions", &body).await;
-    assert_eq!((reply.status, reply.header("x-warmpath-policy")), (200, "warm"));
-    assert!(gateway.metric("warmpath_lmcache_lookups_total{outcome=\"late\"}").await > 0.5);
 }
 
 #[tokio::test]

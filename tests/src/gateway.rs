@@ -54,8 +54,17 @@ pub struct Gateway {
 impl Gateway {
     /// Starts a gateway on free ports in front of `workers` and waits until it is ready.
     pub async fn start(workers: &[String], args: &[&str]) -> Self {
+        Self::run("serve", workers, args).await
+    }
+
+    /// As [`Gateway::start`], of `warmpath epp`.
+    pub async fn start_picker(workers: &[String], args: &[&str]) -> Self {
+        Self::run("epp", workers, args).await
+    }
+
+    async fn run(what: &str, workers: &[String], args: &[&str]) -> Self {
         let mut command = Command::new(binary());
-        command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"]);
+        command.args([what, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--threads", "2"]);
         // Tests run side by side: each gateway has pins of its own.
         command.args(["--instance", &format!("test-{:08x}", client::random())]);
         command.args(workers.iter().flat_map(|url| ["--worker", url]));

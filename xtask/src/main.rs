@@ -8,6 +8,7 @@ mod commands {
     pub(crate) mod dist;
     pub(crate) mod ebpf;
     pub(crate) mod fuzz;
+    pub(crate) mod instructions;
     pub(crate) mod run;
     pub(crate) mod test;
     pub(crate) mod vllm;
@@ -22,7 +23,7 @@ mod workspace;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, dist, ebpf, fuzz, run, test, vllm};
+use commands::{bench, dist, ebpf, fuzz, instructions, run, test, vllm};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Build, run, test and measure Warmpath")]
@@ -51,6 +52,12 @@ enum Command {
     Dist,
     /// Benchmarks of the whole gateway
     Bench(bench::Args),
+    /// Count the hot path's instructions, and compare them with the committed figures
+    Instructions {
+        /// Write what was counted
+        #[arg(long)]
+        update: bool,
+    },
     /// Throw random inputs at parsers and at the index (needs a nightly toolchain)
     Fuzz(fuzz::Args),
     /// Real vLLM servers on this machine's CPU, and the gateway in front of them
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
         Command::Ebpf { check: false } => ebpf::write(),
         Command::Dist => dist::main(),
         Command::Bench(args) => bench::run(&args),
+        Command::Instructions { update } => instructions::main(update),
         Command::Fuzz(args) => fuzz::main(&args),
         Command::Vllm(args) => vllm::run(&args),
     };

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use crate::{
-    config::{Config, LogFormat},
+    config::{Config, Front, LogFormat},
     fleet::{Fleet, Health},
     kernel::Capabilities,
     privileges::Kept,
@@ -42,7 +42,12 @@ impl Banner<'_> {
         }
         println!("warmpath {} ready in {elapsed_ms} ms", env!("CARGO_PKG_VERSION"));
         let scheme = |tls: bool| if tls { "https" } else { "http" };
-        let clients = scheme(self.config.tls.is_some());
+        let is_picker = self.config.front == Front::EndpointPicker;
+        let clients = match (is_picker, self.config.tls.is_some()) {
+            (true, true) => "grpcs",
+            (true, false) => "grpc",
+            (false, is_tls) => scheme(is_tls),
+        };
         println!("  clients   {clients}://{listen}   ({policy} policy, {threads} data threads)");
         println!(
             "  admin     {}://{admin}   (a page for browsers; /metrics /ready /workers /openapi.json)",
@@ -66,9 +71,13 @@ impl Banner<'_> {
             println!("  kernel    {name:<12} {capability}");
         }
         println!("  rights    capabilities kept: {}", self.rights);
-        println!("try it:");
-        println!("  curl -s {clients}://{listen}/v1/models");
-        println!("{}", self.curl(clients));
+        if is_picker {
+            println!("Envoy's ext_proc filter and gRPC health checks connect to {listen}: docs/epp.md.");
+        } else {
+            println!("try it:");
+            println!("  curl -s {clients}://{listen}/v1/models");
+            println!("{}", self.curl(clients));
+        }
         println!("Ctrl-C stops everything.");
     }
 

@@ -50,6 +50,13 @@ pub struct Cli {
 enum Command {
     /// Serve: accept OpenAI requests and route them to workers.
     Serve(Box<ServeArgs>),
+    /// Tell Envoy where to send requests: an endpoint picker of the Gateway API inference extension (docs/epp.md).
+    ///
+    /// Configured as `serve`; it listens on 127.0.0.1:9002 where nothing else is said.
+    #[command(after_help = "Examples:\n  \
+        warmpath epp --worker http://10.0.0.1:8000 --worker http://10.0.0.2:8000\n  \
+        warmpath epp --config /etc/warmpath/warmpath.yaml --listen 0.0.0.0:9002")]
+    Epp(Box<ServeArgs>),
     /// Check a configuration: its keys, its files, and whether its workers are there.
     Check(CheckArgs),
     /// Look at this host and its workers: what is missing, and the command that mends it.
@@ -128,6 +135,7 @@ impl Cli {
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
             Command::Serve(args) => serve::run(*args)?,
+            Command::Epp(args) => serve::run(args.into_endpoint_picker())?,
             Command::Check(args) => check::run(&args)?,
             Command::Doctor(args) => doctor::run(&args)?,
             Command::Schema(args) => generate::schema(&args)?,

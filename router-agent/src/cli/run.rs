@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admin::{self, Admin, Followers, Recent},
-    config::{self, Config, Live, Splice},
+    config::{self, Config, Front, Live, Splice},
     descriptors, discovery,
     fleet::{self, Fleet},
     gateway::{self, CacheView, DataThread, KernelSide, Phase, Shared},
@@ -162,6 +162,9 @@ pub(super) async fn serve(
     }
     tasks.spawn(thrift::watch(shared.clone()));
     tasks.spawn(gateway::watch_lmcache(shared.clone()));
+    if config.front == Front::EndpointPicker {
+        tasks.spawn(gateway::report_picker_health(shared.clone(), phases.clone()));
+    }
     tasks.spawn(gateway::verify_tokenizers(shared.clone()));
     tasks.spawn(systemd::feed_watchdog(shared.pulses.clone()));
     let kv_events = kv_events::start(&live, &shared.fleet, &indices, &shared.metrics, ended_predictions)

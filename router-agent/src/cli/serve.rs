@@ -11,7 +11,7 @@ use clap::{Args, FromArgMatches as _};
 
 use super::{guard, run};
 use crate::{
-    config::{self, Config, ConfigError, LogFormat, Splice},
+    config::{self, Config, ConfigError, Front, LogFormat, Splice},
     gateway::ListenError,
     kernel,
     privileges::PrivilegeError,
@@ -19,6 +19,9 @@ use crate::{
     tls::TlsError,
     tokenize::LoadError,
 };
+
+/// Where an endpoint picker listens where nothing else is said: the Gateway API inference extension's port.
+const EPP_PORT: u16 = 9002;
 
 /// Flags of `warmpath serve`. Each overrides its environment variable, that the file, and that the default.
 #[derive(Clone, Debug, Default, Args)]
@@ -66,6 +69,9 @@ pub struct ServeArgs {
     #[cfg(feature = "sim")]
     #[arg(long, value_name = "N", default_value_t = 0)]
     sim_workers: usize,
+    /// What clients speak, by the command.
+    #[arg(skip)]
+    front: Front,
 }
 
 /// Why the gateway did not start, or how it ended.
@@ -129,6 +135,11 @@ impl ServeArgs {
         Self { config, workers, ..Self::of_environment() }
     }
 
+    /// The same for `warmpath epp`.
+    pub(super) fn into_endpoint_picker(self) -> Self {
+        Self { front: Front::EndpointPicker, ..self }
+    }
+
     /// As `serve` without a flag.
     fn of_environment() -> Self {
         let command = Self::augment_args(clap::Command::new("serve"));
@@ -148,7 +159,10 @@ impl ServeArgs {
                 *target = value;
             }
         }
-        let mut config = Config::default();
+        let mut config = Config { front: self.front, ..Config::default() };
+        if self.front == Front::EndpointPicker {
+            config.listen.set_port(EPP_PORT);
+        }
         let in_file = |error: ConfigError| match &self.config {
             Some(path) => error.in_file(path),
             None => error,
@@ -180,6 +194,9 @@ impl ServeArgs {
         #[cfg(feature = "sim")]
         if config.workers.is_empty() {
             config.sim_workers = self.sim_workers;
+        }
+        if config.front == Front::EndpointPicker {
+            config.splice = Splice::Off; // Envoy has the bodies
         }
         config.validate().map_err(in_file)?;
         Ok(config)

@@ -51,6 +51,7 @@ pub fn settle(started: &Config, running: &Config, new: &mut Config) -> Changes {
         admin,
         workers,
         discovery,
+        front: _,       // no key
         sim_workers: _, // no key
         routing,
         disaggregation,

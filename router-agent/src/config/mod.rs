@@ -138,6 +138,16 @@ impl Relay {
     }
 }
 
+/// What clients of this process speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Front {
+    /// OpenAI's API: requests are sent on.
+    #[default]
+    Gateway,
+    /// Envoy's external processing: it is told where to send them (`warmpath epp`).
+    EndpointPicker,
+}
+
 /// How log lines are written.
 #[derive(
     Debug,
@@ -203,6 +213,8 @@ pub struct Config {
     pub workers: Vec<WorkerConfig>,
     /// Workers that are not listed.
     pub discovery: Discovery,
+    /// By the command that was started; no key.
+    pub front: Front,
     /// Simulated workers to start when `workers` is empty (only in builds with the feature `sim`).
     pub sim_workers: usize,
     /// How a worker is chosen.
@@ -278,6 +290,7 @@ impl Default for Config {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: Vec::new(),
             discovery: Discovery::default(),
+            front: Front::default(),
             sim_workers: 0,
             routing: Routing::default(),
             disaggregation: Disaggregation::default(),

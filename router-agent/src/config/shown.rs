@@ -23,6 +23,7 @@ pub fn shown(config: &Config) -> Value {
         admin,
         workers,
         discovery,
+        front: _,       // no key
         sim_workers: _, // no key
         routing,
         disaggregation,

@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     config::Config,
-    fleet::{Flight, Reservation},
+    fleet::{Flight, Reservation, Worker},
     index::{Matches, WorkerSlot},
     kv_events::Prediction,
     prompt::{self, PromptSize},
     records::{self, Facts, Rosters},
-    routing::{Ask, Candidate, Decision, Policy, Settings},
+    routing::{self, Ask, Candidate, Decision, Policy, Settings},
     telemetry::ModelMetrics,
     tenants::Tenant,
 };
@@ -53,6 +53,8 @@ pub(super) struct Plan {
     asked_model: Option<Arc<str>>,
     /// The one worker that the client asks for.
     pub(super) only: Option<WorkerSlot>,
+    /// Those that it may go to, where somebody in front has said so.
+    pub(super) among: Option<Box<[WorkerSlot]>>,
     /// How it is routed, where not as everything.
     pub(super) policy: Option<Policy>,
     /// Hash of the session's key.
@@ -203,6 +205,7 @@ pub(super) fn plan(
             model_metrics: name.map(|name| series(served.key, Some(name))),
             asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
             only: overrides.worker_of(&shared.fleet, served.key)?,
+            among: None,
             policy: overrides.policy,
             session: overrides.session,
             priority: None,
@@ -244,6 +247,7 @@ pub(super) fn plan(
         model_metrics: Some(series(served.key, request.model.as_deref())),
         asked_model: served.instead.and(asked.as_deref()).map(Arc::from),
         only: overrides.worker_of(&shared.fleet, served.key)?,
+        among: None,
         policy: overrides.policy.or(tenant.policy),
         session,
         priority: request.priority,
@@ -346,6 +350,33 @@ pub(super) fn choose(
     });
     let sent_blocks = matches.blocks(decision.slot);
     Some(Choice { flight, decision, sent_blocks, match_kind, prediction, record })
+}
+
+/// Who could take it besides those that were tried, the best first: at most `count`. Nothing is counted.
+pub(super) fn others(
+    shared: &Shared,
+    scratch: &RefCell<Scratch>,
+    plan: &Plan,
+    wanted: &Wanted<'_>,
+    count: usize,
+) -> Vec<Arc<Worker>> {
+    let scratch = &mut *scratch.borrow_mut();
+    let (workers, now) = (shared.fleet.workers(), Instant::now());
+    let Scratch { matches, token_matches, candidates, .. } = scratch;
+    plan.look_up(shared, matches, token_matches);
+    let known = Known { plan, stage: wanted.stage, matches, token_matches };
+    candidates.clear();
+    candidates.extend(wanted.with_room(&workers, now, None).map(|worker| known.candidate(worker)));
+    let (policy, settings) = {
+        let routers = shared.routers.lock();
+        let router = if plan.by_prefix { &routers.by_prefix } else { &routers.plain };
+        (plan.policy.unwrap_or_else(|| router.policy()), router.settings().clone())
+    };
+    let mut scores = Vec::new();
+    routing::explain(policy, &settings, &known.ask(), candidates, &mut scores);
+    scores.sort_by_key(|score| (score.cost, score.batch));
+    let of = |slot| workers.iter().find(|worker| worker.slot == slot).cloned();
+    scores.iter().filter_map(|score| of(score.slot)).take(count).collect()
 }
 
 /// What a decision by `policy` went by.

@@ -23,7 +23,7 @@ use tokio::{
 
 use super::{
     client_io::{ClientIo, ClientSocket},
-    headers, http2, last_words,
+    epp, headers, http2, last_words,
     panics::{Contained, contained},
     phases::{Phases, Verdict, Watched},
     protocol::Protocol,
@@ -33,6 +33,7 @@ use super::{
     thread::{Phase, Stay, ThreadContext},
 };
 use crate::{
+    config::Front,
     limits,
     tls::{ClientTlsStream, ServerTls},
 };
@@ -52,13 +53,10 @@ pub(super) async fn serve(
     let connection = Connection { context, address, phase, is_last };
     // Boxed, so that a connection that only waits is small.
     if let Some(tls) = &context.shared.tls {
-        let end = End::coded(&stream, true);
-        let Some(stream) = Box::pin(handshake(context, tls, stream)).await else { return };
-        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
-            Protocol::Http1 => Box::pin(connection.coded_http1(stream, end)).await,
-            Protocol::Http2 => Box::pin(connection.http2(stream, end)).await,
-        }
-        return;
+        return Box::pin(connection.coded(tls, stream)).await;
+    }
+    if connection.is_picker() {
+        return Box::pin(connection.picker(stream, false)).await;
     }
     let keep_alive = context.config().timeouts.keep_alive;
     match tokio::time::timeout(keep_alive, Protocol::spoken(&stream)).await {
@@ -161,6 +159,17 @@ impl Connection<'_> {
         }
     }
 
+    /// Over TLS.
+    async fn coded(self, tls: &ServerTls, stream: TcpStream) {
+        let end = End::coded(&stream, true);
+        let Some(stream) = Box::pin(handshake(self.context, tls, stream)).await else { return };
+        match Protocol::agreed(stream.get_ref().1.alpn_protocol()) {
+            _ if self.is_picker() => self.picker(stream, true).await,
+            Protocol::Http1 => self.coded_http1(stream, end).await,
+            Protocol::Http2 => self.http2(stream, end).await,
+        }
+    }
+
     /// HTTP/1 over TLS.
     async fn coded_http1(mut self, stream: ClientTlsStream, end: End) {
         let phases = self.phases(Protocol::Http1);
@@ -175,8 +184,24 @@ impl Connection<'_> {
         let phases = self.phases(Protocol::Http2);
         let io = TokioIo::new(Watched::new(stream, phases.clone()));
         let service = self.service(end, &phases);
-        let connection = std::pin::pin!(http2::builder().serve_connection(io, service));
+        let builder = http2::builder(limits::H2_STREAMS_MAX);
+        let connection = std::pin::pin!(builder.serve_connection(io, service));
         self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    }
+
+    /// gRPC, for Envoy.
+    async fn picker(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, is_tls: bool) {
+        let phases = self.phases(Protocol::Http2);
+        let io = TokioIo::new(Watched::new(stream, phases.clone()));
+        let service = epp::service(self.context, self.address, is_tls, &phases);
+        let builder = http2::builder(limits::EPP_STREAMS_MAX);
+        let connection = std::pin::pin!(builder.serve_connection(io, service));
+        self.drive(connection, &phases, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    }
+
+    /// Whether Envoy is the client.
+    fn is_picker(&self) -> bool {
+        self.context.config().front == Front::EndpointPicker
     }
 
     fn phases(&self, protocol: Protocol) -> Rc<Phases> {

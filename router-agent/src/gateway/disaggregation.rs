@@ -139,6 +139,7 @@ impl Tries<'_> {
             prefilled_by: None,
             model: plan.model,
             only: None,
+            among: None,
             tried: &[],
             bounds: Bounds::of(&config.limits),
         };

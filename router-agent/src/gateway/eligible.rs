@@ -75,6 +75,8 @@ pub(super) struct Wanted<'a> {
     pub(super) model: Option<u64>,
     /// The one that it asks for, if it asks for one.
     pub(super) only: Option<WorkerSlot>,
+    /// Those that it may go to; none: all.
+    pub(super) among: Option<&'a [WorkerSlot]>,
     /// Workers that have failed it.
     pub(super) tried: &'a [WorkerSlot],
     pub(super) bounds: Bounds,
@@ -92,6 +94,7 @@ impl Wanted<'_> {
         worker.is_routable(now)
             && worker.serves(self.model)
             && self.only.is_none_or(|only| only == worker.slot)
+            && self.among.is_none_or(|among| among.contains(&worker.slot))
             && !self.tried.contains(&worker.slot)
     }
 
@@ -134,6 +137,7 @@ mod tests {
             prefilled_by: None,
             model: None,
             only: None,
+            among: None,
             tried: &[],
             bounds: Bounds { concurrency, queued_tokens },
         }

@@ -141,6 +141,12 @@ pub enum GatewayError {
     /// The client's own deadline passed before a worker began to answer.
     #[error("no worker has begun to answer within the time that the client gave (x-warmpath-timeout)")]
     Deadline,
+    /// Envoy does not let its bodies be read.
+    #[error(
+        "this endpoint picker reads request bodies: set request_body_mode: FULL_DUPLEX_STREAMED (or BUFFERED) in the \
+         processing_mode of Envoy's ext_proc filter"
+    )]
+    BodyMode,
     /// Every worker that was tried failed before it answered.
     #[error("{tries} worker(s) failed before answering this request")]
     Failed {
@@ -214,7 +220,7 @@ impl GatewayError {
             | Self::HookFailed(_)
             | Self::OutOfSockets { .. }
             | Self::BodiesTooLarge { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Panicked | Self::BodyMode => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Failed { last: SendError::Timeout(_) | SendError::Silent(_) | SendError::Hung, .. } => {
                 StatusCode::GATEWAY_TIMEOUT
@@ -234,7 +240,8 @@ impl GatewayError {
             | Self::OutOfSockets { .. }
             | Self::Overloaded { .. }
             | Self::Deadline
-            | Self::Panicked => "gateway",
+            | Self::Panicked
+            | Self::BodyMode => "gateway",
             _ => "client",
         }
     }
@@ -264,6 +271,7 @@ impl GatewayError {
             Self::NoWorker => "no_worker_available",
             Self::OutOfSockets { .. } => "out_of_sockets",
             Self::Panicked => "internal_error",
+            Self::BodyMode => "body_mode",
             Self::BodiesTooLarge { .. } => "bodies_too_large",
             Self::Header(_) | Self::UnknownPolicy(_) => "malformed_header",
             Self::Overloaded { overload, .. } => overload.label(),

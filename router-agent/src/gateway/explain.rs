@@ -98,9 +98,21 @@ pub async fn explain(shared: &Shared, question: Question) -> Result<Explanation,
     if let Some((_, tokens)) = &tokens {
         plan.suppose_tokens(shared, tokens);
     }
+    if let Some(controller) = shared.lmcache_control.load_full().filter(|_| plan.asks_lmcache())
+        && let Some((_, tokens)) = &tokens
+    {
+        plan.lmcache = controller.look(shared, tokens).await;
+    }
     let bounds = Bounds::of(&config.limits);
-    let wanted =
-        |stage| Wanted { stage, prefilled_by: None, model: plan.model, only: plan.only, tried: &[], bounds };
+    let wanted = |stage| Wanted {
+        stage,
+        prefilled_by: None,
+        model: plan.model,
+        only: plan.only,
+        among: None,
+        tried: &[],
+        bounds,
+    };
     let worth = Worth::of(shared, &config, &mut Scratch::default(), &plan, route);
     let is_suitable = || prompt::prefill_body(&body).is_ok();
     let prefill = worth
@@ -154,9 +166,9 @@ fn decide(shared: &Shared, plan: &Plan, wanted: &Wanted<'_>) -> Verdict {
     };
     let mut scores = Vec::new();
     let all: Vec<_> = workers.iter().map(|worker| known.candidate(worker)).collect();
-    // What a controller would say is not asked for.
+    // As for a request: without the controller's answer this gateway goes by what it knows itself.
     let policy = match plan.policy.unwrap_or_else(|| router.policy()) {
-        Policy::Lmcache => Policy::Warm,
+        Policy::Lmcache if plan.lmcache.is_none() => Policy::Warm,
         policy => policy,
     };
     let settings = router.settings().clone();

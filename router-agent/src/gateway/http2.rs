@@ -11,12 +11,12 @@ use hyper_util::rt::TokioTimer;
 
 use crate::limits;
 
-/// hyper's settings for a client's connection.
-pub(super) fn builder() -> http2::Builder<Streams> {
+/// hyper's settings for a client's connection of so many streams at the same time.
+pub(super) fn builder(streams_max: u32) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(limits::H2_STREAMS_MAX)
+        .max_concurrent_streams(streams_max)
         .max_header_list_size(limits::HEAD_BYTES_MAX as u32)
         .initial_stream_window_size(limits::H2_WINDOW_BYTES)
         .initial_connection_window_size(limits::H2_WINDOW_BYTES)

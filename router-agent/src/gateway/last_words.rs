@@ -32,8 +32,9 @@ pub(super) async fn say(stream: &TcpStream, words: &[u8]) {
             return;
         }
         let _ = SockRef::from(stream).shutdown(Shutdown::Write);
-        let (mut bytes, mut piece) = (0, [0; 1024]);
+        let mut bytes = 0;
         while bytes < BYTES_MAX && stream.readable().await.is_ok() {
+            let mut piece = [0; 1024]; // in here, so that who waits does not hold it
             match stream.try_read(&mut piece) {
                 Ok(0) => return,
                 Ok(count) => bytes += count,

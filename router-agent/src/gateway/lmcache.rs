@@ -10,7 +10,7 @@
 //! else by an address that only one worker has.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -57,7 +57,7 @@ enum LookupError {
     Json(#[from] serde_json::Error),
 }
 
-/// One thread's connections to the controller.
+/// One thread's connections to the controller, kept for as long as its configuration is the same.
 pub(super) struct Controller {
     client: Client<HttpConnector, Full<Bytes>>,
     authority: String,
@@ -120,16 +120,13 @@ impl Controller {
             return None;
         }
         let role = self.breaker.begin(now);
-        let body = serde_json::to_vec(&Lookup { tokens }).expect("numbers serialise");
-        let answer = self.exchange::<Layout>(Method::POST, "/lookup", body.into()).await;
+        let answer = self.lookup(shared, tokens).await;
         metrics.seconds.observe(now.elapsed().as_secs_f64());
         match answer {
-            Ok(Layout { layout_info }) => {
+            Ok(matched) => {
                 self.breaker.ended(role, Outcome::Success, Instant::now());
                 metrics.count(LookupOutcome::Answered);
-                let instances = shared.lmcache_instances.load();
-                let slot = |(id, (_, tokens)): (String, (String, u32))| Some((*instances.get(&id)?, tokens));
-                Some(layout_info.into_iter().filter_map(slot).collect())
+                Some(matched)
             }
             Err(error) => {
                 self.breaker.ended(role, Outcome::Fault, Instant::now());
@@ -141,11 +138,34 @@ impl Controller {
         }
     }
 
+    /// As [`Controller::matched`], for a request that is not served: nothing is counted.
+    pub(super) async fn look(&self, shared: &Shared, tokens: &[u32]) -> Option<Matched> {
+        self.lookup(shared, tokens).await.ok()
+    }
+
+    async fn lookup(&self, shared: &Shared, tokens: &[u32]) -> Result<Matched, LookupError> {
+        let body = serde_json::to_vec(&Lookup { tokens }).expect("numbers serialise");
+        let answer = self.exchange(Method::POST, "/lookup", body.into(), self.timeout).await;
+        let Layout { layout_info } = answer?;
+        let instances = shared.lmcache_instances.load();
+        // A worker may have several instances: what the best of them has, it has.
+        let mut matched = Matched::new();
+        for (id, (_, tokens)) in layout_info {
+            let Some(slot) = instances.get(&id) else { continue };
+            match matched.iter_mut().find(|(of, _)| of == slot) {
+                Some((_, most)) => *most = tokens.max(*most),
+                None => matched.push((*slot, tokens)),
+            }
+        }
+        Ok(matched)
+    }
+
     async fn exchange<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
+        timeout: Duration,
     ) -> Result<T, LookupError> {
         let request = Request::builder()
             .method(method)
@@ -162,7 +182,7 @@ impl Controller {
             let body = body.collect().await.map_err(LookupError::Body)?.to_bytes();
             Ok(serde_json::from_slice(&body)?)
         };
-        tokio::time::timeout(self.timeout, answer).await.map_err(|_| LookupError::Timeout(self.timeout))?
+        tokio::time::timeout(timeout, answer).await.map_err(|_| LookupError::Timeout(timeout))?
     }
 }
 
@@ -171,8 +191,10 @@ pub async fn watch_lmcache(shared: Arc<Shared>) {
     let mut changes = shared.config.changes();
     loop {
         let config = shared.config.get();
+        let controller = Controller::new(&config).map(Arc::new);
+        shared.lmcache_control.store(controller.clone());
         let following = async {
-            match Controller::new(&config) {
+            match &controller {
                 Some(controller) => follow(&shared, &config, controller).await,
                 None => std::future::pending().await,
             }
@@ -186,14 +208,19 @@ pub async fn watch_lmcache(shared: Arc<Shared>) {
     }
 }
 
-async fn follow(shared: &Shared, config: &config::Config, mut controller: Controller) {
-    controller.timeout = config.health.timeout; // nobody waits for this one
+async fn follow(shared: &Shared, config: &config::Config, controller: &Controller) {
+    let timeout = config.health.timeout; // nobody waits for this one
+    let mut said = HashSet::new();
+    let mut is_silent = false;
     let mut polls = tokio::time::interval(config.scrape_interval);
     polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         polls.tick().await;
-        match controller.exchange::<Listed>(Method::GET, "/controller/workers", Bytes::new()).await {
+        match controller.exchange::<Listed>(Method::GET, "/controller/workers", Bytes::new(), timeout).await {
             Ok(listed) => {
+                if std::mem::take(&mut is_silent) {
+                    tracing::info!("LMCache controller: it lists its instances again");
+                }
                 let instances = by_worker(&shared.fleet, &config.routing.lmcache, &listed.workers);
                 for worker in shared.fleet.workers().iter() {
                     let is_of = |instance: &&Instance| instances.get(&instance.id) == Some(&worker.slot);
@@ -201,9 +228,26 @@ async fn follow(shared: &Shared, config: &config::Config, mut controller: Contro
                         listed.workers.iter().filter(is_of).map(|instance| instance.key_count).sum::<u64>();
                     shared.metrics.lmcache.set_keys(&worker.name, keys);
                 }
+                let strangers =
+                    listed.workers.iter().filter(|instance| !instances.contains_key(&instance.id));
+                let strangers: HashSet<&str> = strangers.map(|instance| instance.id.as_str()).collect();
+                shared.metrics.lmcache.strangers.set(strangers.len() as i64);
+                for instance in strangers {
+                    if said.len() < limits::LMCACHE_STRANGERS_SAID && said.insert(instance.to_owned()) {
+                        tracing::warn!(
+                            instance,
+                            "LMCache controller: an instance that is no worker here: name its worker in routing.lmcache.instances"
+                        );
+                    }
+                }
                 shared.lmcache_instances.store(Arc::new(instances));
             }
-            Err(error) => tracing::debug!(%error, "LMCache controller: no list of instances"),
+            Err(error) => {
+                tracing::debug!(%error, "LMCache controller: no list of instances");
+                if !std::mem::replace(&mut is_silent, true) {
+                    tracing::warn!(%error, "LMCache controller: it does not list its instances; those that are known stay");
+                }
+            }
         }
     }
 }

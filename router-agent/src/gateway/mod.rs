@@ -20,6 +20,7 @@ mod decisions;
 mod disaggregation;
 mod eligible;
 mod ending;
+mod epp;
 mod error;
 mod error_object;
 mod explain;
@@ -67,7 +68,7 @@ use std::{
     time::Instant,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use self::{admission::Admission, bodies::Bodies, hooks::Hook, retry_budget::RetryBudget};
@@ -89,6 +90,7 @@ use crate::{
 
 use decisions::DecisionCounters;
 
+pub use epp::report as report_picker_health;
 pub use error::{GatewayError, Overload};
 pub use explain::{Apart, Explanation, Part, Question, explain};
 pub use listen::{ListenError, Listeners};
@@ -161,6 +163,8 @@ pub struct Shared {
     routers: Mutex<Routers>,
     /// The LMCache controller's instances, for the policy `lmcache`.
     lmcache_instances: lmcache::Instances,
+    /// The way to the controller from the control thread.
+    lmcache_control: ArcSwapOption<lmcache::Controller>,
     /// Answers that are given again.
     pub cache: Arc<ResponseCache>,
     /// Who sees requests before they are routed; as [`Config::hooks`].
@@ -182,6 +186,8 @@ pub struct Shared {
     admission: Admission,
     /// The memory of request bodies.
     bodies: Arc<Bodies>,
+    /// What an endpoint picker says of itself.
+    picker_health: epp::Health,
 }
 
 impl Shared {
@@ -204,6 +210,7 @@ impl Shared {
                 plain: router(Settings::new(Policy::LeastLoaded)),
             }),
             lmcache_instances: lmcache::Instances::default(),
+            lmcache_control: ArcSwapOption::empty(),
             tracer: Arc::new(Tracer::new(&started.traces, metrics.traces.clone())),
             cache: Arc::new(ResponseCache::new(started.cache.bytes_max, metrics.cache.clone())),
             hooks: ArcSwap::from_pointee(hooks::hooks(&started, &[], &metrics.hooks)),
@@ -228,6 +235,7 @@ impl Shared {
             connections_max,
             admission: Admission::default(),
             bodies: Arc::default(),
+            picker_health: epp::Health::default(),
         }
     }
 

@@ -11,10 +11,12 @@ use super::{
     GatewayError,
     account::RequestAccount,
     admission::Bid,
-    bodies::Held,
-    choose::Plan,
+    bodies::{Collected, Held},
+    choose::{self, Plan},
     outgoing::Outgoing,
+    overrides::Overrides,
     route::Route,
+    shape::{Shaped, Whose},
     snapshot::Snapshot,
     thread::ThreadContext,
     tokens,
@@ -34,6 +36,37 @@ pub(super) struct Planned {
 }
 
 impl Planned {
+    /// Shape → parse, of a request whose body is here.
+    pub(super) async fn of(
+        context: &ThreadContext,
+        config: &Snapshot,
+        (route, overrides, request_id): (Route, &Overrides, &HeaderValue),
+        mut outgoing: Outgoing,
+        mut body: Collected,
+        shaped: &mut Shaped,
+        account: &mut RequestAccount,
+    ) -> Result<Self, GatewayError> {
+        let shared = &context.shared;
+        let admission = account.admission().expect("only requests that were let in are planned");
+        let tenant = admission.tenant().clone();
+        let whose = Whose { tenant: &tenant, route, request_id };
+        shaped.before_planning(context, config, whose, &mut outgoing, &mut body).await?;
+        let began = Instant::now();
+        let mut plan =
+            choose::plan(shared, config, &tenant, route, &outgoing.headers, overrides, &body.bytes)?;
+        if let Some(model) = plan.model_instead() {
+            shaped.set_model(&mut body, model, config.limits.bodies_bytes)?;
+        }
+        let Collected { bytes, held } = body;
+        outgoing.body = bytes;
+        account.names(plan.model_metrics.clone());
+        plan.is_traced = account.trace().is_some();
+        if let Some(trace) = account.trace() {
+            trace.step(Phase::Parse, began);
+        }
+        Ok(Self { route, outgoing, plan, planning: began.elapsed(), _held: held })
+    }
+
     /// Tokens → charge → (queue → decide → send).
     pub(super) async fn send(
         mut self,
@@ -42,8 +75,21 @@ impl Planned {
         request_id: &HeaderValue,
         account: &mut RequestAccount,
     ) -> Result<Answer, GatewayError> {
+        let bid = self.prepare(context, config, account).await?;
+        let Self { route, ref outgoing, ref plan, planning, .. } = self;
+        let (began, trace) = (Instant::now(), account.trace());
+        Tries { context, config, route, outgoing, plan, planning, request_id, bid, began, trace }.run().await
+    }
+
+    /// Tokens → charge; what it waits for a worker as.
+    pub(super) async fn prepare(
+        &mut self,
+        context: &ThreadContext,
+        config: &Snapshot,
+        account: &mut RequestAccount,
+    ) -> Result<Bid, GatewayError> {
         let shared = &context.shared;
-        let Self { route, ref outgoing, ref mut plan, planning, .. } = self;
+        let Self { outgoing, plan, .. } = self;
         let trace = account.trace().cloned();
         let tokenizing = Instant::now();
         let tokens = tokens::learn(context, config, plan.ask_tokens(), &outgoing.body).await;
@@ -65,8 +111,6 @@ impl Planned {
         if let Some(controller) = config.lmcache.as_ref().filter(|_| plan.asks_lmcache()) {
             plan.lmcache = controller.matched(shared, tokens.as_deref()).await;
         }
-        let plan = &*plan;
-        let (began, trace) = (Instant::now(), trace.as_ref());
-        Tries { context, config, route, outgoing, plan, planning, request_id, bid, began, trace }.run().await
+        Ok(bid)
     }
 }

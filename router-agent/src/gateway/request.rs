@@ -12,10 +12,8 @@ use tokio::net::TcpStream;
 use super::{
     GatewayError,
     account::RequestAccount,
-    bodies::Collected,
     body,
     cached::{self, Crew},
-    choose,
     client_io::ClientSocket,
     conformance,
     ending::Ending,
@@ -28,7 +26,7 @@ use super::{
     raw::{self, Ledger, Plan, RawRelay},
     relay::{GatewayBody, Relay},
     route::Route,
-    shape::{Shaped, Whose},
+    shape::Shaped,
     shared_body::SharedBody,
     snapshot::Snapshot,
     thread::ThreadContext,
@@ -37,9 +35,10 @@ use super::{
 };
 use crate::{
     cache::{Found, Head, Reader},
-    config,
+    config::{self, Config},
     kernel::{self, Relays},
     routing::Decision,
+    tenants::Admission,
     traces::Phase,
     upstream,
 };
@@ -97,13 +96,7 @@ pub(super) async fn handle(
     let config = context.config();
     let (parts, body) = request.into_parts();
     let trace = context.shared.tracer.begin(&parts.headers).map(|trace| (trace, Instant::now()));
-    let admitted = conformance::check(&parts)
-        .and_then(|()| Wishes::read(&parts.headers, Instant::now()))
-        .and_then(|wishes| Ok((wishes, identify(&context.shared.tenants, &parts)?)))
-        .and_then(|(wishes, admission)| {
-            let allowed = admission.tenant().overrides(config.overrides);
-            Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
-        });
+    let admitted = conformance::check(&parts).and_then(|()| admit(context, &config, &parts));
     let Parts { method, uri, version, headers: mut client_headers, .. } = parts;
     headers::set_authority(&mut client_headers, &uri);
     let route = Route::of(&method, uri.path());
@@ -179,13 +172,7 @@ pub(super) async fn handle(
             response.map(|()| GatewayBody::shared(SharedBody::new(reader, &head, account)))
         }
         Err(error) => {
-            let metrics = &context.shared.metrics;
-            metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
-            if error.source_label() != "client" {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(?request_id, %error, cause, "request not served");
-            }
-            account.answered(error.status());
+            not_served(context, &error, &request_id, &mut account);
             error.response(route).map(GatewayBody::own)
         }
     };
@@ -201,6 +188,34 @@ pub(super) async fn handle(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// What a head says for itself: what its sender wishes and decides, and whether it may ask at all.
+pub(super) fn admit(
+    context: &ThreadContext,
+    config: &Config,
+    parts: &Parts,
+) -> Result<(Wishes, Overrides, Admission), GatewayError> {
+    let wishes = Wishes::read(&parts.headers, Instant::now())?;
+    let admission = identify(&context.shared.tenants, parts)?;
+    let allowed = admission.tenant().overrides(config.overrides);
+    Ok((wishes, Overrides::read(&parts.headers, allowed)?, admission))
+}
+
+/// Counts a request that this gateway answers with an error, and says so where it is not the client's.
+pub(super) fn not_served(
+    context: &ThreadContext,
+    error: &GatewayError,
+    request_id: &HeaderValue,
+    account: &mut RequestAccount,
+) {
+    let metrics = &context.shared.metrics;
+    metrics.errors.with_label_values(&[error.source_label(), error.kind()]).inc();
+    if error.source_label() != "client" {
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        tracing::warn!(?request_id, %error, cause, "request not served");
+    }
+    account.answered(error.status());
 }
 
 /// Who has the answer.
@@ -225,46 +240,31 @@ async fn answer(
     context: &Rc<ThreadContext>,
     config: &Rc<Snapshot>,
     Asked { client, route, overrides, body, request_id }: Asked<'_>,
-    mut outgoing: Outgoing,
+    outgoing: Outgoing,
     shaped: &mut Shaped,
     account: &mut RequestAccount,
 ) -> Result<Answered, GatewayError> {
     let shared = &context.shared;
     let trace = account.trace().cloned();
-    let step = |phase, began| {
-        if let Some(trace) = &trace {
-            trace.step(phase, began);
-        }
-    };
     let receiving = Instant::now();
     let bounds = body::Bounds {
         bytes_max: config.limits.body_bytes,
         all_bytes_max: config.limits.bodies_bytes,
         idle_timeout: config.timeouts.body_idle,
     };
-    let mut collected = body::collect(body, &shared.bodies, bounds).await.inspect_err(|error| {
+    let collected = body::collect(body, &shared.bodies, bounds).await.inspect_err(|error| {
         if matches!(error, GatewayError::BodiesTooLarge { .. }) {
             shared.metrics.queue.refused(error.kind());
         }
     })?;
-    step(Phase::Receive, receiving);
+    if let Some(trace) = &trace {
+        trace.step(Phase::Receive, receiving);
+    }
+    let planned =
+        Planned::of(context, config, (route, &overrides, request_id), outgoing, collected, shaped, account)
+            .await?;
 
     let tenant = account.admission().expect("only requests that were let in are answered").tenant().clone();
-    let whose = Whose { tenant: &tenant, route, request_id };
-    shaped.before_planning(context, config, whose, &mut outgoing, &mut collected).await?;
-    let began = Instant::now();
-    let mut plan =
-        choose::plan(shared, config, &tenant, route, &outgoing.headers, &overrides, &collected.bytes)?;
-    if let Some(model) = plan.model_instead() {
-        shaped.set_model(&mut collected, model, bounds.all_bytes_max)?;
-    }
-    let Collected { bytes, held } = collected;
-    outgoing.body = bytes;
-    account.names(plan.model_metrics.clone());
-    plan.is_traced = trace.is_some();
-    step(Phase::Parse, began);
-    let planned = Planned { route, outgoing, plan, planning: began.elapsed(), _held: held };
-
     if let Some((outcome, found)) = cached::seek(shared, config, &tenant, &planned) {
         shaped.cached(shared, outcome);
         match found {

@@ -177,13 +177,14 @@ impl Tries<'_> {
         self.route != Route::Other || self.outgoing.method.is_idempotent()
     }
 
-    fn wanted<'t>(&self, tried: &'t [WorkerSlot], handed: Option<&Handed>) -> Wanted<'t> {
+    pub(super) fn wanted<'t>(&'t self, tried: &'t [WorkerSlot], handed: Option<&Handed>) -> Wanted<'t> {
         let bounds = if self.is_bounded() { Bounds::of(&self.config.limits) } else { Bounds::default() };
         Wanted {
             stage: if handed.is_some() { Stage::Decode } else { Stage::Whole },
             prefilled_by: handed.map(|handed| handed.worker.slot),
             model: self.plan.model,
             only: self.plan.only,
+            among: self.plan.among.as_deref(),
             tried,
             bounds,
         }
@@ -196,7 +197,7 @@ impl Tries<'_> {
 
     /// A worker that has not been tried, when there is room on one and it is this request's turn. Where nobody is there to
     /// decode what was prefilled, `handed` is given up.
-    async fn choose(
+    pub(super) async fn choose(
         &self,
         tried: &[WorkerSlot],
         handed: &mut Option<Box<Handed>>,

@@ -1,6 +1,6 @@
 //! Metrics of the LMCache controller's answers.
 
-use prometheus::{Histogram, IntCounter, IntGaugeVec};
+use prometheus::{Histogram, IntCounter, IntGauge, IntGaugeVec};
 
 use super::metrics::{Maker, Result};
 
@@ -38,6 +38,8 @@ pub struct LmcacheMetrics {
     /// How long lookups took, late ones included.
     pub seconds: Histogram,
     keys: IntGaugeVec,
+    /// Instances that are no worker here.
+    pub strangers: IntGauge,
 }
 
 impl LmcacheMetrics {
@@ -58,6 +60,10 @@ impl LmcacheMetrics {
                 "warmpath_lmcache_keys",
                 "Chunks that the LMCache controller counts for a worker.",
                 &["worker"],
+            )?,
+            strangers: make.gauge(
+                "warmpath_lmcache_unknown_instances",
+                "Instances that the LMCache controller lists and that are no worker of this gateway.",
             )?,
         })
     }

@@ -42,11 +42,12 @@ impl<'a> Places<'a> {
         let Self { workers, bounds, now, known, .. } = self;
         let find = || {
             let bounds = if waiter.is_bounded { *bounds } else { Bounds::default() };
-            let Waiter { stage, model, only, ref tried, .. } = *waiter;
-            let wanted = Wanted { stage, prefilled_by: None, model, only, tried, bounds };
+            let Waiter { stage, model, only, ref among, ref tried, .. } = *waiter;
+            let among = among.as_deref();
+            let wanted = Wanted { stage, prefilled_by: None, model, only, among, tried, bounds };
             wanted.with_room(workers, *now, None).min_by_key(|worker| worker.load.taken()).cloned()
         };
-        if waiter.tried.is_empty() {
+        if waiter.tried.is_empty() && waiter.among.is_none() {
             known
                 .entry((waiter.stage, waiter.model, waiter.only, waiter.is_bounded))
                 .or_insert_with(find)
