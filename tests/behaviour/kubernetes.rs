@@ -120,7 +120,7 @@ async fn a_pod_that_terminates_finishes_what_it_has_and_gets_no_more() {
         cluster.add_pod("a", port(&sims[0]), true).await;
         let site = Site::start(cluster.reader(), by_label()).await;
         site.fleet_is(&["a serving"]).await;
-        let mut stream = site.gateway.stream("a long answer", 300).await;
+        let mut stream = site.gateway.stream("a long answer", 1_200).await;
         stream.next().await.unwrap().unwrap();
         cluster.add_pod("b", port(&sims[1]), true).await;
         site.fleet_is(&["a serving", "b serving"]).await;
