@@ -114,7 +114,7 @@ async fn workers_of_a_file_come_and_go_as_it_says_however_it_is_changed() {
 async fn a_worker_that_goes_away_finishes_what_it_has_and_gets_no_more() {
     let site = Site::start(2, 2, json!({})).await;
     fleet_is(&site.gateway, &["w0", "w1"]).await;
-    let mut stream = site.gateway.stream("a long answer", 300).await;
+    let mut stream = site.gateway.stream("a long answer", 1_200).await;
     stream.next().await.unwrap().unwrap();
     let name = stream.header("x-warmpath-worker").to_owned();
     let kept = usize::from(name == "w0");
@@ -140,8 +140,9 @@ async fn what_is_in_flight_on_a_worker_that_has_gone_is_cut_off_when_its_time_is
     let mut stream = site.gateway.stream("an endless answer", 100_000).await;
     stream.next().await.unwrap().unwrap();
     site.write(&json!([{"url": site.sims[1].url(), "name": "w1"}]).to_string());
-    let (text, _) = stream.rest().await;
-    assert!(!text.contains("[DONE]"), "it was not finished");
+    let (text, ended) = stream.rest().await;
+    // A copied stream ends with an error event, any other with its connection.
+    assert!(!ended || text.contains("\"error\""), "it was finished: {text}");
     fleet_is(&site.gateway, &["w1"]).await;
 }
 

@@ -6,8 +6,8 @@ use std::{future::Future, path::PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use warmpath_tests::{
-    Gateway, SimHandle, eventually, get,
-    kubernetes::{Cluster, NAMESPACE},
+    Gateway, SimHandle, eventually, eventually_within, get,
+    kubernetes::{Cluster, NAMESPACE, START_PATIENCE},
     sims,
 };
 
@@ -120,7 +120,7 @@ async fn a_pod_that_terminates_finishes_what_it_has_and_gets_no_more() {
         cluster.add_pod("a", port(&sims[0]), true).await;
         let site = Site::start(cluster.reader(), by_label()).await;
         site.fleet_is(&["a serving"]).await;
-        let mut stream = site.gateway.stream("a long answer", 300).await;
+        let mut stream = site.gateway.stream("a long answer", 1_200).await;
         stream.next().await.unwrap().unwrap();
         cluster.add_pod("b", port(&sims[1]), true).await;
         site.fleet_is(&["a serving", "b serving"]).await;
@@ -174,7 +174,10 @@ async fn an_api_server_that_is_away_leaves_the_fleet_as_it_was() {
         eventually("it is down", || async { (site.gateway.metric(&up).await < 0.5).then_some(()) }).await;
         assert_eq!(site.served_by().await, ["a"]);
         cluster.resume().await;
-        eventually("it is up", || async { (site.gateway.metric(&up).await > 0.5).then_some(()) }).await;
+        eventually_within(START_PATIENCE, "it is up", || async {
+            (site.gateway.metric(&up).await > 0.5).then_some(())
+        })
+        .await;
         cluster.add_pod("b", port(&sims[1]), true).await;
         site.fleet_is(&["a serving", "b serving"]).await;
     })
@@ -200,31 +203,29 @@ async fn what_rbac_refuses_is_named_with_the_rule_that_is_missing() {
 
 #[tokio::test]
 async fn an_inference_pool_s_pods_are_workers_at_its_target_ports() {
-    with_each(|cluster| async move {
-        let sims = sims(2).await;
-        let ports: Vec<Value> = sims.iter().map(|sim| json!({"number": sim.addr().port()})).collect();
-        let pool = |label: &str, ports: &[Value]| {
-            json!({
-                "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": {"name": "pool"},
-                "spec": {
-                    "selector": {"matchLabels": {"app": label}}, "targetPorts": ports,
-                    "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
-                },
-            })
-        };
-        cluster.add_pod("a", json!({}), true).await;
-        let site = Site::start(cluster.reader(), json!({"inference_pool": "pool"})).await;
-        site.says("the source answers").await;
-        site.fleet_is(&[]).await;
-        cluster.put(POOL, "inferencepools", pool("vllm", &ports[..1])).await;
-        site.fleet_is(&["a serving"]).await;
-        cluster.put(POOL, "inferencepools", pool("vllm", &ports)).await;
-        let mut both = sims.iter().map(|sim| format!("a:{} serving", sim.addr().port())).collect::<Vec<_>>();
-        both.sort();
-        site.fleet_is(&both.iter().map(String::as_str).collect::<Vec<_>>()).await;
-        assert_eq!(site.served_by().await.len(), 2);
-    })
-    .await;
+    let cluster = Cluster::recorded().await;
+    let sims = sims(2).await;
+    let ports: Vec<Value> = sims.iter().map(|sim| json!({"number": sim.addr().port()})).collect();
+    let pool = |label: &str, ports: &[Value]| {
+        json!({
+            "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool", "metadata": {"name": "pool"},
+            "spec": {
+                "selector": {"matchLabels": {"app": label}}, "targetPorts": ports,
+                "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+            },
+        })
+    };
+    cluster.add_pod("a", json!({}), true).await;
+    let site = Site::start(cluster.reader(), json!({"inference_pool": "pool"})).await;
+    site.says("the source answers").await;
+    site.fleet_is(&[]).await;
+    cluster.put(POOL, "inferencepools", pool("vllm", &ports[..1])).await;
+    site.fleet_is(&["a serving"]).await;
+    cluster.put(POOL, "inferencepools", pool("vllm", &ports)).await;
+    let mut both = sims.iter().map(|sim| format!("a:{} serving", sim.addr().port())).collect::<Vec<_>>();
+    both.sort();
+    site.fleet_is(&both.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    assert_eq!(site.served_by().await.len(), 2);
 }
 
 #[tokio::test]

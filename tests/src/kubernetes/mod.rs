@@ -22,10 +22,8 @@ use kube::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::{
-    real::{Real, START_PATIENCE},
-    recorded::Recorded,
-};
+pub use self::real::START_PATIENCE;
+use self::{real::Real, recorded::Recorded};
 use crate::{eventually, eventually_within};
 
 /// The token of who may do anything.
@@ -201,7 +199,7 @@ impl Cluster {
         path
     }
 
-    /// The namespace, the rules of a gateway, and the pool's CRD.
+    /// The namespace, and the rules of a gateway.
     async fn prepare(&self) {
         let client = self.client(ADMIN).await;
         let namespaces: Api<Namespace> = Api::all(client.clone());
@@ -214,7 +212,6 @@ impl Cluster {
         .await;
         let role = json!({"metadata": {"name": "reader"}, "rules": [
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-            {"apiGroups": ["inference.networking.k8s.io"], "resources": ["inferencepools"], "verbs": ["list", "watch"]},
         ]});
         let role: Role = serde_json::from_value(role).expect("a role");
         let roles: Api<Role> = Api::namespaced(client.clone(), NAMESPACE);
@@ -228,41 +225,5 @@ impl Cluster {
         let binding: RoleBinding = serde_json::from_value(binding).expect("a binding");
         let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), NAMESPACE);
         bindings.create(&PostParams::default(), &binding).await.expect("it is created");
-        self.define_pools(client).await;
-    }
-
-    /// As much of the CRD as a gateway reads.
-    async fn define_pools(&self, client: Client) {
-        let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
-        let api: Api<DynamicObject> = Api::all_with(client, &ApiResource::from_gvk(&gvk));
-        let group = "inference.networking.k8s.io";
-        let definition = json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {
-                "name": format!("inferencepools.{group}"),
-                // Groups of k8s.io ask for it.
-                "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"},
-            },
-            "spec": {
-                "group": group, "scope": "Namespaced",
-                "names": {"plural": "inferencepools", "singular": "inferencepool", "kind": "InferencePool"},
-                "versions": [{
-                    "name": "v1", "served": true, "storage": true,
-                    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-                }],
-            },
-        });
-        let definition: DynamicObject = serde_json::from_value(definition).expect("a definition");
-        api.create(&PostParams::default(), &definition).await.expect("it is created");
-        eventually("pools can be listed", || async {
-            let resource = ApiResource::from_gvk_with_plural(
-                &GroupVersionKind::gvk(group, "v1", "InferencePool"),
-                "inferencepools",
-            );
-            let pools: Api<DynamicObject> =
-                Api::namespaced_with(self.client(ADMIN).await, NAMESPACE, &resource);
-            pools.list(&kube::api::ListParams::default()).await.ok()
-        })
-        .await;
     }
 }

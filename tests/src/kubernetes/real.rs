@@ -18,7 +18,7 @@ use super::{ADMIN, NOBODY, READER};
 use crate::{Authority, eventually_within};
 
 /// How long the two may take to start: they are large, and a test machine may be busy.
-pub(super) const START_PATIENCE: Duration = Duration::from_mins(3);
+pub const START_PATIENCE: Duration = Duration::from_mins(3);
 
 /// One at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
