@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use warmpath_tests::{DnsServer, Gateway, SimHandle, eventually, get, request, sims, urls};
+use warmpath_tests::{DnsServer, Gateway, SimConfig, SimHandle, eventually, get, request, sim, sims, urls};
 
 /// A gateway whose workers a file lists, and the file.
 struct Site {
@@ -294,6 +294,33 @@ async fn addresses_with_a_configured_port_are_workers() {
     assert_eq!(gateway.chat("hello").await.status, 200, "the one that is not there is not asked");
     dns.set_addresses("vllm.test", &[IpAddr::from([127, 0, 0, 1])]);
     fleet_is(&gateway, &[&format!("127.0.0.1:{port}")]).await;
+}
+
+#[tokio::test]
+async fn what_a_source_says_of_its_workers_holds_for_each() {
+    let (dns, directory) = (DnsServer::start().await, TempDir::new().unwrap());
+    let locked = sim(SimConfig { api_key: Some("k3y".to_owned()), ..SimConfig::default() }).await;
+    let open = sim(SimConfig::default()).await;
+    dns.set_addresses("vllm.test", &[IpAddr::from([127, 0, 0, 1])]);
+    let worker = json!({"api_key": "k3y", "role": "decode"});
+    let source = json!({"name": "vllm.test", "port": locked.addr().port(), "worker": worker});
+    let mut settings = dns_settings(&dns, source);
+    let url = urls(std::slice::from_ref(&open)).remove(0);
+    settings["workers"] = json!([{"url": url, "name": "open", "models": ["another"]}]);
+    let gateway = start(&directory, &settings).await;
+    let name = locked.addr().to_string();
+    fleet_is(&gateway, &[&name, "open"]).await;
+    let workers = gateway.workers().await;
+    let found = workers.iter().find(|worker| worker["name"] == name).unwrap();
+    assert_eq!(found["role"], "decode");
+    // Only the one with the key serves what the other one is not said to serve.
+    for (model, expected) in [("sim", name.as_str()), ("another", "open")] {
+        let body =
+            json!({"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1});
+        let reply = gateway.post("/v1/chat/completions", &body).await;
+        assert_eq!(reply.header("x-warmpath-worker"), expected, "{model}: {}", reply.text());
+        assert_eq!(reply.status == 200, model == "sim", "{model}: {}", reply.text());
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,12 @@ async fn every_documented_metric_is_emitted_and_every_emitted_one_is_documented(
     let sims = sims(2).await;
     // Nobody listens there: a hook has its series all the same.
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "hooks: [{name: h, url: 'http://127.0.0.1:1/'}]\n").unwrap();
+    // Neither does a file of workers name one: it has its series, too.
+    let listed = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(listed.path(), "[]").unwrap();
+    let discovery = format!("discovery: {{files: ['{}']}}\n", listed.path().display());
+    std::fs::write(file.path(), format!("hooks: [{{name: h, url: 'http://127.0.0.1:1/'}}]\n{discovery}"))
+        .unwrap();
     let gateway = Gateway::start(&urls(&sims), &["--config", file.path().to_str().unwrap()]).await;
     gateway.chat("hello").await;
     gateway.stream("hello", 4).await.rest().await;
