@@ -10,7 +10,7 @@ use anyhow::bail;
 
 use crate::{
     bpffs,
-    commands::{deny, ebpf, instructions},
+    commands::{deny, ebpf},
     process::{command, output, run},
     workspace,
 };
@@ -21,7 +21,7 @@ const TESTS: &str = "tests";
 type Step = (&'static str, fn() -> anyhow::Result<()>);
 
 /// In this order; the tests last, so that the runner's own summary closes the output.
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 7] = [
     ("format", || cargo(&["fmt", "--all", "--check"])),
     ("clippy", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("clippy with `sim`", || {
@@ -30,7 +30,6 @@ const STEPS: [Step; 8] = [
     }),
     ("kernel object", || ebpf::check()),
     ("dependencies", deny::check),
-    ("instructions", || instructions::main(false)),
     ("documentation tests", || cargo(&["test", "--quiet", "--workspace", "--doc"])),
     (TESTS, tests),
 ];
