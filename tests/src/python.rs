@@ -11,17 +11,19 @@ use std::{
 /// How long an installation may take.
 const INSTALL_PATIENCE: Duration = Duration::from_mins(5);
 
-/// The `bin` folder of an environment with this requirement (as `pip install` takes it), or why there is none. Two tests
-/// must not ask for one name at the same time.
+/// The `bin` folder of an environment with this requirement (as `pip install` takes it), or why there is none. Of tests
+/// that ask for the same at the same time one makes it, and the others wait.
 pub fn python_with(name: &str, requirement: &str) -> Result<PathBuf, String> {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python");
     let directory = target.join(name);
     let (bin, done) = (directory.join("bin"), directory.join("installed"));
+    fs::create_dir_all(&target).map_err(|error| error.to_string())?;
+    let lock = fs::File::create(target.join(format!("{name}.lock"))).map_err(|error| error.to_string())?;
+    lock.lock().map_err(|error| error.to_string())?; // until it is dropped
     if fs::read_to_string(&done).is_ok_and(|what| what == requirement) {
         return Ok(bin);
     }
     let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&target).map_err(|error| error.to_string())?;
     run(Command::new("python3").args(["-m", "venv"]).arg(&directory))?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement];
     run(Command::new(bin.join("python")).args(pip))?;
