@@ -304,7 +304,9 @@ async fn a_scraper_that_asks_for_openmetrics_gets_exemplars_and_others_do_not() 
     let wants = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
     // The answer's last byte may be here before it is counted.
     let new = eventually("an exemplar", async || {
-        Some(scrape(wants).await).filter(|new| new.text().contains(" # {trace_id="))
+        let is_counted =
+            |text: String| text.contains(" # {trace_id=") && text.contains("\nwarmpath_requests_total{");
+        Some(scrape(wants).await).filter(|new| is_counted(new.text()))
     })
     .await;
     assert!(new.header("content-type").starts_with("application/openmetrics-text; version=1.0.0"));
